@@ -1,0 +1,1 @@
+"""Torch-free runtime: bundle -> sessions -> denoising loop -> frames -> file."""

@@ -1,0 +1,11 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input, a bad bundle or a missing extra: one clear sentence that says what is wrong and how to mend it.
+
+    The command line prints the sentence and exits with code 2, without a traceback. Library callers may catch it;
+    it is a :class:`ValueError`.
+    """
