@@ -139,7 +139,7 @@ class WindowedTemporalAttention(PositionedAttention):
         q, k, v = self.rotate(self.to_q(x)), self.rotate(self.to_k(x)), self.to_v(x)
         if self.window:
             neighbours = window_indices(height, width, x.device)
-            k, v = (torch.cat([t, t[:, 0, neighbours].reshape(b, 8, n, c)], dim=1) for t in (k, v))
+            k, v = (torch.cat([t, t[:, 0].index_select(1, neighbours).reshape(b, 8, n, c)], dim=1) for t in (k, v))
         out = self.attend(*(self._per_position(t) for t in (q, k, v)))
         return self.project_out(out.reshape(b, n, f, c).transpose(1, 2))
 

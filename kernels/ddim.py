@@ -1,0 +1,265 @@
+"""The DDIM scheduler as plain tables and one linear step.
+
+DDIM: https://arxiv.org/abs/2010.02502. Timestep spacings, v-prediction with zero terminal SNR:
+https://arxiv.org/abs/2305.08891. Numbers follow diffusers' DDIMScheduler in float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+_CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+}
+# diffusers' keys that have an effect unless they hold this value.
+_MUST_BE = {"clip_sample": False, "thresholding": False, "trained_betas": None}
+# diffusers' keys that have no effect once those hold.
+_WITHOUT_EFFECT = {"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps"}
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What defines the noise schedule and the timesteps. Defaults are ConsistI2V's; names are diffusers'.
+
+    Raises:
+        ValueError: a value that is not allowed; the message names it.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "linear"
+    steps_offset: int = 1
+    timestep_spacing: str = "leading"
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known: choose {', '.join(allowed)}.")
+        for name, least in (("num_train_timesteps", 2), ("steps_offset", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r} is not allowed: give a whole number of at least {least}.")
+        for name in ("rescale_betas_zero_snr", "set_alpha_to_one"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give true or false.")
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ValueError(f"{name}={value!r} is not allowed: give a number between 0 and 1.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SchedulerConfig:
+        """Read a configuration, diffusers' own ``scheduler_config.json`` included.
+
+        diffusers' bookkeeping (keys that begin with "_") and options that are switched off are accepted;
+        anything that would change results and is not implemented here is refused.
+
+        Raises:
+            ValueError: an unknown key, an option that is not supported, or a value that is not allowed.
+        """
+        known = {field.name for field in fields(cls)}
+        for key, value in values.items():
+            if key in _MUST_BE:
+                if value is not _MUST_BE[key]:
+                    raise ValueError(
+                        f"Scheduler option {key}={value!r} is not supported: set it to {_MUST_BE[key]}, "
+                        f"as ConsistI2V does."
+                    )
+            elif key not in known and key not in _WITHOUT_EFFECT and not key.startswith("_"):
+                raise ValueError(
+                    f"Unknown scheduler option {key!r}: remove it, or use one of {', '.join(sorted(known))}."
+                )
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+
+@lru_cache(maxsize=8)
+def alphas_cumprod(config: SchedulerConfig) -> FloatArray:
+    """abar_t, the product of (1 - beta) up to timestep t: float32 [num_train_timesteps], cached and read-only.
+
+    float32 and in torch's order of operations, because the published runs use these very roundings.
+    """
+    betas = _betas(config)
+    if config.rescale_betas_zero_snr:
+        betas = _rescale_zero_terminal_snr(betas)
+    result = _cumprod(np.float32(1) - betas)
+    result.flags.writeable = False
+    return result
+
+
+def ddim_timesteps(config: SchedulerConfig, num_inference_steps: int) -> npt.NDArray[np.int64]:
+    """Timesteps of a run, highest first: int64 [num_inference_steps].
+
+    Raises:
+        ValueError: a step count outside 1..num_train_timesteps, or one that reaches past the last training timestep.
+    """
+    total, steps = config.num_train_timesteps, num_inference_steps
+    if not 1 <= steps <= total:
+        raise ValueError(f"{steps} denoising steps are not possible: give a whole number from 1 to {total}.")
+    if config.timestep_spacing == "linspace":
+        return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
+    if config.timestep_spacing == "trailing":
+        # arange accumulates a rounding error that, for some counts, makes one element too many (timestep -1).
+        return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
+    timesteps = np.arange(steps, dtype=np.int64)[::-1] * (total // steps) + config.steps_offset
+    if timesteps[0] >= total:
+        raise ValueError(
+            f"{steps} denoising steps with steps_offset {config.steps_offset} would begin at timestep {timesteps[0]}, "
+            f"but the last one is {total - 1}: use fewer steps or a smaller offset."
+        )
+    return timesteps
+
+
+def add_noise(original: FloatArray, noise: FloatArray, alpha_cumprod: float) -> FloatArray:
+    """Diffuse clean latents: sqrt(abar) original + sqrt(1 - abar) noise.
+
+    Args:
+        original, noise: float32, shapes that broadcast.
+        alpha_cumprod: abar at the wanted timestep.
+
+    Returns:
+        float32 of the broadcast shape.
+    """
+    abar = np.float32(alpha_cumprod)
+    return np.sqrt(abar) * original + np.sqrt(np.float32(1) - abar) * noise
+
+
+@dataclass(frozen=True, eq=False)
+class DDIMCoefficients:
+    """A whole run as numbers: step i is x_prev = table[i, 0] x + table[i, 1] e + table[i, 2] z.
+
+    Attributes:
+        timesteps: int64 [steps], what the U-Net is told at each step.
+        table: float32 [steps, 3], contiguous: scale of the sample x, of the model's output e, of fresh noise z.
+        eta: 0 for deterministic DDIM. Above 0 the published loop draws z at EVERY step, also where its scale is 0.
+    """
+
+    timesteps: npt.NDArray[np.int64]
+    table: FloatArray
+    eta: float
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether z has to be drawn at each step."""
+        return self.eta > 0
+
+
+def ddim_coefficients(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> DDIMCoefficients:
+    """Fold DDIM's equations (12) and (16), without clipping, into three numbers per step.
+
+    With abar_p = abar at t - num_train_timesteps // steps (the final abar below 0),
+    sigma = eta sqrt((1 - abar_p) / (1 - abar_t) (1 - abar_t / abar_p)), and x0, e the clean sample and noise that the
+    prediction type implies: x_prev = sqrt(abar_p) x0 + sqrt(1 - abar_p - sigma^2) e + sigma z.
+    Computed in float64 from the float32 schedule, then rounded once.
+
+    Raises:
+        ValueError: eta outside 0..1, a step count that is not possible, or epsilon prediction at zero SNR.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta} is not allowed: give a number from 0 (deterministic) to 1 (DDPM).")
+    timesteps = ddim_timesteps(config, num_inference_steps)
+    schedule = alphas_cumprod(config).astype(np.float64)
+    abar = schedule[timesteps]
+    if config.prediction_type == "epsilon" and not abar.all():
+        raise ValueError(
+            "Epsilon prediction cannot start at zero SNR, where the sample is noise alone: use "
+            'prediction_type "v_prediction", or set rescale_betas_zero_snr to false.'
+        )
+    previous = timesteps - config.num_train_timesteps // num_inference_steps
+    final = 1.0 if config.set_alpha_to_one else schedule[0]
+    abar_prev = np.where(previous >= 0, schedule[np.maximum(previous, 0)], final)
+    sigma = eta * np.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
+    to_clean = np.sqrt(abar_prev)
+    # At eta 1 and zero SNR the difference is 0 and may round below it.
+    to_noise = np.sqrt(np.maximum(1 - abar_prev - sigma**2, 0))
+
+    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+    if config.prediction_type == "epsilon":  # x0 = (x - spread e) / signal
+        sample_scale = to_clean / signal
+        output_scale = to_noise - to_clean * spread / signal
+    elif config.prediction_type == "sample":  # e = (x - signal x0) / spread
+        sample_scale = to_noise / spread
+        output_scale = to_clean - to_noise * signal / spread
+    else:  # x0 = signal x - spread v; e = signal v + spread x
+        sample_scale = to_clean * signal + to_noise * spread
+        output_scale = to_noise * signal - to_clean * spread
+    table = np.stack([sample_scale, output_scale, sigma], axis=1).astype(np.float32)
+    return DDIMCoefficients(timesteps, table, float(eta))
+
+
+def ddim_step(
+    sample: FloatArray,
+    model_output: FloatArray,
+    coefficients_row: FloatArray,
+    noise: FloatArray | None = None,
+) -> FloatArray:
+    """One denoising step, x_prev = c_0 x + c_1 e + c_2 z.
+
+    Args:
+        sample, model_output: float32, equal shapes.
+        coefficients_row: float32 [3], row i of :attr:`DDIMCoefficients.table`.
+        noise: float32, standard normal; needed where c_2 is not 0.
+
+    Returns:
+        float32 of the sample's shape.
+
+    Raises:
+        ValueError: noise is needed and missing.
+    """
+    sample_scale, output_scale, noise_scale = coefficients_row
+    previous = sample_scale * sample + output_scale * model_output
+    if noise_scale == 0:
+        return previous
+    if noise is None:
+        raise ValueError("This DDIM step adds noise (eta > 0) but got none: pass standard normal noise.")
+    return previous + noise_scale * noise
+
+
+def _betas(config: SchedulerConfig) -> FloatArray:
+    steps = config.num_train_timesteps
+    if config.beta_schedule == "linear":
+        return _torch_linspace(config.beta_start, config.beta_end, steps)
+    if config.beta_schedule == "scaled_linear":
+        return _torch_linspace(config.beta_start**0.5, config.beta_end**0.5, steps) ** 2
+    # https://arxiv.org/abs/2102.09672 equation (17)
+    abar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    return np.array([min(1 - abar[i + 1] / abar[i], 0.999) for i in range(steps)], np.float32)
+
+
+def _torch_linspace(start: float, end: float, steps: int) -> FloatArray:
+    """torch.linspace in float32, bit for bit: from both ends to the middle, with fused multiply-add.
+
+    A float32 times a small whole number is exact in float64, so only the addition and the cast round.
+    """
+    first, last = np.float32(start), np.float32(end)
+    step = np.float64((last - first) / np.float32(steps - 1))
+    i = np.arange(steps)
+    rising, falling = np.float64(first) + step * i, np.float64(last) - step * (steps - 1 - i)
+    return np.where(i < steps // 2, rising, falling).astype(np.float32)
+
+
+def _cumprod(values: FloatArray) -> FloatArray:
+    # torch accumulates float32 products in float64 and rounds each one.
+    return np.cumprod(values, dtype=np.float64).astype(np.float32)
+
+
+def _rescale_zero_terminal_snr(betas: FloatArray) -> FloatArray:
+    """Algorithm 1 of https://arxiv.org/abs/2305.08891: sqrt(abar) shifted to end at 0, scaled to begin where it did."""
+    root = np.sqrt(_cumprod(np.float32(1) - betas))
+    first, last = root[0], root[-1]
+    abar = ((root - last) * (first / (first - last))) ** 2
+    return np.float32(1) - np.concatenate([abar[:1], abar[1:] / abar[:-1]])

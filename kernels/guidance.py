@@ -1,0 +1,89 @@
+"""Classifier-free guidance by text alone, or by text and first frame.
+
+Two conditions: InstructPix2Pix, https://arxiv.org/abs/2211.09800 section 3.2.1.
+Rescale: Common Diffusion Noise Schedules and Sample Steps are Flawed, https://arxiv.org/abs/2305.08891 section 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+GuidanceMode: TypeAlias = Literal["none", "text", "both"]
+
+# U-Net evaluations per step. Order of the branches, text + first frame of each:
+#   none: prompt + clean
+#   text: empty text + clean, prompt + clean
+#   both: empty text + noisy, empty text + clean, prompt + clean
+BRANCHES: dict[str, int] = {"none": 1, "text": 2, "both": 3}
+
+
+def guidance_mode(scale_txt: float, scale_img: float) -> GuidanceMode:
+    """Which branches two guidance scales ask for: "both" as soon as scale_img > 1, "text" if only scale_txt > 1.
+
+    Raises:
+        ValueError: a scale that is not a finite number.
+    """
+    for name, scale in (("text", scale_txt), ("image", scale_img)):
+        if not math.isfinite(scale):
+            raise ValueError(f"The {name} guidance scale is {scale}: give a finite number (1 switches it off).")
+    if scale_img > 1:
+        return "both"
+    return "text" if scale_txt > 1 else "none"
+
+
+def combine_guidance(
+    noise_preds: FloatArray, mode: GuidanceMode, scale_txt: float, scale_img: float, rescale: float = 0.0
+) -> FloatArray:
+    """One guided prediction from the predictions of all branches.
+
+    * none: e_1
+    * text: e = e_1 + scale_txt (e_2 - e_1)
+    * both: e = e_1 + scale_img (e_2 - e_1) + scale_txt (e_3 - e_2)
+
+    then, for rescale r > 0, e <- r e std(e_p) / std(e) + (1 - r) e, where e_p is the last branch (prompt + clean first
+    frame) and std is the unbiased one of each sample over (c, f, h, w). The published code does not get as far as
+    this in "both"; the same formula is what it means.
+
+    Args:
+        noise_preds: float32 [branches, b, c, f, h, w], in the order of ``BRANCHES``.
+        mode: from :func:`guidance_mode`.
+        scale_txt, scale_img: guidance scales; scale_img counts in "both" only.
+        rescale: r, 0 (off) to 1; has no effect in "none".
+
+    Returns:
+        float32 [b, c, f, h, w]; in "none" a view of the input.
+
+    Raises:
+        ValueError: unknown mode, a number of branches that does not fit it, or a rescale outside 0..1.
+    """
+    if mode not in BRANCHES:
+        raise ValueError(f"Unknown guidance mode {mode!r}: choose one of {', '.join(BRANCHES)}.")
+    if len(noise_preds) != BRANCHES[mode]:
+        raise ValueError(
+            f'Guidance mode "{mode}" combines {BRANCHES[mode]} predictions, not {len(noise_preds)}: '
+            f"pass one per branch on the first axis."
+        )
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"Guidance rescale {rescale} is not allowed: give a number from 0 (off) to 1.")
+    if mode == "none":
+        return noise_preds[0]
+    first, prompt = noise_preds[0], noise_preds[-1]
+    if mode == "text":
+        guided = first + np.float32(scale_txt) * (prompt - first)
+    else:
+        image = noise_preds[1]
+        guided = first + np.float32(scale_img) * (image - first) + np.float32(scale_txt) * (prompt - image)
+    if rescale > 0:
+        guided *= (rescale * _std(prompt) / _std(guided) + (1 - rescale)).astype(np.float32)
+    return guided
+
+
+def _std(prediction: FloatArray) -> npt.NDArray[np.float64]:
+    """Unbiased standard deviation per sample, [b, 1, 1, ...]."""
+    axes = tuple(range(1, prediction.ndim))
+    return np.std(prediction, axis=axes, ddof=1, keepdims=True, dtype=np.float64)

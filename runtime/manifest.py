@@ -1,0 +1,219 @@
+"""``bundle.json``: the contract between export, engine build and runtime, as checked dataclasses.
+
+Read and written with the standard library alone; every mistake is reported by the path of the entry that is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from .errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+STAGES = ("text_encoder", "conditioning", "vae_encoder", "unet", "vae_decoder")
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a stage."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    """Sizes; a name stands for a dynamic one (``rows``, ``latent_height``, ...)."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One ONNX graph."""
+
+    file: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine, built from a stage's ONNX for given GPUs."""
+
+    stage: str
+    file: str
+    target: str
+    flavour: str
+    version: str
+    precision: str
+    compute_capabilities: tuple[str, ...]
+    onnx_sha256: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the model takes and makes."""
+
+    frames: int
+    """Frames of one clip, the first frame included."""
+    height: int
+    width: int
+    """Pixels. With `dynamic_size_multiple`, the defaults."""
+    latent_channels: int
+    vae_scale_factor: int
+    """Pixels per latent position."""
+    vae_scaling_factor: float
+    """Latents are VAE latents times this (0.18215 in Stable Diffusion)."""
+    rows: int | None
+    """Batch of the exported U-Net; None where it is dynamic."""
+    guidance: str
+    """Guidance the batch was chosen for: text (2 rows), both (3) or none (1)."""
+    dynamic_size_multiple: int | None
+    """Height and width may be any multiple of this many pixels; None: fixed."""
+    uses_frame_stride: bool
+    trained: bool
+    """False for random weights: such a bundle shows that everything runs, and noise."""
+    unet_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    file: str
+    max_length: int
+    pad_token_id: int
+    pad_token: str
+
+
+@dataclass(frozen=True)
+class FrameInitDefaults:
+    """FrameInit settings the model is published with (ConsistI2V, arXiv:2402.04324)."""
+
+    noise_level: int = 850
+    filter: str = "gaussian"
+    d_s: float = 0.25
+    d_t: float = 0.25
+    order: int = 4
+
+
+@dataclass(frozen=True)
+class Provenance:
+    source: str
+    revision: str
+    licence: str
+    tools: dict[str, str]
+    """Versions of the packages that made the bundle."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of ``bundle.json``."""
+
+    name: str
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    scheduler: dict[str, Any]
+    frame_init: FrameInitDefaults
+    stages: dict[str, StageSpec]
+    provenance: Provenance
+    files: dict[str, FileRecord]
+    """Every other file of the bundle, by its path in it."""
+    engines: tuple[EngineSpec, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse and check.
+
+        Raises:
+            UserError: not JSON, an unknown schema version, an entry missing, unknown or of the wrong kind, a path that
+                leaves the bundle, or a stage whose file is not recorded.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{MANIFEST_NAME} is not valid JSON ({error}): export the bundle again.") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{MANIFEST_NAME} does not hold a JSON object: export the bundle again.")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{MANIFEST_NAME} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
+                "export the bundle again, or install the version of consisti2v-rt that wrote it."
+            )
+        manifest: Manifest = _parse(cls, data, "")
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        missing = [stage for stage in STAGES if stage not in self.stages]
+        if missing:
+            raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
+        paths = [stage.file for stage in self.stages.values()] + [engine.file for engine in self.engines]
+        for path in (*paths, self.tokenizer.file, *self.files):
+            check_inner_path(path)
+            if path not in self.files:
+                raise UserError(f"{MANIFEST_NAME} names {path!r} without a hash: export the bundle again.")
+        for name, stage in self.stages.items():
+            for spec in (*stage.inputs, *stage.outputs):
+                if spec.dtype not in DTYPES:
+                    raise UserError(f"{MANIFEST_NAME}: tensor {spec.name!r} of stage {name} has dtype {spec.dtype!r}.")
+
+
+def check_inner_path(path: str) -> None:
+    """Refuse a path that is absolute or climbs out of the bundle, on any operating system."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts:
+        raise UserError(
+            f"{MANIFEST_NAME} names {path!r}, which is outside the bundle: do not use this bundle; export it again."
+        )
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as the annotated type `kind`; `where` is its path, for the message."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _parse_dataclass(kind, value, where)
+    if kind is Any:
+        return value
+    if origin is dict and isinstance(value, dict):
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    allowed = arguments or (kind,)
+    if type(value) in allowed or (value is None and type(None) in allowed):
+        return value
+    if float in allowed and type(value) is int:
+        return float(value)
+    shown = json.dumps(value)[:60]
+    raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} has the wrong kind of value: {shown}.")
+
+
+def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} must be an object.")
+    types = typing.get_type_hints(kind)
+    entries = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in entries:
+            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is unknown.")
+    parsed = {}
+    for name, entry in entries.items():
+        if name in value:
+            parsed[name] = _parse(types[name], value[name], f"{where}.{name}")
+        elif entry.default is dataclasses.MISSING:
+            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is missing.")
+    return kind(**parsed)

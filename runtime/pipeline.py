@@ -1,0 +1,304 @@
+"""The library: a photo and a prompt in, a video out."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_coefficients
+from ..kernels.frame_init import frame_init_mask
+from ..kernels.frames import frames_to_uint8
+from ..kernels.noise import base_noise_shape, mix_noise
+from ..kernels.posterior import posterior_sample
+from .bundle import Bundle
+from .camera_motion import camera_motion_crops
+from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
+from .errors import UserError
+from .image import ImageSource, load_image, preprocess
+from .random_streams import RandomStreams
+from .session import OnnxCpuSession
+from .settings import GenerationSettings, StepCallback, StepProgress
+from .text import PromptTokenizer, TextConditioner
+from .timings import Timings
+from .unet_rows import UNetRows
+from .video import GeneratedVideos
+
+
+class ImageToVideo:
+    """A loaded bundle. Stages are loaded at first use and kept: a second call pays no load.
+
+    Example:
+        >>> animate = ImageToVideo.from_bundle("consisti2v-256")
+        >>> videos = animate("photo.jpg", "a cat turns its head", seed=7)
+        >>> videos.save("cat.mp4")
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self._threads = threads
+        self._sessions: dict[str, OnnxCpuSession] = {}
+        self._text = TextConditioner(PromptTokenizer(bundle))
+        try:
+            self._scheduler = SchedulerConfig.from_dict(bundle.manifest.scheduler)
+        except ValueError as error:
+            raise UserError(f"the bundle's scheduler cannot be used: {error}") from None
+
+    @classmethod
+    def from_bundle(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None
+    ) -> ImageToVideo:
+        """Open a bundle made by ``consisti2v export``.
+
+        Args:
+            path: its folder.
+            verify: hash every file first.
+            threads: processor threads; None: one per physical core.
+
+        Raises:
+            UserError: the bundle is incomplete, altered or of another version.
+        """
+        return cls(Bundle.open(path, verify=verify), threads=threads)
+
+    def __call__(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[str] = "",
+        *,
+        settings: GenerationSettings | None = None,
+        latents: NDArray[np.float32] | None = None,
+        callback: StepCallback | None = None,
+        **options: Any,
+    ) -> GeneratedVideos:
+        """Animate photos.
+
+        Args:
+            image: a photo (path, bytes, file, Pillow image or array), or a list with one per prompt.
+            prompt: what happens, or a list.
+            settings: options as an object; `options` change single ones of them.
+            latents: initial noise [videos, c, frames, h, w] of the first clip instead of drawn noise.
+            callback: called after every step with a :class:`StepProgress`.
+            **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``.
+
+        Returns:
+            One video per prompt and ``num_videos_per_prompt``, prompt-major.
+
+        Raises:
+            UserError: bad input; nothing was computed.
+        """
+        settings = GenerationSettings.from_options(options, settings).resolved(self.bundle.manifest)
+        if settings.seed is None:
+            settings = replace(settings, seed=secrets.randbits(31))
+        prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
+        videos = len(prompts) * settings.num_videos_per_prompt
+        streams = RandomStreams(settings.seed, videos)
+        try:
+            coefficients = ddim_coefficients(self._scheduler, settings.num_inference_steps, settings.eta)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        assert settings.height is not None and settings.width is not None
+        clip_shape = self._clip_shape(videos, settings.height, settings.width)
+        if latents is not None and (latents.shape != clip_shape or not np.isfinite(latents).all()):
+            raise UserError(f"latents must be finite numbers of shape {list(clip_shape)}, not {list(latents.shape)}.")
+
+        timings = Timings()
+        with timings.measure("image"):
+            pixels = [self._pixels(load_image(source), settings) for source in images]
+        static = self._encode_images(pixels, prompts, settings, streams, timings)
+        first_frame = static[:, :, :1]
+        texts = self._texts(prompts, negatives, settings, timings)
+        with timings.measure("load"):
+            unet = UNetRows(self._session("unet", clip_shape, len(texts)), texts, settings.frame_stride)
+
+        clips = []
+        for clip in range(settings.autoregress_steps):
+            with timings.measure("noise"):
+                noise = self._noise(clip_shape, settings, streams)
+                if clip == 0 and latents is not None:
+                    noise = latents.astype(np.float32)
+
+            def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
+                if callback is not None:
+                    steps = settings.num_inference_steps
+                    callback(StepProgress(clip, settings.autoregress_steps, step, steps, timestep, current))
+
+            with timings.measure("denoise"):
+                clips.append(
+                    denoise_clip(
+                        unet,
+                        first_frame,
+                        static,
+                        noise,
+                        coefficients=coefficients,
+                        guidance=self._guidance(settings),
+                        frame_init_plan=self._frame_init(settings, clip_shape),
+                        draw_noise=streams.randn,
+                        on_step=report,
+                    )
+                )
+            # The next clip begins with the last latent frame, neither decoded nor encoded again.
+            static = first_frame = clips[-1][:, :, -1:]
+
+        result = np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
+        frames = self._decode(result, timings)
+        return GeneratedVideos(frames, result, settings, timings)
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    def _session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> OnnxCpuSession:
+        """The stage's session, loaded at first use, its buffers fitting the clip."""
+        model = self.bundle.manifest.model
+        height, width = clip_shape[-2:]
+        dims = {
+            # Independent rows: with a free batch one video's branches run together, whatever the number of videos.
+            "rows": model.rows or branches,
+            "latent_height": height,
+            "latent_width": width,
+            "height": height * model.vae_scale_factor,
+            "width": width * model.vae_scale_factor,
+        }
+        if stage not in self._sessions:
+            spec = self.bundle.manifest.stages[stage]
+            self._sessions[stage] = OnnxCpuSession(self.bundle.file(spec.file), spec, dims, self._threads)
+        self._sessions[stage].allocate(dims)
+        return self._sessions[stage]
+
+    def _clip_shape(self, videos: int, height: int, width: int) -> tuple[int, ...]:
+        model = self.bundle.manifest.model
+        factor = model.vae_scale_factor
+        return (videos, model.latent_channels, model.frames, height // factor, width // factor)
+
+    def _pixels(self, image: Any, settings: GenerationSettings) -> NDArray[np.float32]:
+        """[1 or f, 3, height, width] in [-1, 1]: the photo, or the crops of a camera motion."""
+        assert settings.height is not None and settings.width is not None and settings.video_length is not None
+        if settings.camera_motion is None:
+            return preprocess(image, settings.height, settings.width)
+        return camera_motion_crops(
+            image, settings.camera_motion, settings.video_length, settings.height, settings.width
+        )
+
+    def _encode_images(
+        self,
+        pixels: list[NDArray[np.float32]],
+        prompts: list[str],
+        settings: GenerationSettings,
+        streams: RandomStreams,
+        timings: Timings,
+    ) -> Latents:
+        """VAE latents [videos, c, 1 or f, h, w], each a posterior sample; an image is sampled once for all its
+        videos.
+        """
+        assert settings.height is not None and settings.width is not None
+        shape = self._clip_shape(len(prompts), settings.height, settings.width)
+        with timings.measure("load"):
+            session = self._session("vae_encoder", shape)
+        moments: list[tuple[Latents, Latents]] = []
+        with timings.measure("vae_encoder"):
+            for image in pixels:
+                parts = []
+                for frame in image:
+                    session.inputs["image"][0] = frame
+                    session.run()
+                    parts.append((session.outputs["mean"].copy(), session.outputs["logvar"].copy()))
+                moments.append((np.concatenate([m for m, _ in parts]), np.concatenate([v for _, v in parts])))
+            if len(moments) == 1:
+                moments = moments * len(prompts)
+            mean, logvar = (np.concatenate([pair[i] for pair in moments]) for i in (0, 1))
+            noise = streams.posterior(mean.shape, len(prompts))
+            frames = mean.shape[0] // len(prompts)
+            copies = noise.shape[0] // mean.shape[0]
+            mean, logvar = (np.repeat(_per_clip(t, frames), copies, axis=0) for t in (mean, logvar))
+            latents = posterior_sample(
+                mean, logvar, _per_clip(noise, frames), self.bundle.manifest.model.vae_scaling_factor
+            )
+            latents = np.repeat(latents, settings.num_videos_per_prompt // copies, axis=0)
+        return np.ascontiguousarray(latents.transpose(0, 2, 1, 3, 4))
+
+    def _texts(
+        self, prompts: list[str], negatives: list[str], settings: GenerationSettings, timings: Timings
+    ) -> list[list[dict[str, Any]]]:
+        """Keys and values for each branch and video."""
+        branches = {"none": [prompts], "text": [negatives, prompts], "both": [negatives, negatives, prompts]}
+        wanted = branches[settings.guidance]
+        shape = self._clip_shape(1, settings.height or 0, settings.width or 0)
+        known: dict[str, dict[str, Any]] = {}
+        for text in dict.fromkeys(text for branch in wanted for text in branch):
+            cached = self._text.cached(text)
+            if cached is None:
+                with timings.measure("load"):
+                    encoder, conditioning = self._session("text_encoder", shape), self._session("conditioning", shape)
+                with timings.measure("text_encoder"):
+                    embeddings = self._text.encode(text, encoder)
+                with timings.measure("conditioning"):
+                    cached = self._text.condition(text, embeddings, conditioning)
+            known[text] = cached
+        copies = settings.num_videos_per_prompt
+        return [[known[text] for text in branch for _ in range(copies)] for branch in wanted]
+
+    def _decode(self, latents: Latents, timings: Timings) -> NDArray[np.uint8]:
+        """[videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3], one frame at a time as published."""
+        with timings.measure("load"):
+            session = self._session("vae_decoder", latents.shape)
+        with timings.measure("vae_decoder"):
+            videos = []
+            for video in latents:
+                frames = []
+                for frame in video.transpose(1, 0, 2, 3):
+                    session.inputs["latents"][0] = frame
+                    session.run()
+                    frames.append(frames_to_uint8(session.outputs["image"])[0])
+                videos.append(np.stack(frames))
+            return np.stack(videos)
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def _noise(self, shape: tuple[int, ...], settings: GenerationSettings, streams: RandomStreams) -> Latents:
+        kind = settings.noise_sampling_method
+        base_shape = base_noise_shape(kind, shape)
+        base, independent = streams.noise(base_shape, shape)
+        return mix_noise(kind, base, independent, settings.noise_alpha)
+
+    def _guidance(self, settings: GenerationSettings) -> Guidance:
+        return Guidance(
+            settings.guidance, settings.guidance_scale_txt, settings.guidance_scale_img, settings.guidance_rescale
+        )
+
+    def _frame_init(self, settings: GenerationSettings, clip_shape: tuple[int, ...]) -> FrameInitPlan | None:
+        if not settings.use_frameinit:
+            return None
+        level, kind = settings.frameinit_noise_level, settings.frameinit_filter
+        d_s, d_t, order = settings.frameinit_d_s, settings.frameinit_d_t, settings.frameinit_order
+        assert level is not None and kind is not None and d_s is not None and d_t is not None and order is not None
+        mask = frame_init_mask(kind, *clip_shape[2:], d_s, d_t, order)
+        return FrameInitPlan(float(alphas_cumprod(self._scheduler)[level]), mask)
+
+
+def _match(
+    prompt: str | Sequence[str], negative: str | tuple[str, ...], image: ImageSource | Sequence[ImageSource]
+) -> tuple[list[str], list[str], list[ImageSource]]:
+    """One negative prompt and one image (or a single image for all) per prompt."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    images: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
+    if len(prompts) == 1:
+        prompts = prompts * max(len(images), 1)
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if not prompts or not images:
+        raise UserError("nothing to animate: give at least one image and one prompt.")
+    for kind, texts in (("prompt", prompts), ("negative_prompt", negatives)):
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{kind} must be a text, or a list of texts.")
+    if len(images) not in (1, len(prompts)):
+        raise UserError(f"{len(images)} images for {len(prompts)} prompts: give one image, or one per prompt.")
+    if len(negatives) != len(prompts):
+        raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one per prompt.")
+    return prompts, negatives, images
+
+
+def _per_clip(array: Latents, frames: int) -> Latents:
+    """[clips * frames, c, h, w] -> [clips, frames, c, h, w]."""
+    return array.reshape(-1, frames, *array.shape[1:])

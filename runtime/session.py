@@ -1,0 +1,98 @@
+"""Sessions: one small protocol for every backend, and ONNX Runtime on the CPU, the embedded default.
+
+Inputs and outputs are bound once to persistent buffers; ``run()`` then allocates nothing on our side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UserError
+from .manifest import StageSpec, TensorSpec
+
+Array = NDArray[Any]
+
+
+class Session(Protocol):
+    """A loaded stage. Write into ``inputs``, call ``run()``, read ``outputs`` (overwritten by the next run)."""
+
+    @property
+    def inputs(self) -> Mapping[str, Array]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, Array]: ...
+
+    def bind_input(self, name: str, array: Array) -> None:
+        """Read this input from `array` (same shape and dtype, contiguous) from the next run on."""
+
+    def run(self) -> None: ...
+
+
+def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Sizes of a tensor, dynamic names looked up in `dims`."""
+    return tuple(size if isinstance(size, int) else dims[size] for size in spec.shape)
+
+
+class OnnxCpuSession:
+    """One stage in ONNX Runtime's CPU provider.
+
+    Args:
+        path: the ONNX file; its weights lie beside it.
+        stage: names, dtypes and shapes, from the manifest.
+        dims: sizes of dynamic dimensions.
+        threads: intra-op threads; None leaves the choice to ONNX Runtime (one per physical core).
+    """
+
+    def __init__(
+        self, path: Path, stage: StageSpec, dims: Mapping[str, int] | None = None, threads: int | None = None
+    ) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            first_line = str(error).splitlines()[0]
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line}): "
+                "update onnxruntime, or export the bundle again."
+            ) from None
+        self._stage = stage
+        self._dims: dict[str, int] | None = None
+        self.allocate(dims or {})
+
+    def allocate(self, dims: Mapping[str, int]) -> None:
+        """Make the persistent buffers for these dynamic sizes, unless they already fit."""
+        used = {size for spec in self._stage.inputs + self._stage.outputs for size in spec.shape}
+        wanted = {name: size for name, size in dims.items() if name in used}
+        if wanted == self._dims:
+            return
+        self._dims = wanted
+        self._binding = self._session.io_binding()
+        self.inputs: dict[str, Array] = {}
+        self.outputs: dict[str, Array] = {}
+        for spec in self._stage.inputs:
+            self.bind_input(spec.name, np.zeros(resolve_shape(spec, dims), spec.dtype))
+        for spec in self._stage.outputs:
+            buffer = np.empty(resolve_shape(spec, dims), spec.dtype)
+            self._binding.bind_output(spec.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            self.outputs[spec.name] = buffer
+
+    def bind_input(self, name: str, array: Array) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError(f"input {name}: a bound array must be contiguous")
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.inputs[name] = array
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)

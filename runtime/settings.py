@@ -1,0 +1,190 @@
+"""Everything a generation can be told, with the published defaults, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from ..kernels.guidance import GuidanceMode, guidance_mode
+from ..kernels.low_pass_filters import FILTER_KINDS
+from ..kernels.noise import NOISE_KINDS
+from .camera_motion import CAMERA_MOTIONS
+from .errors import UserError
+from .manifest import Manifest
+
+MAX_STRIDE = 1000
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Options of one call. Names and defaults are the published pipeline's; None means "as the bundle says"."""
+
+    negative_prompt: str | tuple[str, ...] = ""
+    """Text the guidance leads away from; one, or one per prompt."""
+    num_inference_steps: int = 50
+    guidance_scale_txt: float = 7.5
+    """Text guidance; 1 switches it off."""
+    guidance_scale_img: float = 1.0
+    """First-frame guidance; above 1 the U-Net runs three branches instead of two."""
+    guidance_rescale: float = 0.0
+    """0 (off) to 1: pulls the guided prediction's spread back (Lin et al. 2023, arXiv:2305.08891)."""
+    eta: float = 0.0
+    """0 deterministic DDIM, 1 DDPM."""
+    seed: int | tuple[int, ...] | None = None
+    """As ``torch.manual_seed`` in the published pipeline; one per video, or one for all. None draws one and tells
+    it.
+    """
+    frame_stride: int = 3
+    """Frames of the source video between two frames: larger moves more."""
+    noise_sampling_method: str = "pyoco_mixed"
+    noise_alpha: float = 1.0
+    """How much noise the frames share."""
+    use_frameinit: bool = True
+    frameinit_noise_level: int | None = None
+    frameinit_filter: str | None = None
+    frameinit_d_s: float | None = None
+    """Spatial stop frequency of the low-pass filter, 0..1."""
+    frameinit_d_t: float | None = None
+    """Temporal stop frequency of the low-pass filter, 0..1."""
+    frameinit_order: int | None = None
+    """Order of the butterworth filter."""
+    camera_motion: str | None = None
+    """pan_left, pan_right, zoom_in or zoom_out: FrameInit starts from a moving crop of the photo instead of a still."""
+    num_videos_per_prompt: int = 1
+    autoregress_steps: int = 1
+    """Clips of a long video; each begins with the last frame of the one before."""
+    height: int | None = None
+    width: int | None = None
+    video_length: int | None = None
+    """Frames of one clip, the first included."""
+    fps: float = 8.0
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
+        """Settings from keyword arguments; lists become tuples.
+
+        Raises:
+            UserError: an unknown name (the nearest known one is proposed).
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+                raise UserError(f"option {name} is unknown: {advice}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        return replace(base or cls(), **values)
+
+    @property
+    def guidance(self) -> GuidanceMode:
+        return guidance_mode(self.guidance_scale_txt, self.guidance_scale_img)
+
+    def resolved(self, manifest: Manifest) -> GenerationSettings:
+        """The settings with the bundle's values filled in, every one checked.
+
+        Raises:
+            UserError: a value that is not possible, or that this bundle was not exported for.
+        """
+        defaults, model = manifest.frame_init, manifest.model
+        settings = replace(
+            self,
+            frameinit_noise_level=_or(self.frameinit_noise_level, defaults.noise_level),
+            frameinit_filter=_or(self.frameinit_filter, defaults.filter),
+            frameinit_d_s=_or(self.frameinit_d_s, defaults.d_s),
+            frameinit_d_t=_or(self.frameinit_d_t, defaults.d_t),
+            frameinit_order=_or(self.frameinit_order, defaults.order),
+            height=_or(self.height, model.height),
+            width=_or(self.width, model.width),
+            video_length=_or(self.video_length, model.frames),
+        )
+        last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
+        settings._check_values(last_timestep)
+        settings._check_size(manifest)
+        return settings
+
+    def _check_values(self, last_timestep: int) -> None:
+        whole(self.num_inference_steps, "num_inference_steps", 1, last_timestep + 1)
+        number(self.guidance_scale_txt, "guidance_scale_txt", -1000, 1000)
+        number(self.guidance_scale_img, "guidance_scale_img", -1000, 1000)
+        number(self.guidance_rescale, "guidance_rescale", 0, 1)
+        number(self.eta, "eta", 0, 1)
+        whole(self.frame_stride, "frame_stride", 1, MAX_STRIDE)
+        one_of(self.noise_sampling_method, "noise_sampling_method", NOISE_KINDS)
+        number(self.noise_alpha, "noise_alpha", 0, 1000)
+        whole(self.frameinit_noise_level, "frameinit_noise_level", 0, last_timestep)
+        one_of(self.frameinit_filter, "frameinit_filter", FILTER_KINDS)
+        number(self.frameinit_d_s, "frameinit_d_s", 0, 1)
+        number(self.frameinit_d_t, "frameinit_d_t", 0, 1)
+        whole(self.frameinit_order, "frameinit_order", 1, 100)
+        whole(self.num_videos_per_prompt, "num_videos_per_prompt", 1, 1000)
+        whole(self.autoregress_steps, "autoregress_steps", 1, 1000)
+        number(self.fps, "fps", 0.01, 1000)
+        if self.camera_motion is not None:
+            one_of(self.camera_motion, "camera_motion", CAMERA_MOTIONS)
+            if not self.use_frameinit:
+                raise UserError("camera_motion acts through FrameInit: leave use_frameinit on, or drop camera_motion.")
+            if self.autoregress_steps > 1:
+                raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
+
+    def _check_size(self, manifest: Manifest) -> None:
+        model = manifest.model
+        if self.video_length != model.frames:
+            raise UserError(
+                f"video_length {self.video_length} does not fit: this bundle makes clips of {model.frames} frames; "
+                "export a model of another length, or set autoregress_steps for a longer video."
+            )
+        multiple = model.dynamic_size_multiple
+        for name, size, exported in (("height", self.height, model.height), ("width", self.width, model.width)):
+            whole(size, name, model.vae_scale_factor, 8192)
+            assert size is not None
+            if size % model.vae_scale_factor:
+                raise UserError(f"{name} {size} is not a multiple of {model.vae_scale_factor}.")
+            if multiple is None and size != exported:
+                raise UserError(
+                    f"{name} {size} does not fit: this bundle makes {model.height}x{model.width} (height x width); "
+                    f"export again with --{name} {size}, or with --dynamic."
+                )
+            if multiple is not None and size % multiple:
+                raise UserError(f"{name} {size} does not fit: this bundle takes multiples of {multiple} pixels.")
+
+
+def whole(value: object, name: str, low: int, high: int) -> None:
+    """Refuse anything but a whole number in low..high."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name} {value!r} is not possible: give a whole number from {low} to {high}.")
+
+
+def number(value: object, name: str, low: float, high: float) -> None:
+    """Refuse anything but a finite number in low..high."""
+    valid = isinstance(value, int | float) and not isinstance(value, bool)
+    if not valid or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise UserError(f"{name} {value!r} is not possible: give a number from {low:g} to {high:g}.")
+
+
+def one_of(value: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse anything but one of the names."""
+    if value not in allowed:
+        raise UserError(f"{name} {value!r} is unknown: choose {', '.join(allowed)}.")
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+StepCallback = Callable[["StepProgress"], None]
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """What a step callback is told, after the step."""
+
+    clip: int
+    clips: int
+    step: int
+    steps: int
+    timestep: int
+    latents: Any
+    """float32 [videos, c, frames - 1, h, w] after the step; belongs to the loop, copy it to keep it."""

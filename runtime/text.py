@@ -1,0 +1,70 @@
+"""Prompts -> tokens -> text embeddings -> keys and values of every text attention, once per prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .bundle import Bundle
+from .errors import UserError
+from .session import Array, Session
+
+_log = logging.getLogger("consisti2v_rt")
+KeyValues = dict[str, Array]
+
+
+class PromptTokenizer:
+    """CLIP tokenizer, padded and cut to the model's text length."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        spec = bundle.manifest.tokenizer
+        try:
+            self._tokenizer = Tokenizer.from_file(str(bundle.file(spec.file)))
+        except Exception as error:
+            raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
+        self._length = spec.max_length
+        self._tokenizer.enable_truncation(spec.max_length)
+        self._tokenizer.enable_padding(length=spec.max_length, pad_id=spec.pad_token_id, pad_token=spec.pad_token)
+
+    def __call__(self, prompt: str) -> NDArray[np.int64]:
+        """int64 [1, max_length]; a longer prompt is cut, as published, and a warning says so."""
+        encoding = self._tokenizer.encode(prompt)
+        if encoding.overflowing:
+            _log.warning("prompt %r is longer than the model's %d tokens: the rest was cut", prompt[:40], self._length)
+        return np.array([encoding.ids], dtype=np.int64)
+
+
+class TextConditioner:
+    """Text encoder and conditioning stage behind a small cache, so that a repeated prompt costs nothing."""
+
+    def __init__(self, tokenizer: PromptTokenizer, capacity: int = 8) -> None:
+        self._tokenizer = tokenizer
+        self._capacity = capacity
+        self._cache: OrderedDict[str, KeyValues] = OrderedDict()
+
+    def cached(self, prompt: str) -> KeyValues | None:
+        if prompt in self._cache:
+            self._cache.move_to_end(prompt)
+            return self._cache[prompt]
+        return None
+
+    def encode(self, prompt: str, text_encoder: Session) -> NDArray[np.float32]:
+        """Text embeddings [1, 77, text width]."""
+        text_encoder.inputs["input_ids"][...] = self._tokenizer(prompt)
+        text_encoder.run()
+        return cast(NDArray[np.float32], text_encoder.outputs["text_embeddings"])
+
+    def condition(self, prompt: str, embeddings: NDArray[np.float32], conditioning: Session) -> KeyValues:
+        """Keys and values, each [1, heads, 77, c / heads]; kept in the cache."""
+        conditioning.inputs["text_embeddings"][...] = embeddings
+        conditioning.run()
+        result = {name: array.copy() for name, array in conditioning.outputs.items()}
+        self._cache[prompt] = result
+        while len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return result
