@@ -77,7 +77,8 @@ def write_bundle(
     output = Path(output)
     latent_multiple = 2 ** (model.unet.config.levels - 1)
     multiple = model.vae_scale_factor * (latent_multiple if dynamic else 1)
-    _check_request(output, height, width, multiple, guidance, precision, dynamic)
+    check_request(output, guidance, precision)
+    _check_size(height, width, multiple, dynamic)
     model_spec = ModelSpec(
         frames=model.unet.config.n_frames,
         height=height,
@@ -131,21 +132,28 @@ def write_bundle(
     return output
 
 
-def _check_request(
-    output: Path, height: int, width: int, multiple: int, guidance: str, precision: str, dynamic: bool
-) -> None:
-    for name, size in (("height", height), ("width", width)):
-        if size < multiple or size % multiple:
-            kind = "a dynamic export of this model" if dynamic else "this model"
-            raise UserError(f"{name} {size} does not fit: {kind} takes multiples of {multiple} pixels.")
+def check_request(output: Path, guidance: str, precision: str) -> None:
+    """What can be refused before a model is loaded.
+
+    Raises:
+        UserError: unknown guidance or precision, or an `output` that cannot become a bundle.
+    """
     if guidance not in BRANCHES:
         raise UserError(f"guidance {guidance!r} is unknown: choose {', '.join(BRANCHES)}.")
     if precision != "fp32":
         raise UserError(f"precision {precision!r} is not an export precision: the exact export is fp32.")
     if output.exists() and not (output / MANIFEST_NAME).is_file():
         raise UserError(f"{output} exists and is not a bundle: give another folder.")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"{output.absolute().parent} does not exist: make it first, or give another folder.")
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{parent} is not a folder that can be written to: make it first, or give another place.")
+
+
+def _check_size(height: int, width: int, multiple: int, dynamic: bool) -> None:
+    for name, size in (("height", height), ("width", width)):
+        if size < multiple or size % multiple:
+            kind = "a dynamic export of this model" if dynamic else "this model"
+            raise UserError(f"{name} {size} does not fit: {kind} takes multiples of {multiple} pixels.")
 
 
 def _write_tokenizer(model: SourceModel, folder: Path) -> TokenizerSpec:

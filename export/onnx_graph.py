@@ -67,6 +67,7 @@ def write_graph(stage: StageExport, path: Path, sizes: Mapping[str, Any]) -> Non
             verbose=False,
         )
         assert program is not None
+        _strip_traces(program.model)
         path.parent.mkdir(parents=True, exist_ok=True)
         program.save(path, external_data=True)
     # By path: a graph with external data can pass 2 GB, and its data file is checked too.
@@ -129,6 +130,19 @@ def compare_with_torch(path: Path, spec: StageSpec, reference: Reference) -> flo
             "try other versions of torch or onnxruntime; no bundle was written."
         )
     return worst
+
+
+def _strip_traces(model: Any) -> None:
+    """Drop what the exporter notes on every node (source lines with this machine's paths): half of a small file."""
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
 
 
 @contextmanager

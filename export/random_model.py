@@ -19,13 +19,13 @@ from .vocabulary import clip_tokenizer
 
 TINY_UNET: dict[str, Any] = {
     "sample_size": 16,
-    "block_out_channels": [32, 64],
+    "block_out_channels": [32, 32],
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "attention_head_dim": [2, 4],
+    "attention_head_dim": [2, 2],
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "cross_attention_dim": 32,
+    "cross_attention_dim": 16,
     "n_temp_heads": 4,
 }
 _SD_VAE_WIDTHS = [128, 256, 512, 512]

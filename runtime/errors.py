@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class CancelledError(Exception):
+    """A generation was stopped from another thread."""
+
+
 class UserError(ValueError):
     """Bad input, a bad bundle or a missing extra: one clear sentence that says what is wrong and how to mend it.
 

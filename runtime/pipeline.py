@@ -113,7 +113,7 @@ class ImageToVideo:
         first_frame = static[:, :, :1]
         texts = self._texts(prompts, negatives, settings, timings)
         with timings.measure("load"):
-            unet = UNetRows(self._session("unet", clip_shape, len(texts)), texts, settings.frame_stride)
+            unet = UNetRows(self._session("unet", clip_shape, len(texts)), texts, settings.frame_stride, timings)
 
         clips = []
         for clip in range(settings.autoregress_steps):
@@ -127,7 +127,8 @@ class ImageToVideo:
                     steps = settings.num_inference_steps
                     callback(StepProgress(clip, settings.autoregress_steps, step, steps, timestep, current))
 
-            with timings.measure("denoise"):
+            # What is left of it beside the U-Net: FrameInit, guidance and the scheduler.
+            with timings.measure("loop"):
                 clips.append(
                     denoise_clip(
                         unet,
@@ -147,6 +148,13 @@ class ImageToVideo:
         result = np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
         frames = self._decode(result, timings)
         return GeneratedVideos(frames, result, settings, timings)
+
+    def cancel(self) -> None:
+        """Stop a call that runs in another thread, within one operation of the graph; it raises
+        :class:`CancelledError`.
+        """
+        for session in self._sessions.values():
+            session.cancel()
 
     # -- stages --------------------------------------------------------------------------------------------------------
 

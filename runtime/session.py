@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UserError
+from .errors import CancelledError, UserError
 from .manifest import StageSpec, TensorSpec
 
 Array = NDArray[Any]
@@ -67,6 +67,7 @@ class OnnxCpuSession:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line}): "
                 "update onnxruntime, or export the bundle again."
             ) from None
+        self._run_options = onnxruntime.RunOptions()
         self._stage = stage
         self._dims: dict[str, int] | None = None
         self.allocate(dims or {})
@@ -95,4 +96,14 @@ class OnnxCpuSession:
         self.inputs[name] = array
 
     def run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        self._run_options.terminate = False
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except Exception:
+            if self._run_options.terminate:
+                raise CancelledError from None
+            raise
+
+    def cancel(self) -> None:
+        """Make a run in another thread end at its next operation, with :class:`CancelledError`."""
+        self._run_options.terminate = True

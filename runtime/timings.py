@@ -8,16 +8,31 @@ from contextlib import contextmanager
 
 
 class Timings(dict[str, float]):
-    """Stage -> seconds, summed over its calls, in the order of first use."""
+    """Stage -> its own seconds, summed over its calls, in the order of first use.
+
+    A stage measured inside another is taken off it, so that the values add up to the whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inner = [0.0]
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
+        self.setdefault(stage, 0.0)
+        self._inner.append(0.0)
         started = time.perf_counter()
         try:
             yield
         finally:
-            self[stage] = self.get(stage, 0.0) + time.perf_counter() - started
+            elapsed = time.perf_counter() - started
+            self[stage] += elapsed - self._inner.pop()
+            self._inner[-1] += elapsed
 
     @property
     def total(self) -> float:
         return sum(self.values())
+
+    def summary(self, least: float = 0.05) -> str:
+        """``denoise 1.2 s, unet 30.1 s``: every stage of at least `least` seconds."""
+        return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.items() if seconds >= least)

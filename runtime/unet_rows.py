@@ -8,6 +8,7 @@ import numpy as np
 
 from .denoise import Latents
 from .session import Array, Session
+from .timings import Timings
 
 
 class UNetRows:
@@ -20,10 +21,14 @@ class UNetRows:
         session: the U-Net stage.
         texts: for each branch and video, the conditioning's outputs ``{name: [1, heads, 77, d]}``.
         frame_stride: of all rows; ignored by a U-Net without that input.
+        timings: the session's own time is counted as "unet".
     """
 
-    def __init__(self, session: Session, texts: Sequence[Sequence[Mapping[str, Array]]], frame_stride: int) -> None:
+    def __init__(
+        self, session: Session, texts: Sequence[Sequence[Mapping[str, Array]]], frame_stride: int, timings: Timings
+    ) -> None:
         self._session = session
+        self._timings = timings
         self._branches, self._videos = len(texts), len(texts[0])
         self._batch = session.inputs["sample"].shape[0]
         rows = self._branches * self._videos
@@ -50,7 +55,8 @@ class UNetRows:
         for number, turn in enumerate(self._turns):
             self._bind(number)
             np.take(sample, [row % self._videos for row in turn], axis=0, out=session.inputs["sample"])
-            session.run()
+            with self._timings.measure("unet"):
+                session.run()
             first = number * self._batch
             count = min(self._batch, len(preds) - first)
             preds[first : first + count] = session.outputs["noise_pred"][:count]

@@ -1,0 +1,87 @@
+"""Progress of the denoising loop on a terminal, and a Ctrl-C that does not wait for the running step."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ..pipeline import ImageToVideo
+from ..settings import StepCallback, StepProgress
+
+
+class _SecondsPerStep(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{1 / task.speed:.2f} s/step" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def step_progress(steps: int, console: Console) -> Iterator[StepCallback]:
+    """A progress bar over all steps of all clips; the callback advances it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _SecondsPerStep(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        task = progress.add_task("denoising", total=steps)
+
+        def advance(state: StepProgress) -> None:
+            name = "denoising" if state.clips == 1 else f"clip {state.clip + 1} of {state.clips}"
+            progress.update(task, advance=1, description=name)
+
+        yield advance
+
+
+@contextmanager
+def prompt_interrupt(animate: ImageToVideo) -> Iterator[None]:
+    """Make Ctrl-C stop the graph that is running.
+
+    Python runs its own signal handler only after the native call returns, which can take half a minute a step at full
+    size on a processor. The wake-up socket is written at once, by the signal itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    done = threading.Event()
+
+    def watch() -> None:
+        while data := reader.recv(64):
+            if done.is_set():
+                return
+            if signal.SIGINT in data:
+                animate.cancel()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        done.set()
+        writer.send(b"\0")
+        watcher.join()
+        reader.close()
+        writer.close()
