@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 
 from . import __version__
 from .export.command import export
@@ -25,17 +28,38 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
+    """typer would end a Ctrl-C without a word; as a cancelled run it is told by :func:`main`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise CancelledError from None
+
+    return run
+
+
 for command in (generate, demo, export, inspect, doctor):
-    app.command()(command)
+    app.command()(_cancellable(command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"consisti2v-rt {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"consisti2v-rt {__version__}")
-        raise typer.Exit
+    pass
 
 
 def main() -> None:
@@ -46,15 +70,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"), soft_wrap=True)
         sys.exit(2)
     except (KeyboardInterrupt, CancelledError):
         console.print("stopped; nothing half-written is left")
         sys.exit(130)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _one_line(text: str) -> str:
+    """File names and manifests may hold line ends and terminal escapes: neither reaches the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ..runtime.manifest import (
     StageSpec,
     TokenizerSpec,
 )
+from ..runtime.settings import MAX_SIDE
 from .onnx_graph import compare_with_torch, stage_spec, torch_reference, write_graph
 from .source_model import SourceModel
 from .stages import TEXT_LENGTH, dynamic_sizes, stages
@@ -74,11 +75,10 @@ def write_bundle(
     Raises:
         UserError: sizes that do not fit, an `output` that is not a bundle, or a stage that differs from torch.
     """
-    output = Path(output)
+    output = Path(output).resolve()  # the folder itself, by its name: not ".", not a link to it
     latent_multiple = 2 ** (model.unet.config.levels - 1)
-    multiple = model.vae_scale_factor * (latent_multiple if dynamic else 1)
     check_request(output, guidance, precision)
-    _check_size(height, width, multiple, dynamic)
+    multiple = check_size(model, height, width, dynamic)
     model_spec = ModelSpec(
         frames=model.unet.config.n_frames,
         height=height,
@@ -142,18 +142,31 @@ def check_request(output: Path, guidance: str, precision: str) -> None:
         raise UserError(f"guidance {guidance!r} is unknown: choose {', '.join(BRANCHES)}.")
     if precision != "fp32":
         raise UserError(f"precision {precision!r} is not an export precision: the exact export is fp32.")
-    if output.exists() and not (output / MANIFEST_NAME).is_file():
-        raise UserError(f"{output} exists and is not a bundle: give another folder.")
-    parent = output.absolute().parent
+    output = output.resolve()
+    try:
+        if output.exists() and not (output / MANIFEST_NAME).is_file():
+            raise UserError(f"{output} exists and is not a bundle: give another folder.")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): give another folder.") from None
+    parent = output.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} is not a folder that can be written to: make it first, or give another place.")
 
 
-def _check_size(height: int, width: int, multiple: int, dynamic: bool) -> None:
+def check_size(model: SourceModel, height: int, width: int, dynamic: bool) -> int:
+    """The number of pixels that both sides must be multiples of.
+
+    Raises:
+        UserError: a side that is not, or is too large.
+    """
+    multiple = model.vae_scale_factor * (2 ** (model.unet.config.levels - 1) if dynamic else 1)
     for name, size in (("height", height), ("width", width)):
-        if size < multiple or size % multiple:
+        if not multiple <= size <= MAX_SIDE or size % multiple:
             kind = "a dynamic export of this model" if dynamic else "this model"
-            raise UserError(f"{name} {size} does not fit: {kind} takes multiples of {multiple} pixels.")
+            raise UserError(
+                f"{name} {size} does not fit: {kind} takes multiples of {multiple} pixels, up to {MAX_SIDE}."
+            )
+    return multiple
 
 
 def _write_tokenizer(model: SourceModel, folder: Path) -> TokenizerSpec:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..runtime.errors import UserError
+from ..runtime.settings import whole
 
 
 def export(
@@ -33,15 +34,19 @@ def export(
     """Turn a checkpoint into a bundle: five ONNX graphs, each compared with torch."""
     if (model is None) == (random_weights is None):
         raise UserError("give either a model (folder or hub id) or --random-weights, not both and not neither.")
+    if random_weights is not None and (unet_checkpoint is not None or revision is not None):
+        raise UserError("--random-weights takes no --unet-checkpoint and no --revision: drop them, or give a model.")
+    # What torch.manual_seed takes.
+    whole(seed, "seed", -(2**63), 2**64 - 1)
     try:
-        from .bundle_writer import check_request, write_bundle
+        from .bundle_writer import check_request, check_size, write_bundle
         from .loading import load_model
         from .random_model import random_model
     except ImportError as error:
-        raise UserError(f"export needs {error.name}: pip install 'consisti2v-rt[export]'.") from None
+        raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
 
     check_request(output, guidance, precision)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     started = time.perf_counter()
     with console.status("loading the model"):
         if random_weights is not None:
@@ -52,6 +57,7 @@ def export(
         raise UserError(
             f"frames {frames} does not fit: this model is built for clips of {source.unet.config.n_frames} frames."
         )
+    check_size(source, height, width, dynamic)
     console.print(f"loaded {source.source} in {time.perf_counter() - started:.1f} s")
     with console.status("") as status:
         path = write_bundle(

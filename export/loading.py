@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
@@ -41,7 +40,7 @@ def load_model(
         UserError: the model cannot be found, or parts of it are missing, unreadable or do not fit together.
     """
     folder = Path(model)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # noqa: PTH112  (a name too long for a path is no folder; Path.is_dir() raises)
         name, version = folder.resolve().name, "local folder"
     else:
         folder, version = _download(str(model), revision)
@@ -55,7 +54,7 @@ def load_model(
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # on a broken file the two libraries raise anything at all
         raise UserError(f"{model}: its VAE, text encoder or tokenizer cannot be read ({_first_line(error)}).") from None
     return SourceModel(
         unet=build_unet(config, weights),
@@ -113,7 +112,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _weight_files(folder: Path) -> list[Path]:
     for suffix in ("safetensors", "bin"):
         for index in sorted(folder.glob(f"*.{suffix}.index.json")):
-            return [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+            weight_map = _read_json(index).get("weight_map")
+            names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+            if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+                raise UserError(f"{index} does not name the weight files beside it: download the folder again.")
+            return [folder / name for name in sorted(set(names))]
         whole = [file for file in sorted(folder.glob(f"*.{suffix}")) if not _VARIANT.search(file.name)]
         if whole:
             return whole[:1]

@@ -120,7 +120,7 @@ def compare_with_torch(path: Path, spec: StageSpec, reference: Reference) -> flo
     worst = 0.0
     for name, expected in reference.outputs.items():
         got = session.outputs[name].astype(np.float64)
-        if not np.isfinite(got).all() or got.std() == 0:
+        if not np.isfinite(got).all() or not np.isfinite(expected).all() or got.std() == 0:
             raise UserError(f"stage {path.stem}: output {name} is not finite or constant; the weights may be damaged.")
         worst = max(worst, float(np.linalg.norm(got - expected) / np.linalg.norm(expected.astype(np.float64))))
     limit = PARITY_LIMIT[spec.precision]

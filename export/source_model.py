@@ -27,6 +27,12 @@ class SourceModel:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The published schedule is part of ConsistI2V's inference settings, not of the checkpoint folder."""
 
+    def take_unet(self) -> VideoUNet:
+        """Hand the U-Net over and keep no reference: at full size it must be gone before its graph is loaded."""
+        unet = self.unet
+        del self.unet
+        return unet
+
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent position."""

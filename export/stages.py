@@ -160,23 +160,38 @@ def stages(
     )
     # With a dynamic batch the example has two rows or more: torch.export takes a size of 1 for a constant.
     rows = max(rows, 2) if dynamic else rows
+    clip_axes = {0: "rows", 3: "latent_height", 4: "latent_width"}
+    text_axes = {name: {0: "rows"} for name in names}
+    unet_axes = axes(sample=clip_axes, first_frame_latents=clip_axes, noise_pred=clip_axes, **text_axes)
+    yield unet_export(model.take_unet(), latent_size, rows, random, unet_axes)
+
+
+def unet_export(
+    unet: VideoUNet,
+    latent_size: tuple[int, int],
+    rows: int,
+    random: Callable[..., Tensor],
+    axes: dict[str, dict[int, str]],
+) -> StageExport:
+    """The U-Net stage; `random` draws normal numbers of a shape, `axes` names the dynamic sizes."""
+    config, names = unet.config, text_tensor_names(unet)
     with torch.no_grad():
-        key_values = ConditioningStage(model.unet)(random(rows, TEXT_LENGTH, config.cross_attention_dim))
+        key_values = ConditioningStage(unet)(random(rows, TEXT_LENGTH, config.cross_attention_dim))
     inputs = {
-        "sample": random(rows, channels, config.n_frames - 1, *latent_size),
+        "sample": random(rows, config.in_channels, config.n_frames - 1, *latent_size),
         "timestep": torch.tensor([501]),
-        "first_frame_latents": random(rows, channels, 1, *latent_size),
+        "first_frame_latents": random(rows, config.in_channels, 1, *latent_size),
         **dict(zip(names, key_values, strict=True)),
     }
     if config.use_frame_stride_condition:
         inputs["frame_stride"] = torch.tensor([3])
-    clip_axes = {0: "rows", 3: "latent_height", 4: "latent_width"}
-    text_axes = {name: {0: "rows"} for name in names}
-    yield StageExport(
+    # The module takes the text tensors as one list, between the first frame and the stride.
+    end = 3 + len(names)
+    return StageExport(
         "unet",
-        UNetStage(model.unet),
+        UNetStage(unet),
         inputs,
         ["noise_pred"],
-        axes(sample=clip_axes, first_frame_latents=clip_axes, noise_pred=clip_axes, **text_axes),
-        lambda flat: (*flat[:3], flat[3 : 3 + len(names)], *flat[3 + len(names) :]),
+        axes,
+        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
     )

@@ -40,9 +40,9 @@ class Bundle:
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST_NAME
-        if not folder.exists():
-            raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
         try:
+            if not folder.exists():
+                raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
             text = manifest_path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise UserError(
@@ -74,7 +74,14 @@ class Bundle:
 
     def verify(self) -> None:
         """Hash every recorded file and compare with the manifest."""
-        for name, digest in hash_files(self.path, self.manifest.files).items():
+        try:
+            digests = hash_files(self.path, self.manifest.files)
+        except OSError as error:
+            raise UserError(
+                f"bundle file {error.filename} cannot be read ({error.strerror}): check its permissions, "
+                "or copy it again."
+            ) from None
+        for name, digest in digests.items():
             if digest.sha256 != self.manifest.files[name].sha256:
                 raise UserError(
                     f"bundle file {name} was altered (its SHA-256 differs): copy it again, or export again."

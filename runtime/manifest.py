@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -144,7 +146,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{MANIFEST_NAME} is not valid JSON ({error}): export the bundle again.") from None
         if not isinstance(data, dict):
             raise UserError(f"{MANIFEST_NAME} does not hold a JSON object: export the bundle again.")
@@ -171,6 +173,31 @@ class Manifest:
             for spec in (*stage.inputs, *stage.outputs):
                 if spec.dtype not in DTYPES:
                     raise UserError(f"{MANIFEST_NAME}: tensor {spec.name!r} of stage {name} has dtype {spec.dtype!r}.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Sizes are at least 1, and the factor is a number: JSON as Python reads it has NaN and Infinity."""
+        model = self.model
+        sizes = {
+            "model.frames": model.frames,
+            "model.height": model.height,
+            "model.width": model.width,
+            "model.latent_channels": model.latent_channels,
+            "model.vae_scale_factor": model.vae_scale_factor,
+            "model.rows": model.rows,
+            "model.dynamic_size_multiple": model.dynamic_size_multiple,
+            "tokenizer.max_length": self.tokenizer.max_length,
+        }
+        for name, stage in self.stages.items():
+            for kind, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+                for spec in specs:
+                    fixed = [size for size in spec.shape if isinstance(size, int)]
+                    sizes[f"stages.{name}.{kind}: a size of {spec.name}"] = min(fixed, default=1)
+        impossible: dict[str, float] = {entry: size for entry, size in sizes.items() if size is not None and size < 1}
+        if not (math.isfinite(model.vae_scaling_factor) and model.vae_scaling_factor > 0):
+            impossible["model.vae_scaling_factor"] = model.vae_scaling_factor
+        for entry, value in impossible.items():
+            raise UserError(f"{MANIFEST_NAME}: entry {entry} cannot be {value}: export the bundle again.")
 
 
 def check_inner_path(path: str) -> None:
@@ -193,7 +220,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    allowed = arguments or (kind,)
+    allowed = arguments if origin in (typing.Union, types.UnionType) else (kind,)
     if type(value) in allowed or (value is None and type(None) in allowed):
         return value
     if float in allowed and type(value) is int:
@@ -205,7 +232,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} must be an object.")
-    types = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
     entries = {f.name: f for f in dataclasses.fields(kind)}
     for name in value:
         if name not in entries:
@@ -213,7 +240,7 @@ def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
     parsed = {}
     for name, entry in entries.items():
         if name in value:
-            parsed[name] = _parse(types[name], value[name], f"{where}.{name}")
+            parsed[name] = _parse(hints[name], value[name], f"{where}.{name}")
         elif entry.default is dataclasses.MISSING:
             raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is missing.")
     return kind(**parsed)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_coefficients
+from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
 from ..kernels.frames import frames_to_uint8
 from ..kernels.noise import base_noise_shape, mix_noise
@@ -19,9 +17,10 @@ from ..kernels.posterior import posterior_sample
 from .bundle import Bundle
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .errors import UserError
+from .errors import CancelledError, UserError
 from .image import ImageSource, load_image, preprocess
 from .random_streams import RandomStreams
+from .request import Request, check_request
 from .session import OnnxCpuSession
 from .settings import GenerationSettings, StepCallback, StepProgress
 from .text import PromptTokenizer, TextConditioner
@@ -43,6 +42,7 @@ class ImageToVideo:
         self.bundle = bundle
         self._threads = threads
         self._sessions: dict[str, OnnxCpuSession] = {}
+        self._cancelled = False
         self._text = TextConditioner(PromptTokenizer(bundle))
         try:
             self._scheduler = SchedulerConfig.from_dict(bundle.manifest.scheduler)
@@ -91,27 +91,22 @@ class ImageToVideo:
         Raises:
             UserError: bad input; nothing was computed.
         """
-        settings = GenerationSettings.from_options(options, settings).resolved(self.bundle.manifest)
-        if settings.seed is None:
-            settings = replace(settings, seed=secrets.randbits(31))
-        prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
-        videos = len(prompts) * settings.num_videos_per_prompt
-        streams = RandomStreams(settings.seed, videos)
-        try:
-            coefficients = ddim_coefficients(self._scheduler, settings.num_inference_steps, settings.eta)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        request = self.check(image, prompt, settings=settings, **options)
+        settings, prompts, streams = request.settings, request.prompts, request.streams
         assert settings.height is not None and settings.width is not None
-        clip_shape = self._clip_shape(videos, settings.height, settings.width)
+        clip_shape = self._clip_shape(request.videos, settings.height, settings.width)
         if latents is not None and (latents.shape != clip_shape or not np.isfinite(latents).all()):
             raise UserError(f"latents must be finite numbers of shape {list(clip_shape)}, not {list(latents.shape)}.")
 
+        self._cancelled = False
+        for session in self._sessions.values():
+            session.resume()
         timings = Timings()
         with timings.measure("image"):
-            pixels = [self._pixels(load_image(source), settings) for source in images]
+            pixels = [self._pixels(load_image(source), settings) for source in request.images]
         static = self._encode_images(pixels, prompts, settings, streams, timings)
         first_frame = static[:, :, :1]
-        texts = self._texts(prompts, negatives, settings, timings)
+        texts = self._texts(prompts, request.negatives, settings, timings)
         with timings.measure("load"):
             unet = UNetRows(self._session("unet", clip_shape, len(texts)), texts, settings.frame_stride, timings)
 
@@ -135,7 +130,7 @@ class ImageToVideo:
                         first_frame,
                         static,
                         noise,
-                        coefficients=coefficients,
+                        coefficients=request.coefficients,
                         guidance=self._guidance(settings),
                         frame_init_plan=self._frame_init(settings, clip_shape),
                         draw_noise=streams.randn,
@@ -149,11 +144,28 @@ class ImageToVideo:
         frames = self._decode(result, timings)
         return GeneratedVideos(frames, result, settings, timings)
 
+    def check(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[str] = "",
+        *,
+        settings: GenerationSettings | None = None,
+        **options: Any,
+    ) -> Request:
+        """Refuse now what a call with these arguments would refuse, without running anything.
+
+        Raises:
+            UserError: options that are not possible, or numbers of images, prompts and seeds that do not fit.
+        """
+        settings = GenerationSettings.from_options(options, settings)
+        return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
+
     def cancel(self) -> None:
         """Stop a call that runs in another thread, within one operation of the graph; it raises
         :class:`CancelledError`.
         """
-        for session in self._sessions.values():
+        self._cancelled = True
+        for session in list(self._sessions.values()):
             session.cancel()
 
     # -- stages --------------------------------------------------------------------------------------------------------
@@ -173,6 +185,9 @@ class ImageToVideo:
         if stage not in self._sessions:
             spec = self.bundle.manifest.stages[stage]
             self._sessions[stage] = OnnxCpuSession(self.bundle.file(spec.file), spec, dims, self._threads)
+        # A session that was just loaded did not hear of it.
+        if self._cancelled:
+            raise CancelledError
         self._sessions[stage].allocate(dims)
         return self._sessions[stage]
 
@@ -284,27 +299,6 @@ class ImageToVideo:
         assert level is not None and kind is not None and d_s is not None and d_t is not None and order is not None
         mask = frame_init_mask(kind, *clip_shape[2:], d_s, d_t, order)
         return FrameInitPlan(float(alphas_cumprod(self._scheduler)[level]), mask)
-
-
-def _match(
-    prompt: str | Sequence[str], negative: str | tuple[str, ...], image: ImageSource | Sequence[ImageSource]
-) -> tuple[list[str], list[str], list[ImageSource]]:
-    """One negative prompt and one image (or a single image for all) per prompt."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    images: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
-    if len(prompts) == 1:
-        prompts = prompts * max(len(images), 1)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if not prompts or not images:
-        raise UserError("nothing to animate: give at least one image and one prompt.")
-    for kind, texts in (("prompt", prompts), ("negative_prompt", negatives)):
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{kind} must be a text, or a list of texts.")
-    if len(images) not in (1, len(prompts)):
-        raise UserError(f"{len(images)} images for {len(prompts)} prompts: give one image, or one per prompt.")
-    if len(negatives) != len(prompts):
-        raise UserError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one per prompt.")
-    return prompts, negatives, images
 
 
 def _per_clip(array: Latents, frames: int) -> Latents:

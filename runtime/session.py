@@ -6,7 +6,7 @@ Inputs and outputs are bound once to persistent buffers; ``run()`` then allocate
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CancelledError, UserError
-from .manifest import StageSpec, TensorSpec
+from .manifest import MANIFEST_NAME, StageSpec, TensorSpec
 
 Array = NDArray[Any]
 
@@ -37,6 +37,21 @@ class Session(Protocol):
 def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
     """Sizes of a tensor, dynamic names looked up in `dims`."""
     return tuple(size if isinstance(size, int) else dims[size] for size in spec.shape)
+
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
+
+
+def _fixed(shape: Sequence[int | str | None]) -> tuple[int | None, ...]:
+    """A shape without the names of its dynamic sizes, which a graph may spell as formulas."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 class OnnxCpuSession:
@@ -67,10 +82,21 @@ class OnnxCpuSession:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line}): "
                 "update onnxruntime, or export the bundle again."
             ) from None
+        self._check_names(path, stage)
         self._run_options = onnxruntime.RunOptions()
         self._stage = stage
         self._dims: dict[str, int] | None = None
         self.allocate(dims or {})
+
+    def _check_names(self, path: Path, stage: StageSpec) -> None:
+        """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
+        for kind, graph, specs in (
+            ("inputs", self._session.get_inputs(), stage.inputs),
+            ("outputs", self._session.get_outputs(), stage.outputs),
+        ):
+            found = {tensor.name: (_DTYPES.get(tensor.type, tensor.type), _fixed(tensor.shape)) for tensor in graph}
+            if found != {spec.name: (spec.dtype, _fixed(spec.shape)) for spec in specs}:
+                raise UserError(f"{path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again.")
 
     def allocate(self, dims: Mapping[str, int]) -> None:
         """Make the persistent buffers for these dynamic sizes, unless they already fit."""
@@ -96,7 +122,6 @@ class OnnxCpuSession:
         self.inputs[name] = array
 
     def run(self) -> None:
-        self._run_options.terminate = False
         try:
             self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception:
@@ -105,5 +130,9 @@ class OnnxCpuSession:
             raise
 
     def cancel(self) -> None:
-        """Make a run in another thread end at its next operation, with :class:`CancelledError`."""
+        """Make a run in another thread, or the next one, end at its next operation with :class:`CancelledError`."""
         self._run_options.terminate = True
+
+    def resume(self) -> None:
+        """Take a cancellation back: the next run is a run again."""
+        self._run_options.terminate = False

@@ -16,6 +16,7 @@ from .errors import UserError
 from .manifest import Manifest
 
 MAX_STRIDE = 1000
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class GenerationSettings:
                 raise UserError("camera_motion acts through FrameInit: leave use_frameinit on, or drop camera_motion.")
             if self.autoregress_steps > 1:
                 raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
+            if self.height != self.width:
+                raise UserError(
+                    f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
+                    "value, or drop camera_motion."
+                )
 
     def _check_size(self, manifest: Manifest) -> None:
         model = manifest.model
@@ -138,7 +144,7 @@ class GenerationSettings:
             )
         multiple = model.dynamic_size_multiple
         for name, size, exported in (("height", self.height, model.height), ("width", self.width, model.width)):
-            whole(size, name, model.vae_scale_factor, 8192)
+            whole(size, name, model.vae_scale_factor, MAX_SIDE)
             assert size is not None
             if size % model.vae_scale_factor:
                 raise UserError(f"{name} {size} is not a multiple of {model.vae_scale_factor}.")

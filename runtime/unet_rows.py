@@ -36,7 +36,8 @@ class UNetRows:
         self._turns = [padded[i : i + self._batch] for i in range(0, len(padded), self._batch)]
         flat = [text for branch in texts for text in branch]
         self._texts = [
-            {name: np.concatenate([flat[row][name] for row in turn]) for name in flat[0]} for turn in self._turns
+            {name: np.ascontiguousarray(np.concatenate([flat[row][name] for row in turn])) for name in flat[0]}
+            for turn in self._turns
         ]
         if "frame_stride" in session.inputs:
             session.inputs["frame_stride"][...] = frame_stride

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from consisti2v_rt import cli
+
 DATA = Path(__file__).parent / "data"
+ASSETS = Path(cli.__file__).parent / "assets"
 GOLDEN = DATA / "golden"
 
 
@@ -35,3 +42,90 @@ def relative_l2() -> Callable[[Any, Any], float]:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of ``random_model("tiny")``, 64 high and 48 wide, for tests that need its torch twin."""
+    pytest.importorskip("torch")
+    from consisti2v_rt.export.bundle_writer import write_bundle
+    from consisti2v_rt.export.random_model import random_model
+
+    return write_bundle(random_model("tiny"), tmp_path_factory.mktemp("bundles") / "tiny", height=64, width=48)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line left: exit code and everything it wrote."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def refusal(self) -> str:
+        """The sentence of a refusal, checked to be all there is: one line, exit code 2, no traceback."""
+        assert "Traceback" not in self.stderr + self.stdout, self.stderr
+        lines = [line for line in self.stderr.splitlines() if not line.startswith("note:")]
+        assert len(lines) == 1 and lines[0].startswith("error: "), self
+        assert lines[0].endswith(".") and self.code == 2, self
+        return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def consisti2v(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The command line inside this process, as the command ``consisti2v`` calls it."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["consisti2v", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code
+        assert code is None or isinstance(code, int)
+        return Outcome(code or 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def consisti2v_process(tmp_path: Path) -> Callable[..., Outcome]:
+    """The command line as its own process, started outside the checkout."""
+
+    def run(*arguments: str | bytes | Path, **environment: str) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", "consisti2v_rt", *arguments],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            timeout=120,
+        )
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """The bundle that travels with the package; tests never write to it."""
+    return ASSETS / "demo_bundle"
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    return ASSETS / "example.jpg"
+
+
+def file_listing(folder: Path) -> dict[str, int]:
+    """Every file and folder below `folder`, with its size, to see what a command left behind."""
+    return {
+        path.relative_to(folder).as_posix(): path.lstat().st_size if path.is_file() else -1
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def listing() -> Callable[[Path], dict[str, int]]:
+    return file_listing

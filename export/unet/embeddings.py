@@ -9,35 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def sinusoid(values: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoidal features of scalars.
+class ScalarEmbedding(nn.Module):
+    """Sinusoid of a scalar, then a two-layer perceptron: the published ``time_embedding``, ``frame_stride_embedding``.
 
     Args:
-        values: [rows], any dtype.
-        dim: number of features; even.
+        features: width of the sinusoid; even.
+        dim: width of the embedding.
         flip_sin_to_cos: [cos, sin] order instead of [sin, cos].
-        freq_shift: frequencies are ``10000 ** (-i / (dim/2 - freq_shift))``.
-
-    Returns:
-        float32 [rows, dim]; float32 whatever the model's precision, because half precision cannot hold the angles.
+        freq_shift: frequencies are ``10000 ** (-i / (features / 2 - freq_shift))``.
     """
-    half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=values.device) / (half - freq_shift)
-    angles = values[:, None].float() * torch.exp(-math.log(10000) * exponent)[None, :]
-    parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
-    return torch.cat(parts, dim=-1)
 
-
-class ScalarEmbedding(nn.Module):
-    """Two-layer perceptron over a sinusoid: the published ``time_embedding`` and ``frame_stride_embedding``."""
-
-    def __init__(self, in_dim: int, dim: int) -> None:
+    def __init__(self, features: int, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, dim)
+        self.flip_sin_to_cos = flip_sin_to_cos
+        self.linear_1 = nn.Linear(features, dim)
         self.linear_2 = nn.Linear(dim, dim)
+        # torch's float32 values, in the published order of operations, as numbers: at timestep 981 one rounding of a
+        # frequency turns the angle by 6e-5, and neither a cast of the module nor an exporter that folds constants with
+        # another library's exp may touch them.
+        exponent = -math.log(10000) * torch.arange(features // 2, dtype=torch.float32, device="cpu")
+        self.frequencies: list[float] = torch.exp(exponent / (features // 2 - freq_shift)).tolist()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[rows, in_dim] -> [rows, dim]."""
-        hidden = F.silu(self.linear_1(features.to(self.linear_1.weight.dtype)))
-        out: Tensor = self.linear_2(hidden)
+    def sinusoid(self, values: Tensor) -> Tensor:
+        """[rows], any dtype -> float32 [rows, features]: half precision cannot hold the angles."""
+        frequencies = torch.tensor(self.frequencies, dtype=torch.float32, device=values.device)
+        angles = values[:, None].float() * frequencies
+        parts = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
+        return torch.cat(parts, dim=-1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[rows] -> [rows, dim]."""
+        features = self.sinusoid(values).to(self.linear_1.weight.dtype)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(features)))
         return out

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .attention import KeyValue
 from .blocks import DownBlock, Layers, MidBlock, TextKeyValues, UpBlock
 from .config import UNetConfig
-from .embeddings import ScalarEmbedding, sinusoid
+from .embeddings import ScalarEmbedding
 from .gate import GatedResidual
 from .resampling import Upsample
 from .state_dict import check_state_dict
@@ -39,10 +39,9 @@ class VideoUNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = ScalarEmbedding(widths[0], config.time_embed_dim)
-        self.frame_stride_embedding = (
-            ScalarEmbedding(widths[0], config.time_embed_dim) if config.use_frame_stride_condition else None
-        )
+        sinusoid = (widths[0], config.time_embed_dim, config.flip_sin_to_cos, config.freq_shift)
+        self.time_embedding = ScalarEmbedding(*sinusoid)
+        self.frame_stride_embedding = ScalarEmbedding(*sinusoid) if config.use_frame_stride_condition else None
         if self.frame_stride_embedding is not None:
             # As published: training starts from the image model, which knows no stride.
             nn.init.zeros_(self.frame_stride_embedding.linear_2.weight)
@@ -215,8 +214,5 @@ class VideoUNet(nn.Module):
                 f"{rows} timesteps or strides for {batch} clips of {frames} frames: "
                 f"give 1, {batch} or {batch * frames}."
             )
-        features = sinusoid(
-            values, self.config.block_out_channels[0], self.config.flip_sin_to_cos, self.config.freq_shift
-        )
-        emb: Tensor = embedding(features)
+        emb: Tensor = embedding(values)
         return emb.repeat_interleave(frames, dim=0) if rows == batch and rows != 1 else emb

@@ -42,10 +42,9 @@ class SinusoidalPositions(nn.Module):
         self.dummy = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def table(self, positions: int, like: Tensor) -> Tensor:
-        """[positions, c] in the dtype and on the device of `like`."""
-        compute = torch.promote_types(like.dtype, torch.float32)
-        k = torch.arange(self.channels // 2, dtype=compute, device=like.device)
-        p = torch.arange(positions, dtype=compute, device=like.device)
+        """[positions, c], computed in float32 as published, in the dtype and on the device of `like`."""
+        k = torch.arange(self.channels // 2, dtype=torch.float32, device=like.device)
+        p = torch.arange(positions, dtype=torch.float32, device=like.device)
         angles = p[:, None] / 10000 ** (k / self.channels)
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(like.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...runtime.errors import UserError
@@ -16,7 +17,7 @@ def is_dead(key: str) -> bool:
 
 
 def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict with absent dead keys filled from the model.
+    """Return the state dict with absent dead keys as zeros.
 
     Raises:
         UserError: a key is unknown or missing, or a shape differs; the sentence names them.
@@ -29,10 +30,14 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[st
         problems.append(f"unknown keys {_some(unknown)}")
     if missing:
         problems.append(f"missing keys {_some(missing)}")
+
+    def fits(key: str) -> bool:
+        return key in state_dict and tuple(state_dict[key].shape) == tuple(own[key].shape)
+
     differing = [
         f"{key} {list(state_dict[key].shape)} instead of {list(own[key].shape)}"
         for key in own
-        if key in state_dict and tuple(state_dict[key].shape) != tuple(own[key].shape) and not is_dead(key)
+        if key in state_dict and not fits(key) and not is_dead(key)
     ]
     if differing:
         problems.append(f"other shapes {_some(differing)}")
@@ -41,12 +46,7 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[st
             f"The U-Net weights do not fit the configuration: {'; '.join(problems)}. "
             "Give the checkpoint's own config.json."
         )
-    return {
-        key: state_dict[key]
-        if key in state_dict and tuple(state_dict[key].shape) == tuple(own[key].shape)
-        else own[key]
-        for key in own
-    }
+    return {key: state_dict[key] if fits(key) else torch.zeros_like(own[key], device="cpu") for key in own}
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -11,11 +11,12 @@ from rich.console import Console
 from ..camera_motion import CAMERA_MOTIONS
 from ..image import load_image
 from ..pipeline import ImageToVideo
-from ..settings import GenerationSettings
-from ..video_file import check_output
+from ..settings import GenerationSettings, whole
+from ..video_file import check_output, numbered
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
+_MAX_THREADS = 1024
 
 
 def generate(
@@ -101,13 +102,20 @@ def animate_to_file(
     for output in outputs:
         check_output(output)
     photos = [load_image(image) for image in images]
+    if threads is not None:
+        whole(threads, "threads", 1, _MAX_THREADS)
     settings = GenerationSettings.from_options(options)
     animate = ImageToVideo.from_bundle(bundle, verify=verify, threads=threads)
+    prompt = prompts if len(prompts) > 1 else prompts[0]
+    videos_asked = animate.check(photos, prompt, settings=settings).videos
+    for output in outputs:
+        for index in range(videos_asked):
+            check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
         console.print("[yellow]note:[/] the weights of this bundle are untrained: expect moving noise, not a video")
     total_steps = settings.num_inference_steps * settings.autoregress_steps
     with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
-        videos = animate(photos, prompts if len(prompts) > 1 else prompts[0], settings=settings, callback=advance)
+        videos = animate(photos, prompt, settings=settings, callback=advance)
     written: list[Path] = []
     for output in outputs:
         with videos.timings.measure("file"):

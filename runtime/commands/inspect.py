@@ -25,7 +25,8 @@ def inspect(
     if json:
         typer.echo(manifest.to_json(), nl=False)
     else:
-        console = Console()
+        # Names of models and files may hold brackets: they are text, not markup.
+        console = Console(markup=False, emoji=False)
         console.print(_model_table(manifest))
         console.print(_stage_table(manifest))
     if verify:
@@ -77,7 +78,7 @@ def _stage_table(manifest: Manifest) -> Table:
 def _tensors(direction: str, specs: tuple[TensorSpec, ...]) -> str:
     # The text keys and values are named by module path; dozens of lines would say nothing more.
     plain = [spec for spec in specs if "." not in spec.name]
-    lines = [f"{direction} {spec.name} {spec.dtype} \\[{', '.join(map(str, spec.shape))}]" for spec in plain]
+    lines = [f"{direction} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in plain]
     if len(plain) < len(specs):
         lines.append(f"{direction} {len(specs) - len(plain)} text keys and values")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ class _SecondsPerStep(ProgressColumn):
 
 @contextmanager
 def step_progress(steps: int, console: Console) -> Iterator[StepCallback]:
-    """A progress bar over all steps of all clips; the callback advances it."""
+    """A progress bar over all steps of all clips, on a terminal only; the callback advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,7 +42,7 @@ def step_progress(steps: int, console: Console) -> Iterator[StepCallback]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("denoising", total=steps)
 
         def advance(state: StepProgress) -> None:

@@ -1,0 +1,191 @@
+"""Checkpoint -> bundle: sources of weights, sizes, guidance batches, dynamic sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import save_file  # noqa: E402
+
+from consisti2v_rt import ImageToVideo, UserError  # noqa: E402
+from consisti2v_rt.export import loading  # noqa: E402
+from consisti2v_rt.export.bundle_writer import write_bundle  # noqa: E402
+from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
+from consisti2v_rt.export.random_model import TINY_UNET, random_model  # noqa: E402
+from consisti2v_rt.export.stages import StageExport, dynamic_sizes, stages  # noqa: E402
+from consisti2v_rt.runtime.bundle import Bundle  # noqa: E402
+
+PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """The tiny model in diffusers layout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = random_model("tiny")
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "any", **TINY_UNET}))
+    state = {key: value.contiguous() for key, value in model.unet.state_dict().items()}
+    save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    model.vae.save_pretrained(folder / "vae")
+    model.text_encoder.save_pretrained(folder / "text_encoder")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    return folder
+
+
+def same_weights(unet, checkpoint: Path) -> bool:
+    expected = loading.read_weights(checkpoint / "unet")
+    # The folder holds folded weights already (gates 0): folding them again changes nothing.
+    return all(torch.equal(value, expected[key]) for key, value in unet.state_dict().items())
+
+
+def test_folder_in_diffusers_layout(checkpoint):
+    model = loading.load_model(checkpoint)
+    assert same_weights(model.unet, checkpoint)
+    assert model.trained and model.licence == "mit" and model.scheduler.beta_schedule == "linear"
+    assert model.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_training_checkpoint_with_prefix(checkpoint, tmp_path):
+    weights = {f"module.{key}": value for key, value in loading.read_weights(checkpoint / "unet").items()}
+    torch.save({"epoch": 3, "global_step": 9, "state_dict": weights}, tmp_path / "checkpoint.ckpt")
+    assert same_weights(loading.load_model(checkpoint, unet_checkpoint=tmp_path / "checkpoint.ckpt").unet, checkpoint)
+
+
+def test_sharded_and_pickled_weights(checkpoint, tmp_path):
+    weights = loading.read_weights(checkpoint / "unet")
+    names = sorted(weights)
+    halves = {"a.safetensors": names[:100], "b.safetensors": names[100:]}
+    for file, part in halves.items():
+        save_file({key: weights[key] for key in part}, tmp_path / file)
+    index = {"weight_map": {key: file for file, part in halves.items() for key in part}}
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert loading.read_weights(tmp_path).keys() == weights.keys()
+    (tmp_path / "pickled").mkdir()
+    torch.save(weights, tmp_path / "pickled" / "diffusion_pytorch_model.bin")
+    assert loading.read_weights(tmp_path / "pickled").keys() == weights.keys()
+
+
+def test_half_precision_weights_become_float32(checkpoint):
+    weights = {key: value.half() for key, value in loading.read_weights(checkpoint / "unet").items()}
+    unet = loading.build_unet(TINY_UNET, weights)
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+
+
+def test_absent_dead_keys_leave_no_empty_tensors(checkpoint):
+    weights = {k: v for k, v in loading.read_weights(checkpoint / "unet").items() if "rotary_bias" not in k}
+    unet = loading.build_unet(TINY_UNET, weights)
+    assert not any(parameter.is_meta for parameter in unet.parameters())
+
+
+class Exploit:
+    """A pickle that would run code when loaded."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_refusals(checkpoint, tmp_path, capsys):
+    torch.save({"state_dict": Exploit()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        loading.load_model(checkpoint, unet_checkpoint=tmp_path / "evil.ckpt")
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="lacks the folder unet"):
+        loading.load_model(tmp_path)
+    with pytest.raises(UserError, match="neither a folder nor a hub id"):
+        loading.load_model("no such folder")
+    with pytest.raises(UserError, match="does not exist"):
+        loading.read_weights(tmp_path / "absent.safetensors")
+
+
+def test_hub_id_goes_through_the_hub(checkpoint, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(name=name, **options)
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = loading.load_model("TIGER-Lab/ConsistI2V", revision="main")
+    assert asked["name"] == "TIGER-Lab/ConsistI2V" and asked["revision"] == "main"
+    assert "unet/*" in asked["allow_patterns"] and model.source == "TIGER-Lab/ConsistI2V"
+
+
+def test_a_written_bundle(tiny_bundle):
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert manifest.model.rows == 2 and not manifest.model.trained
+    assert (manifest.model.height, manifest.model.width) == (64, 48)
+    assert {stage.opset for stage in manifest.stages.values()} == {OPSET}
+    for stage in manifest.stages.values():
+        assert (tiny_bundle / f"{stage.file}.data").is_file(), "weights are external data"
+    text = b"".join(path.read_bytes() for path in tiny_bundle.rglob("*.onnx"))
+    assert b"site-packages" not in text, "no paths of the exporting machine"
+    unet, conditioning = manifest.stages["unet"], manifest.stages["conditioning"]
+    assert {spec.name for spec in conditioning.outputs} < {spec.name for spec in unet.inputs}
+
+
+def unet_stage(model, height, width, rows, dynamic, seed=0) -> StageExport:
+    return next(s for s in stages(model, height, width, rows, dynamic, seed) if s.name == "unet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        # Latents of 9 x 7: the upsampler meets the skip's odd size.
+        ({"temp_pos_embedding": "sinusoidal", "augment_temporal_attention": False, "n_frames": 5}, 3),
+        ({"use_frame_stride_condition": False, "n_frames": 2, "layers_per_block": 2}, 1),
+    ],
+    ids=["sinusoidal-no-window-odd-size-both", "no-stride-2-frames-none"],
+)
+def test_other_shapes_of_the_unet(changes, rows, tmp_path):
+    """The comparison with torch is the exporter's own, and refuses over 2e-5."""
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({**TINY_UNET, **changes}))
+    stage = unet_stage(random_model(str(options)), 72, 56, rows, dynamic=False)
+    reference = torch_reference(stage)
+    write_graph(stage, tmp_path / "unet.onnx", {})
+    spec = stage_spec(stage, reference, "unet.onnx", "fp32")
+    assert compare_with_torch(tmp_path / "unet.onnx", spec, reference) < 2e-5
+
+
+def test_a_damaged_graph_is_refused(tmp_path):
+    """Weights changed after the export: the comparison must see it."""
+    model = random_model("tiny")
+    stage = next(stages(model, 64, 64, 2, False))
+    reference = torch_reference(stage)
+    write_graph(stage, tmp_path / "text_encoder.onnx", {})
+    spec = stage_spec(stage, reference, "text_encoder.onnx", "fp32")
+    reference.outputs["text_embeddings"] = reference.outputs["text_embeddings"] * 1.001
+    with pytest.raises(UserError, match="differs from torch"):
+        compare_with_torch(tmp_path / "text_encoder.onnx", spec, reference)
+    reference.outputs["text_embeddings"] = np.full_like(reference.outputs["text_embeddings"], np.nan)
+    with pytest.raises(UserError, match="not finite"):
+        compare_with_torch(tmp_path / "text_encoder.onnx", spec, reference)
+
+
+def test_dynamic_bundle(tmp_path, relative_l2):
+    """One graph for every batch and size; compared with torch at another size than it was traced at."""
+    bundle = write_bundle(random_model("tiny"), tmp_path / "dynamic", height=64, width=64, dynamic=True)
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.model.rows is None and manifest.model.dynamic_size_multiple == 16
+    again = unet_stage(random_model("tiny"), 48, 96, 3, dynamic=True, seed=1)
+    spec = stage_spec(again, torch_reference(again), "unet/unet.onnx", "fp32")
+    assert spec.inputs == manifest.stages["unet"].inputs
+    assert compare_with_torch(bundle / "unet" / "unet.onnx", spec, torch_reference(again)) < 2e-5
+    animate = ImageToVideo.from_bundle(bundle)
+    fast = {"num_inference_steps": 1, "seed": 0}
+    assert animate(PHOTO, "a cat", **fast).frames.shape == (1, 16, 64, 64, 3)
+    videos = animate(PHOTO, ["a", "b"], height=48, width=96, guidance_scale_img=2.0, **fast)
+    assert videos.frames.shape == (2, 16, 48, 96, 3)
+    with pytest.raises(UserError, match="multiples of 16"):
+        animate(PHOTO, "a cat", height=56, width=64, **fast)
+
+
+def test_dynamic_sizes_are_multiples_of_the_coarsest_level():
+    sizes = dynamic_sizes(8, 8)
+    assert set(sizes) == {"rows", "latent_height", "latent_width", "height", "width"}
