@@ -14,6 +14,8 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from . import __version__
+from .benchmarks.cost.command import predict
+from .benchmarks.quality.command import evaluate
 from .export.command import export
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
@@ -43,7 +45,7 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (generate, demo, export, inspect, doctor):
+for command in (generate, demo, export, inspect, evaluate, predict, doctor):
     app.command()(_cancellable(command))
 
 

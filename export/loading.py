@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,6 +53,7 @@ def load_model(
     config = _read_json(folder / "unet" / "config.json")
     weights = read_weights(unet_checkpoint) if unet_checkpoint else read_weights(folder / "unet")
     try:
+        _quieten_libraries()
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -121,6 +124,13 @@ def _weight_files(folder: Path) -> list[Path]:
         if whole:
             return whole[:1]
     raise UserError(f"{folder} holds no weights: a diffusion_pytorch_model.safetensors (or .bin) is expected there.")
+
+
+def _quieten_libraries() -> None:
+    """Their progress bars and advice about formats would stand between our own lines."""
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:

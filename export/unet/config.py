@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -83,10 +84,11 @@ class UNetConfig:
                 values[name] = tuple(value) if isinstance(value, list) else value
             elif name not in _FIXED and not name.startswith("_") and value:
                 raise UserError(f"U-Net option {name}={value!r} is unknown: remove it or switch it off.")
-        levels = len(values.get("block_out_channels", cls.block_out_channels))
-        heads = values.get("attention_head_dim", cls.attention_head_dim)
-        if isinstance(heads, int):
-            values["attention_head_dim"] = (heads,) * levels
+        heads, widths = values.get("attention_head_dim"), values.get("block_out_channels", cls.block_out_channels)
+        if isinstance(heads, int) and isinstance(widths, tuple):
+            values["attention_head_dim"] = (heads,) * len(widths)
+        for name, value in values.items():
+            _check_kind(name, value, getattr(cls, name))
         result = cls(**values)
         result.check()
         return result
@@ -137,3 +139,26 @@ class UNetConfig:
                     f"U-Net width {width} cannot be split into n_temp_heads={self.n_temp_heads} "
                     "temporal attention heads."
                 )
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    """Refuse a value of another kind than the published one, and sizes below 1."""
+    if name == "sample_size":
+        return
+    if isinstance(default, tuple):
+        allowed = isinstance(value, tuple) and value and all(_is_like(item, default[0]) for item in value)
+    else:
+        allowed = _is_like(value, default)
+    if not allowed:
+        shown = list(default) if isinstance(default, tuple) else default
+        raise UserError(f"U-Net option {name}={value!r} is not possible: give a value like the published {shown!r}.")
+
+
+def _is_like(value: object, default: object) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, int) and default > 0:
+        return isinstance(value, int) and value >= 1
+    if isinstance(default, int | float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, type(default))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..camera_motion import CAMERA_MOTIONS
+from ..errors import UserError
 from ..image import load_image
 from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
@@ -16,6 +18,17 @@ from ..video_file import check_output, numbered
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
+# Where the command line's word for a setting is another than the library's: a refusal names what the user typed.
+_OPTIONS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale_txt": "--guidance-scale",
+    "guidance_scale_img": "--image-guidance-scale",
+    "noise_sampling_method": "--noise",
+    "use_frameinit": "--frameinit",
+    "num_videos_per_prompt": "--videos-per-prompt",
+    "autoregress_steps": "--clips",
+    "video_length": "--frames",
+}
 _MAX_THREADS = 1024
 
 
@@ -107,7 +120,10 @@ def animate_to_file(
     settings = GenerationSettings.from_options(options)
     animate = ImageToVideo.from_bundle(bundle, verify=verify, threads=threads)
     prompt = prompts if len(prompts) > 1 else prompts[0]
-    videos_asked = animate.check(photos, prompt, settings=settings).videos
+    try:
+        videos_asked = animate.check(photos, prompt, settings=settings).videos
+    except UserError as error:
+        raise UserError(_in_typed_words(str(error))) from None
     for output in outputs:
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
@@ -127,3 +143,8 @@ def animate_to_file(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
         f"{videos.timings.total:.1f} s: {videos.timings.summary()}"
     )
+
+
+def _in_typed_words(sentence: str) -> str:
+    """A refusal of the library with the names of settings as the command line spells them."""
+    return re.sub(r"\w+", lambda word: _OPTIONS.get(word[0], word[0]), sentence)

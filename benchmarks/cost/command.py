@@ -1,0 +1,78 @@
+"""``consisti2v bench --predict GPU``: what a video costs and how long a GPU would take."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    gpu: Annotated[
+        str,
+        typer.Argument(help="rtx-4060-laptop, rtx-4060, rtx-3060, rtx-4070, rtx-4090, rtx-5090, h100, h200; or any."),
+    ] = "rtx-4060-laptop",
+    power: Annotated[float | None, typer.Option(help="Power limit in watts; 50 for the laptop card.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Bundle, or saved costs; the published size if absent.")
+    ] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; may be repeated.")] = None,
+    precision: Annotated[str, typer.Option(help="fp16, fp8 or fp32.")] = "fp16",
+    measured: Annotated[
+        Path | None, typer.Option("--measured", help="JSON of timings, to fit efficiencies to.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="Any GPU: ampere, ada, blackwell or hopper.")] = None,
+    sm: Annotated[int | None, typer.Option(help="Any GPU: streaming multiprocessors.")] = None,
+    clock: Annotated[float | None, typer.Option(help="Any GPU: GHz.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Any GPU: GB/s.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Any GPU: GiB.")] = None,
+    nodes: Annotated[int, typer.Option(min=0, help="Also list this many of the largest nodes; needs a bundle.")] = 0,
+    save_costs: Annotated[Path | None, typer.Option(help="Write the counted costs as a small table.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
+    from rich.console import Console
+
+    from ...runtime.errors import UserError
+    from ...runtime.settings import whole
+    from .fit import read_fit
+    from .gpus import PRECISIONS, describe_gpu
+    from .model_costs import FULL_SIZE, load_costs, save_table, unet_nodes
+    from .prediction import predict_model
+    from .report import as_json, node_table, print_report
+
+    counts = steps or [50, 25, 10]
+    for count in counts:
+        whole(count, "steps", 1, 1000)
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if nodes and bundle is None:
+        raise UserError("--nodes lists the nodes of a bundle: give --bundle too.")
+    described = describe_gpu(
+        gpu,
+        power,
+        architecture=architecture,
+        multiprocessors=sm,
+        clock_ghz=clock,
+        bandwidth_gb=bandwidth,
+        memory_gb=memory,
+    )
+    costs = load_costs(bundle or FULL_SIZE)
+    single = unet_nodes(bundle) if nodes and bundle is not None else None
+    if save_costs is not None:
+        try:
+            save_table(costs, save_costs)
+        except OSError as error:
+            raise UserError(f"{save_costs} cannot be written ({error.strerror}): choose another place.") from None
+    fit = None if measured is None else read_fit(measured, costs)
+    prediction = predict_model(costs, described, precision, counts, fit)
+    if json:
+        typer.echo(json_text.dumps(as_json(prediction, single), indent=2))
+        return
+    # Names of GPUs and bundles may hold brackets: they are text, not markup.
+    console = Console(markup=False, emoji=False)
+    print_report(prediction, console)
+    if single is not None:
+        console.print(node_table(single, nodes))

@@ -1,0 +1,135 @@
+"""Efficiencies by kind from measured runs: how much of the roofline each kind of work reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import UserError
+from .gpus import describe_gpu
+from .kinds import KINDS
+from .model_costs import ModelCosts, load_costs
+from .roofline import Machine, floor_by_kind
+
+Array = NDArray[np.float64]
+
+# Pull of every kind's slowdown towards the common one: timings are taken to be good to 3 %, and the kinds' slowdowns to
+# spread by half. It decides what the timings leave open.
+_PULL = (0.03 / 0.5) ** 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measured run of a stage, or of one kind of work in it: roofline floor by kind, and seconds taken."""
+
+    label: str
+    floors: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Roofline floor divided by measured time."""
+
+    efficiency: dict[str, float]
+    common: float
+    """Of all timings together; holds for kinds that were not timed."""
+    residual: float
+    """Root mean square of (predicted - measured) / measured over the timings."""
+    left_out_residual: float | None
+    """The same with each timing predicted from the others; None with fewer than three."""
+    timings: int
+    accumulation: str
+
+    def seconds(self, floors: Mapping[str, float]) -> dict[str, float]:
+        """Predicted seconds by kind."""
+        return {kind: floor / self.efficiency.get(kind, self.common) for kind, floor in floors.items()}
+
+
+def fit_efficiencies(timings: Sequence[Timing], accumulation: str = "fp32") -> Fit:
+    """Least squares in relative error over one slowdown per kind, none below a hundredth of the common one."""
+    kinds = [kind for kind in KINDS if any(kind in timing.floors for timing in timings)]
+    floors = np.array([[timing.floors.get(kind, 0.0) for kind in kinds] for timing in timings])
+    seconds = np.array([timing.seconds for timing in timings])
+    slowdown, common = _solve(floors, seconds)
+    residual = _relative_errors(floors @ slowdown, seconds)
+    left_out = None
+    if len(timings) >= 3:
+        errors = []
+        for index in range(len(timings)):
+            rest = np.arange(len(timings)) != index
+            # A kind that only this timing holds takes the others' common slowdown.
+            others, _ = _solve(floors[rest], seconds[rest])
+            errors.append(floors[index] @ others / seconds[index] - 1)
+        left_out = float(np.sqrt(np.mean(np.square(errors))))
+    return Fit(
+        {kind: float(1 / value) for kind, value in zip(kinds, slowdown, strict=True)},
+        1 / common,
+        residual,
+        left_out,
+        len(timings),
+        accumulation,
+    )
+
+
+def _solve(floors: Array, seconds: Array) -> tuple[Array, float]:
+    """Slowdown of every kind, and the common one."""
+    common = float(seconds.sum() / floors.sum())
+    relative = floors * common / seconds[:, None]
+    pull = np.sqrt(_PULL) * np.eye(floors.shape[1])
+    factors, *_ = np.linalg.lstsq(
+        np.vstack([relative, pull]), np.concatenate([np.ones(len(seconds)), pull.sum(axis=1)]), rcond=None
+    )
+    return common * np.maximum(factors, 0.01), common
+
+
+def _relative_errors(predicted: Array, seconds: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(predicted / seconds - 1))))
+
+
+def read_fit(path: Path, default: ModelCosts) -> Fit:
+    """Fit the timings of a JSON file.
+
+    The file holds ``gpu`` (a name of the table, or an object with name, architecture, multiprocessors, clock_ghz,
+    bandwidth_gb, memory_gb), optionally ``power`` (watts), ``precision`` (fp16), ``accumulation`` (fp32) and ``costs``
+    (a bundle or table the timings are of, relative to the file; else the one that is predicted), and ``timings``: a
+    list of ``{"stage": "unet", "seconds": 0.41}`` for one run of a stage, with ``"kind": "conv 3x3"`` for its share of
+    one kind.
+
+    Raises:
+        UserError: the file does not have that form.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file of timings ({error}).") from None
+    try:
+        gpu, power = data["gpu"], data.get("power")
+        found = describe_gpu(gpu, power) if isinstance(gpu, str) else describe_gpu(**{"power": power, **gpu})
+        machine = Machine(found, data.get("precision", "fp16"), data.get("accumulation", "fp32"))
+        costs = load_costs(path.parent / data["costs"]) if "costs" in data else default
+        timings = [_timing(entry, costs, machine) for entry in data["timings"]]
+        if not timings:
+            raise ValueError("no timings")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a file of timings ({error}): it needs gpu, and timings by stage.") from None
+    return fit_efficiencies(timings, machine.accumulation)
+
+
+def _timing(entry: Mapping[str, Any], costs: ModelCosts, machine: Machine) -> Timing:
+    floors = floor_by_kind(costs.stages[entry["stage"]].kernels, machine)
+    label, seconds = entry["stage"], float(entry["seconds"])
+    if "kind" in entry:
+        floors = {entry["kind"]: floors[entry["kind"]]}
+        label += f", {entry['kind']}"
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{label}: seconds {seconds}")
+    return Timing(label, floors, seconds)

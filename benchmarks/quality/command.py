@@ -1,0 +1,107 @@
+"""``consisti2v evaluate``: measures of videos, from files or generated for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    videos: Annotated[
+        Path | None, typer.Argument(help="Folder of videos, or a CSV or JSONL listing of videos and captions.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for quality.json, the contact sheet ...")
+    ] = Path("quality"),
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Generate the videos with this bundle instead.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help="With --bundle: CSV or JSONL listing of images and prompts.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="With --bundle: a generation setting, as frame_stride=5.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="Listing of captions for a folder of videos.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", "-r", help="Real videos: a folder, or a WebVid-style listing.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Originals of the same names (the frames folder of another run), for PSNR, SSIM, latents."),
+    ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option("--measure", "-m", help="Only this measure; may be repeated.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Read only the first frames of each video.")] = None,
+    clip: Annotated[str, typer.Option(help="CLIP: hub id or folder.")] = "openai/clip-vit-base-patch32",
+    dino: Annotated[str, typer.Option(help="DINO: hub id or folder.")] = "facebook/dino-vitb16",
+    raft: Annotated[Path | None, typer.Option(help="RAFT-large state dict; torchvision's C_T_V1 if absent.")] = None,
+    amt: Annotated[Path | None, typer.Option(help="VBench's amt-s.pth.")] = None,
+    fvd: Annotated[str, typer.Option(help="Features of the Fréchet video distance: i3d or videomae.")] = "i3d",
+    fvd_weights: Annotated[Path | None, typer.Option(help="cd-fvd's checkpoint.")] = None,
+    lite0: Annotated[Path | None, typer.Option(help="EfficientNet-Lite0 state dict.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing weights from their hubs.")] = False,
+    device: Annotated[str, typer.Option(help="torch device of the networks: cpu, cuda ...")] = "cpu",
+) -> None:
+    """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
+    from rich.console import Console
+
+    from ...runtime.errors import UserError
+    from .contact_sheet import save_contact_sheet
+    from .evaluation import evaluate_set, record, save_record
+    from .generation import generate_videos, parse_settings
+    from .measures.registry import choose_measures
+    from .media_set import MediaSet, match_originals, read_videos
+    from .networks.loader import Networks, NetworkSources
+    from .table import results_table
+    from .video import Video
+
+    console = Console()
+    choose_measures(measure)
+    if (videos is None) == (bundle is None):
+        raise UserError("give either a folder or listing of videos, or --bundle with --inputs to generate them.")
+    if bundle is not None and inputs is None:
+        raise UserError("--bundle needs --inputs, a listing of images and prompts.")
+    if bundle is None and (inputs is not None or setting):
+        raise UserError("--inputs and --set are for generation: give --bundle too, or leave them out.")
+    if bundle is not None and captions is not None:
+        raise UserError("--captions is for videos from files: the prompts of --inputs are the captions here.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder "{output}" cannot be made ({error.strerror}): choose another one.') from None
+
+    # What they are compared with is read first: a wrong path must not cost a generation.
+    reference_videos = read_videos(reference, frames) if reference else ()
+    originals = read_videos(against, frames) if against else ()
+    sources = NetworkSources(clip, dino, raft, amt, fvd, fvd_weights, lite0, download, device)
+    sources.check()
+    judged: Sequence[Video]
+    made_by: dict[str, Any] = {"kind": "files", "source": videos.name if videos else ""}
+    if bundle is not None and inputs is not None:
+        with console.status("generating") as status:
+            judged, made_by = generate_videos(
+                bundle,
+                inputs,
+                output,
+                parse_settings(setting or []),
+                lambda done, total: status.update(f"generating video {min(done + 1, total)} of {total}"),
+            )
+    else:
+        assert videos is not None
+        files = read_videos(videos, frames)
+        judged = files.with_captions(captions) if captions else files
+    media = MediaSet(judged, reference_videos, match_originals(judged, originals) if against else {})
+    networks = Networks(sources)
+    with console.status("measuring") as status:
+        results = evaluate_set(media, networks, measure, lambda chosen: status.update(chosen.title))
+
+    console.print(results_table(results, len(media.videos)))
+    sheet = save_contact_sheet(media.videos, output / "contact_sheet.png")
+    evaluation = {"measures": measure or "all", "max_frames": frames, "networks": sources.record()}
+    report = save_record(record(media, results, made_by, evaluation), output / "quality.json")
+    typer.echo(f"{report}\n{sheet}")

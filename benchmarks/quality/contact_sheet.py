@@ -1,0 +1,63 @@
+"""A picture of an evaluation: a row of frames for every video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ...runtime.errors import UserError
+from .video import Video
+
+COLUMNS = 6
+MAX_ROWS = 64
+_CELL = 128
+_GAP = 4
+_LABEL = 16
+
+
+def contact_sheet(videos: Sequence[Video]) -> Image.Image:
+    """First to last frame in six even steps, a row a video, its name and caption above; at most 64 rows."""
+    rows = list(videos[:MAX_ROWS])
+    heights = [max(1, round(_CELL * video.frames.shape[1] / video.frames.shape[2])) for video in rows]
+    width = COLUMNS * (_CELL + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, _GAP + sum(height + _LABEL + _GAP for height in heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP
+    for video, height in zip(rows, heights, strict=True):
+        draw.text((_GAP, top), _label(video, draw, width - 2 * _GAP), fill="black")
+        top += _LABEL
+        for column, index in enumerate(np.linspace(0, len(video.frames) - 1, COLUMNS).round().astype(int)):
+            picture = Image.fromarray(video.frames[index]).resize((_CELL, height), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (_GAP + column * (_CELL + _GAP), top))
+        top += height + _GAP
+    return sheet
+
+
+def save_contact_sheet(videos: Sequence[Video], path: str | os.PathLike[str]) -> Path:
+    """Write the sheet as PNG, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        contact_sheet(videos).save(temporary, "PNG")
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f'"{target}" cannot be written ({error.strerror}): check space and permissions.') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _label(video: Video, draw: ImageDraw.ImageDraw, width: int) -> str:
+    # Pillow's own font has Latin-1 only.
+    text = f"{video.name}  {video.caption or ''}".strip().encode("latin-1", "replace").decode("latin-1")
+    while draw.textlength(text) > width:
+        text = text[:-4] + "..."
+    return text

@@ -1,0 +1,97 @@
+"""A kernel distance between two sets of videos on what this machine has: appearance by Lite0, motion by DIS."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..media_set import MediaSet
+from ..networks.loader import Networks
+from ..result import Measure, NetworkInfo, Scores
+from ..video import Video
+from .frechet_video_distance import require_reference
+from .temporal_flickering import require_two_frames
+
+Blocks = tuple[NDArray[np.float64], ...]
+
+_PERCENTILES = (50, 95)
+
+
+def video_features(video: Video, networks: Networks) -> Blocks:
+    """What a video looks like, how that changes, and how things move: float64 [1280], [1280] and [6].
+
+    Lite0 features: their mean over frames and the mean of their absolute change from frame to frame. DIS flow: median
+    and 95th percentile of its length, of how it changes from pair to pair, and of how ill it explains the next frame;
+    as logarithms.
+    """
+    appearance = networks.lite0.images(video.frames).astype(np.float64)
+    change = np.abs(np.diff(appearance, axis=0)).mean(axis=0)
+    dis = networks.dis
+    frames = dis.scale(video.frames)
+    flows = [dis.flow(a, b) for a, b in itertools.pairwise(frames)]
+    lengths = np.stack([np.hypot(flow[..., 0], flow[..., 1]) for flow in flows])
+    jerk = np.abs(np.diff(np.stack(flows), axis=0)) if len(flows) > 1 else np.zeros(1)
+    unexplained = np.stack(
+        [np.abs(dis.warp(b, flow) - a) for a, b, flow in zip(frames[:-1], frames[1:], flows, strict=True)]
+    )
+    motion = np.log1p([np.percentile(part, p) for part in (lengths, jerk, unexplained) for p in _PERCENTILES])
+    return appearance.mean(axis=0), change, motion
+
+
+def kernel_distance(a: Sequence[Blocks], b: Sequence[Blocks]) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x . y / blocks + 1)^3 (as KID, arXiv:1801.01401).
+
+    Args:
+        a, b: features of two videos or more; each block is scaled so that b's has mean square length 1, and so all
+            blocks weigh alike.
+    """
+
+    def scaled(side: Sequence[Blocks]) -> NDArray[np.float64]:
+        parts = []
+        for own, reference in zip(zip(*side, strict=True), zip(*b, strict=True), strict=True):
+            length = np.sqrt(np.mean([block @ block for block in reference]))
+            parts.append(np.stack(own) / (length or 1.0))
+        return np.concatenate(parts, axis=1)
+
+    def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray((x @ y.T / len(b[0]) + 1.0) ** 3)
+
+    def within(x: NDArray[np.float64]) -> float:
+        k, n = kernel(x, x), len(x)
+        return float((k.sum() - np.trace(k)) / (n * (n - 1)))
+
+    x, y = scaled(a), scaled(b)
+    return within(x) + within(y) - 2.0 * float(kernel(x, y).mean())
+
+
+def _compute(media: MediaSet, networks: Networks) -> Scores:
+    require_reference(media)
+    require_two_frames(media)
+    require_two_frames(MediaSet(media.reference))
+    lite0, dis = networks.lite0, networks.dis
+    videos, reference = (
+        [video_features(video, networks) for video in side] for side in (media.videos, media.reference)
+    )
+    network = NetworkInfo(
+        f"{lite0.info.name} + {dis.info.name}",
+        f"{lite0.info.library}, {dis.info.library}",
+        f"{lite0.info.weights}; {dis.info.weights}",
+    )
+    sizes: dict[str, float | str] = {"videos": len(videos), "reference_videos": len(reference)}
+    return Scores(kernel_distance(videos, reference), network=network, details=sizes)
+
+
+MEASURES = (
+    Measure(
+        "kernel_video_distance_lite0_dis",
+        "kernel video distance (Lite0, DIS)",
+        "lower",
+        "near 0 or above",
+        "Our own, not FVD and not comparable with it: unbiased MMD^2, cubic kernel, of EfficientNet-Lite0 features and "
+        "DIS flow statistics of the videos and of a reference set.",
+        _compute,
+    ),
+)

@@ -1,0 +1,133 @@
+"""What is judged: videos with their captions, and what they are compared with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import UserError
+from .listing import read_listing
+from .video import Video, find_videos, read_video
+
+LATENTS_SUFFIX = ".latents.npy"
+CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class MediaSet:
+    """The input of every measure."""
+
+    videos: Sequence[Video]
+    reference: Sequence[Video] = ()
+    """Real videos, for distances between distributions."""
+    originals: dict[str, Video] = field(default_factory=dict)
+    """By a video's name, the video it should equal."""
+
+
+class VideoFiles(Sequence[Video]):
+    """Videos read when they are asked for: a reference set of thousands need not fit in memory.
+
+    Args:
+        files: name, path and caption of each.
+        max_frames: read only the first ones of each.
+        cache_bytes: decoded frames kept for the next measure.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[str, Path, str | None]],
+        max_frames: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._files = tuple(files)
+        self._max_frames = max_frames
+        self._room = cache_bytes
+        self._kept: dict[int, Video] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> Video: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Video]: ...
+
+    def __getitem__(self, index: int | slice) -> Video | list[Video]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        if position in self._kept:
+            return self._kept[position]
+        name, path, caption = self._files[position]
+        frames, fps = read_video(path, self._max_frames)
+        video = Video(name, frames, fps, caption, _latents(path))
+        if frames.nbytes <= self._room:
+            self._room -= frames.nbytes
+            self._kept[position] = video
+        return video
+
+    def with_captions(self, listing: str | os.PathLike[str]) -> VideoFiles:
+        """The same with the captions of a listing that names them.
+
+        Raises:
+            UserError: a video that the listing does not name.
+        """
+        captions = {Path(entry.name).name: entry.caption for entry in read_listing(listing)}
+        for name, _, _ in self._files:
+            if Path(name).name not in captions:
+                raise UserError(f'the listing "{listing}" has no caption for {name}: add a row for it.')
+        files = [(name, path, captions[Path(name).name]) for name, path, _ in self._files]
+        return VideoFiles(files, self._max_frames)
+
+
+def read_videos(source: str | os.PathLike[str], max_frames: int | None = None) -> VideoFiles:
+    """Videos of a folder (captions unknown), or of a listing with captions.
+
+    Latents are taken from ``NAME.latents.npy`` beside ``NAME.mp4`` or the folder of pictures ``NAME``.
+
+    Raises:
+        UserError: nothing there; and, when it is read, a file that is no video.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return VideoFiles([(file.name, file, None) for file in find_videos(path)], max_frames)
+    return VideoFiles([(entry.name, entry.path, entry.caption) for entry in read_listing(path)], max_frames)
+
+
+def match_originals(videos: Sequence[Video], originals: Sequence[Video]) -> dict[str, Video]:
+    """By each video's name, the original of the same name (the suffix may differ) and shape.
+
+    Raises:
+        UserError: no such original, or one of another length or size.
+    """
+    by_stem = {Path(original.name).stem: original for original in originals}
+    matched = {}
+    for video in videos:
+        original = by_stem.get(Path(video.name).stem)
+        if original is None:
+            raise UserError(f"{video.name} has no original of that name to be compared with: add it, or leave it out.")
+        if original.frames.shape != video.frames.shape:
+            raise UserError(
+                f"{video.name} has frames of shape {list(video.frames.shape)}, its original "
+                f"{list(original.frames.shape)}: compare videos of the same length and size."
+            )
+        matched[video.name] = original
+    return matched
+
+
+def _latents(video: Path) -> NDArray[np.float32] | None:
+    path = video.with_name((video.name if video.is_dir() else video.stem) + LATENTS_SUFFIX)
+    if not path.is_file():
+        return None
+    try:
+        latents = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        raise UserError(f'"{path}" is not a NumPy array file: generate the video again, or remove it.') from None
+    return np.asarray(latents, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Networks whose outputs the measures compare: one file each, loaded at first use."""

@@ -1,0 +1,104 @@
+"""AMT-S frame interpolation (Li et al. 2023, arXiv:2304.09790), the network inside the vbench package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ..errors import UnavailableError
+from ..result import NetworkInfo
+from ..video import Frames
+from .hub import require_torch
+from .loader import first_line, library
+
+_MODULE = "vbench.third_party.amt.networks.AMT-S"
+_MULTIPLE = 16
+MIN_SIDE = 113
+"""Padded to 128: below, the coarsest of the four correlation levels is one point wide and AMT divides by zero."""
+
+
+class AmtInterpolator:
+    """The frame halfway between two.
+
+    Args:
+        weights: VBench's ``amt-s.pth``; None: where VBench keeps it.
+        device: torch device.
+
+    Raises:
+        UnavailableError: the vbench package or the weights cannot be had.
+    """
+
+    def __init__(self, weights: Path | None = None, *, device: str = "cpu") -> None:
+        require_torch()
+        import torch
+
+        cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
+        file = weights or cache / "amt_model" / "amt-s.pth"
+        network = amt_module()
+        if not file.is_file():
+            raise UnavailableError("AMT-S's weights amt-s.pth are not in VBench's cache: give them with --amt.")
+        try:
+            self._model = network.Model(corr_radius=3, corr_lvls=4, num_flows=3)
+            self._model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+        except Exception as error:  # file, pickle and key errors
+            raise UnavailableError(
+                f"AMT-S's weights {file.name} cannot be loaded ({first_line(error)}): give others with --amt."
+            ) from error
+        self._model.eval().to(device)
+        self._device = device
+        self.info = NetworkInfo("AMT-S", library("vbench"), str(file))
+
+    def between(self, first: Frames, second: Frames) -> Frames:
+        """The middle frame, uint8 [h, w, 3], fractions cut off as in VBench.
+
+        Raises:
+            UnavailableError: a side under 113 pixels.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        height, width = first.shape[:2]
+        if min(height, width) < MIN_SIDE:
+            raise UnavailableError(f"AMT-S needs frames of at least {MIN_SIDE} pixels a side, not {width}x{height}.")
+        down, right = -height % _MULTIPLE, -width % _MULTIPLE
+        top, left = down // 2, right // 2
+        pair = torch.from_numpy(np.stack([first, second])).permute(0, 3, 1, 2).float() / 255.0
+        pair = F.pad(pair, [left, right - left, top, down - top], mode="replicate").to(self._device)
+        half = torch.full((1, 1, 1, 1), 0.5, device=self._device)
+        with torch.inference_mode():
+            middle = self._model(pair[:1], pair[1:], half, scale_factor=1.0, eval=True)["imgt_pred"]
+        cropped = middle[0, :, top : top + height, left : left + width].permute(1, 2, 0) * 255.0
+        return cropped.float().cpu().numpy().clip(0, 255).astype(np.uint8)
+
+
+def amt_module() -> ModuleType:
+    """The file of vbench that defines AMT-S.
+
+    vbench's own ``__init__`` imports all its measures, for which it pins packages of 2023; it is left out, so that
+    ``pip install --no-deps vbench`` is enough.
+
+    Raises:
+        UnavailableError: vbench is not installed, or another than known.
+    """
+    spec = find_spec("vbench")
+    if spec is None or not spec.submodule_search_locations:
+        raise UnavailableError("AMT-S is defined in the package vbench: pip install --no-deps vbench.")
+    bare = ModuleType("vbench")
+    bare.__path__ = list(spec.submodule_search_locations)
+    before = sys.modules.get("vbench")
+    sys.modules["vbench"] = before or bare
+    try:
+        return importlib.import_module(_MODULE)
+    except Exception as error:  # whatever another version of vbench may need
+        raise UnavailableError(
+            f"vbench's AMT-S cannot be imported ({first_line(error)}): install vbench 0.1.5."
+        ) from error
+    finally:
+        if before is None:
+            del sys.modules["vbench"]

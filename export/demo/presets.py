@@ -1,0 +1,130 @@
+"""Sizes of the demo model: one for training on a processor, one for training on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that defines a training besides its data and its time."""
+
+    name: str
+    size: int
+    """Pixels of a frame's side."""
+    frames: int
+    vae_widths: tuple[int, ...]
+    vae_layers: int
+    vae_batch: int
+    vae_learning_rate: float
+    train_encoder: bool
+    """Train the encoder too; else it stays the linear one it starts as, and latents do not change."""
+    text_width: int
+    text_layers: int
+    unet_widths: tuple[int, ...]
+    unet_layers: int
+    unet_heads: tuple[int, ...]
+    temporal_heads: int
+    norm_groups: int
+    clips: int
+    """Encoded training clips kept; each is seen several times, with new noise."""
+    batch: int
+    learning_rate: float
+
+    @property
+    def vae_factor(self) -> int:
+        return int(2 ** (len(self.vae_widths) - 1))
+
+    def unet_config(self) -> dict[str, Any]:
+        """Keyword names of the published constructor, every feature on."""
+        levels = len(self.unet_widths)
+        return {
+            "sample_size": self.size // self.vae_factor,
+            "block_out_channels": list(self.unet_widths),
+            # The finest level has resnets only: its attentions would cost more than all the rest.
+            "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)],
+            "up_block_types": [*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"],
+            "attention_head_dim": list(self.unet_heads),
+            "layers_per_block": self.unet_layers,
+            "norm_num_groups": self.norm_groups,
+            "cross_attention_dim": self.text_width,
+            "n_temp_heads": self.temporal_heads,
+            "n_frames": self.frames,
+            "augment_temporal_attention": True,
+            "temp_pos_embedding": "rotary",
+            "use_frame_stride_condition": True,
+        }
+
+
+_CPU = Preset(
+    name="cpu",
+    size=64,
+    frames=16,
+    vae_widths=(16, 32, 64),
+    vae_layers=1,
+    vae_batch=8,
+    vae_learning_rate=2e-3,
+    train_encoder=False,
+    text_width=64,
+    text_layers=2,
+    unet_widths=(32, 64),
+    unet_layers=1,
+    unet_heads=(2, 4),
+    temporal_heads=4,
+    norm_groups=8,
+    clips=1500,
+    batch=2,
+    learning_rate=5e-3,
+)
+PRESETS = {
+    "cpu": _CPU,
+    "gpu": replace(
+        _CPU,
+        name="gpu",
+        size=128,
+        vae_widths=(32, 64, 96, 128),
+        vae_layers=2,
+        vae_batch=64,
+        vae_learning_rate=1e-3,
+        train_encoder=True,
+        text_width=64,
+        unet_widths=(64, 128, 160),
+        unet_heads=(2, 4, 5),
+        temporal_heads=8,
+        norm_groups=16,
+        clips=20000,
+        batch=32,
+        learning_rate=5e-4,
+    ),
+    # For tests: trains a few steps in seconds.
+    "tiny": replace(
+        _CPU,
+        name="tiny",
+        size=16,
+        vae_widths=(16, 32, 64),
+        vae_batch=2,
+        text_width=16,
+        unet_widths=(32, 64),
+        unet_heads=(2, 2),
+        clips=4,
+        batch=2,
+    ),
+}
+
+
+def preset(name: str, size: int | None = None) -> Preset:
+    """A preset, at another frame size where one is given.
+
+    Raises:
+        UserError: no such preset, or a size that the levels do not divide.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r} is unknown: choose {', '.join(PRESETS)}.")
+    chosen = PRESETS[name] if size is None else replace(PRESETS[name], size=size)
+    multiple = chosen.vae_factor * 2 ** (len(chosen.unet_widths) - 1)
+    if chosen.size < multiple or chosen.size % multiple:
+        raise UserError(f"size {chosen.size} does not fit preset {name}: give a multiple of {multiple} pixels.")
+    return chosen

@@ -1,0 +1,150 @@
+"""The steps of making the demo model, in order: fetch, train the autoencoder, encode, train the U-Net, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from ..loading import load_model
+from .checkpoint import load_checkpoint
+from .clock import log_line
+from .data import ClipSource
+from .evaluation import evaluate_model, round_trip_figures, true_motion_figures, write_figures
+from .latent_clips import encode_clips
+from .media import fetch
+from .model_card import write_model_card
+from .moves import MOVES
+from .presets import Preset, preset
+from .sampling import held_out_pictures, sheet_rows
+from .sheet import write_sheet
+from .text_encoder import CaptionEncoder
+from .unet_training import TrainedPair, train_unet, trained_pair
+from .vae_training import train_vae, trained_vae
+from .weights import write_weights
+
+_SHEET_STEPS = 10
+
+
+def train_demo_model(
+    preset_name: str,
+    work: Path,
+    output: Path,
+    minutes: float,
+    vae_minutes: float,
+    *,
+    size: int | None = None,
+    device: str = "cpu",
+    threads: int = 2,
+    seed: int = 0,
+    start: Path | None = None,
+) -> None:
+    """Everything from the packages to the weights in `output`; each part resumes where a killed run left it."""
+    torch.set_num_threads(threads)
+    chosen = preset(preset_name, size)
+    work.mkdir(parents=True, exist_ok=True)
+    fetch(work)
+    source = ClipSource(work, chosen.size, chosen.frames)
+    train_vae(chosen, source, work, vae_minutes, device=device, seed=seed, start=start)
+    clips = encode_clips(source, trained_vae(chosen, work), work, chosen.clips, device=device, seed=seed)
+    held_out = ClipSource(work, chosen.size, chosen.frames, held_out=True)
+
+    def draw_sheet(step: int, pair: TrainedPair) -> None:
+        vae = scaled_vae(chosen, work).to(device)
+        rows = sheet_rows(pair.unet, vae, CaptionEncoder(pair.text_encoder), held_out, _SHEET_STEPS)
+        write_sheet(work / "sheets" / f"unet_{step:06d}.png", rows)
+
+    train_unet(chosen, clips, work, minutes, device=device, seed=seed, start=start, on_sheet=draw_sheet)
+    export_demo_model(preset_name, work, output, size=size, device=device)
+
+
+def scaled_vae(chosen: Preset, work: Path) -> AutoencoderKL:
+    """The trained autoencoder with the scaling factor of the encoded clips."""
+    vae = trained_vae(chosen, work)
+    clips = load_checkpoint(work / "clips.pt")
+    if clips is None:
+        raise FileNotFoundError(f"{work / 'clips.pt'} is missing: encode the clips first.")
+    vae.register_to_config(scaling_factor=clips["scaling_factor"])
+    return vae
+
+
+def export_demo_model(
+    preset_name: str, work: Path, output: Path, *, size: int | None = None, device: str = "cpu", note: str = ""
+) -> None:
+    """Write weights, facts of the training and the model card under `output`.
+
+    Args:
+        device: what it was trained on, for the card.
+        note: a sentence for the card about this training.
+    """
+    chosen = preset(preset_name, size)
+    total = write_weights(output, trained_pair(chosen, work), scaled_vae(chosen, work))
+    facts: dict[str, Any] = {"preset": chosen.name, "size": chosen.size, "clips": chosen.clips, "bytes": total}
+    facts |= {"hardware": _hardware(device), "note": note}
+    for part, batch in (("vae", chosen.vae_batch), ("unet", chosen.batch)):
+        state = load_checkpoint(work / f"{part}.pt")
+        assert state is not None
+        facts[part] = {
+            "steps": state["step"],
+            "batch": batch,
+            "minutes": round(state["seconds"] / 60, 1),
+            "loss": round(state["loss"], 4),
+        }
+    (output / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_model_card(output)
+
+
+def evaluate_demo_model(
+    model: Path,
+    work: Path,
+    output: Path,
+    *,
+    steps: int,
+    moves_per_photo: int,
+    device: str = "cpu",
+    threads: int = 2,
+    seed: int = 0,
+) -> None:
+    """Evaluate the weights in `model` on the held-out photos, write the figures and put them into the model card."""
+    torch.set_num_threads(threads)
+    fetch(work)
+    loaded = load_model(model)
+    size, frames = int(loaded.vae.config.sample_size), loaded.unet.config.n_frames
+    source = ClipSource(work, size, frames, held_out=True)
+    parts = (
+        loaded.unet.to(device),
+        loaded.vae.to(device),
+        CaptionEncoder(loaded.text_encoder.to(device), loaded.tokenizer),
+    )
+    rows: list[torch.Tensor] = []
+    figures = evaluate_model(
+        parts,
+        held_out_pictures(source),
+        steps=steps,
+        moves_per_photo=moves_per_photo,
+        seed=seed,
+        progress=lambda line: log_line(work / "evaluation.log", line, True),
+        on_videos=lambda videos: rows.extend(video[::3] for video in videos),
+    )
+    write_sheet(work / "sheets" / "evaluation.png", rows)
+    figures["round trip"] = round_trip_figures(loaded.vae, held_out_pictures(source), device)
+    rng = np.random.default_rng(seed)
+    figures["true camera moves"] = true_motion_figures(
+        (move, source.moved(*photo, move, 3, rng).frames) for photo in source.photos[:2] for move in MOVES
+    )
+    write_figures(output, figures)
+    write_figures(model / "evaluation.json", figures)
+    write_model_card(model)
+
+
+def _hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"one {torch.cuda.get_device_name(device)}"
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"no GPU; {os.cpu_count()} cores of {names[0].partition(': ')[2] if names else platform.machine()}"

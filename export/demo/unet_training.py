@@ -1,0 +1,172 @@
+"""Training of the video U-Net and the text encoder together, as ConsistI2V (arXiv:2402.04324) trains its U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from ..unet import VideoUNet
+from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from .clock import Clock, learning_rate, log_line
+from .latent_clips import LatentClips
+from .noising import noisy_batch, schedule
+from .presets import Preset
+from .text_encoder import CaptionEncoder, build_text_encoder
+from .unet_start import start_as_identity
+from .vae_training import TrainingRun
+from .weights import start_from
+
+_EMA_DECAY = 0.98
+_LOG_EVERY = 20
+
+
+class TrainedPair(nn.Module):
+    """U-Net and text encoder: what is optimised, averaged and saved together."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.unet = VideoUNet.from_config(preset.unet_config())
+        self.text_encoder: CLIPTextModel = build_text_encoder(preset)
+        start_as_identity(self.unet)
+
+
+def unet_loss(
+    pair: TrainedPair, encode: CaptionEncoder, clips: LatentClips, rows: Tensor, abar: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Weighted squared error of the predicted noise for one batch of clips."""
+    device = abar.device
+    batch = noisy_batch(clips.latents[rows].float(), abar.cpu(), rng, str(device))
+    captions = [
+        "" if dropped else clips.captions[int(row)] for row, dropped in zip(rows, batch.text_dropped, strict=True)
+    ]
+    strides = clips.strides[rows].to(device)
+    predicted = pair.unet(batch.sample, batch.timesteps, encode(captions), batch.first_frame, strides)
+    errors = (predicted.float() - batch.noise).pow(2).flatten(1).mean(1)
+    return (batch.weights * errors).mean()
+
+
+def train_unet(
+    preset: Preset,
+    clips: LatentClips,
+    work: Path,
+    minutes: float,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    start: Path | None = None,
+    max_steps: int | None = None,
+    checkpoint_seconds: float = 120.0,
+    echo: bool = True,
+    on_sheet: Callable[[int, TrainedPair], None] | None = None,
+    sheet_seconds: float = 300.0,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> TrainingRun:
+    """Train until the clock runs out or `max_steps` are done, or resume from ``unet.pt``.
+
+    Leaves ``unet.pt`` (state, averaged weights among it) and ``unet.log``.
+
+    Args:
+        minutes: budget over all runs; the learning rate falls towards its end.
+        device: cpu or cuda; on cuda in bfloat16.
+        start: a folder of written weights to begin with instead of random ones, where there is no state.
+        max_steps: stops earlier; the learning rate then follows the steps instead of the clock.
+        checkpoint_seconds: time between two states on disk.
+        on_sheet: called about every `sheet_seconds` with the step and the averaged weights, to draw samples.
+        on_step: called with step and loss after each step.
+    """
+    path = work / "unet.pt"
+    torch.manual_seed(seed)
+    pair = TrainedPair(preset)
+    if start is not None:
+        start_from(start / "unet", pair.unet)
+        start_from(start / "text_encoder", pair.text_encoder)
+    pair.to(device).train()
+    encode = CaptionEncoder(pair.text_encoder)
+    optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.98))
+    ema = Ema(pair, _EMA_DECAY)
+    rng, generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
+    abar = schedule().to(device)
+    step, spent, mean_loss = 0, 0.0, float("nan")
+    state = load_checkpoint(path, device)
+    if state is not None:
+        pair.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        ema.weights = state["ema"]
+        restore_random_state(rng, generator, state["random"])
+        step, spent, mean_loss = state["step"], state["seconds"], state["loss"]
+    clock = Clock(minutes, spent)
+
+    def save() -> None:
+        save_checkpoint(
+            path,
+            {
+                "model": pair.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "ema": ema.weights,
+                "random": random_state(rng, generator),
+                "step": step,
+                "seconds": clock.spent,
+                "loss": mean_loss,
+            },
+        )
+
+    saved = drawn = clock.spent
+    while clock.progress < 1 and (max_steps is None or step < max_steps):
+        rows = torch.from_numpy(rng.integers(0, len(clips), preset.batch))
+        progress = clock.progress if max_steps is None else step / max_steps
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(preset.learning_rate, step, progress)
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+            loss = unet_loss(pair, encode, clips, rows, abar, rng)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
+        optimiser.step()
+        ema.update(pair, step)
+        value = loss.item()
+        step += 1
+        mean_loss = value if step == 1 else 0.98 * mean_loss + 0.02 * value
+        on_step(step, value)
+        if step % _LOG_EVERY == 0:
+            log_line(work / "unet.log", f"unet step {step} loss {mean_loss:.4f} {clock.spent:.0f} s", echo)
+        if on_sheet is not None and clock.spent - drawn > sheet_seconds:
+            on_sheet(step, averaged_pair(preset, ema.weights).to(device))
+            drawn = clock.spent
+        if clock.spent - saved >= checkpoint_seconds:
+            save()
+            saved = clock.spent
+    save()
+    return TrainingRun(step, clock.spent, mean_loss)
+
+
+def averaged_pair(preset: Preset, weights: dict[str, Tensor]) -> TrainedPair:
+    """U-Net and text encoder with averaged weights, for inference, gates unfolded."""
+    pair = TrainedPair(preset)
+    pair.load_state_dict({name: value.cpu() for name, value in weights.items()})
+    return pair.eval().requires_grad_(False)
+
+
+def trained_pair(preset: Preset, work: Path) -> TrainedPair:
+    """The averaged weights of ``unet.pt``.
+
+    Raises:
+        FileNotFoundError: no U-Net was trained there.
+    """
+    state = load_checkpoint(work / "unet.pt")
+    if state is None:
+        raise FileNotFoundError(f"{work / 'unet.pt'} is missing: train the U-Net first.")
+    return averaged_pair(preset, state["ema"])
+
+
+def _parameter_groups(pair: TrainedPair) -> list[dict[str, Any]]:
+    """No weight decay on the text encoder (most of its tokens never occur), gates, norms and biases."""
+    decayed = [p for p in pair.unet.parameters() if p.ndim > 1 and p.requires_grad]
+    known = {id(p) for p in decayed}
+    others = [p for p in pair.parameters() if id(p) not in known and p.requires_grad]
+    return [{"params": decayed, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0.0}]
