@@ -113,9 +113,8 @@ class ImageToVideo:
         clips = []
         for clip in range(settings.autoregress_steps):
             with timings.measure("noise"):
-                noise = self._noise(clip_shape, settings, streams)
-                if clip == 0 and latents is not None:
-                    noise = latents.astype(np.float32)
+                given = latents if clip == 0 else None
+                noise = self._noise(clip_shape, settings, streams) if given is None else given.astype(np.float32)
 
             def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
                 if callback is not None:

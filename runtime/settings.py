@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from ..kernels.guidance import GuidanceMode, guidance_mode
@@ -159,14 +160,14 @@ class GenerationSettings:
 
 def whole(value: object, name: str, low: int, high: int) -> None:
     """Refuse anything but a whole number in low..high."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise UserError(f"{name} {value!r} is not possible: give a whole number from {low} to {high}.")
 
 
 def number(value: object, name: str, low: float, high: float) -> None:
     """Refuse anything but a finite number in low..high."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool)
-    if not valid or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+    valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not valid or not low <= float(value) <= high:  # type: ignore[arg-type]
         raise UserError(f"{name} {value!r} is not possible: give a number from {low:g} to {high:g}.")
 
 

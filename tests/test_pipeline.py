@@ -40,6 +40,11 @@ def test_a_seed_repeats_and_another_does_not(animate):
     assert not np.allclose(one, other)
 
 
+def test_numpy_numbers_are_numbers(animate):
+    options = {"num_inference_steps": np.int64(2), "guidance_scale_txt": np.float32(1.0), "seed": np.int32(3)}
+    assert np.array_equal(animate(PHOTO, "a cat", **options).latents, animate(PHOTO, "a cat", **FAST).latents)
+
+
 def test_a_drawn_seed_is_told_and_repeats(animate):
     first = animate(PHOTO, "a cat", **{**FAST, "seed": None})
     assert isinstance(first.settings.seed, int)
