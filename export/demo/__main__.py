@@ -20,7 +20,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="Processor threads; 1 is fastest on a busy machine.")]
 Seed = Annotated[int, typer.Option(help="Of data, noise and weights.")]
 _WORK = Path(".cache/demo_model")
-_MODEL = Path("assets/demo_model")
+_MODEL = Path("models/demo")
 
 
 @app.command()
@@ -42,7 +42,7 @@ def train(
     threads: Threads = 2,
     seed: Seed = 0,
     start: Annotated[
-        Path | None, typer.Option(help="Weights to begin with, e.g. assets/demo_model, instead of random ones.")
+        Path | None, typer.Option(help="Weights to begin with, e.g. models/demo, instead of random ones.")
     ] = None,
     work: Work = _WORK,
     output: Annotated[Path, typer.Option(help="Where the weights go.")] = _MODEL,

@@ -42,7 +42,7 @@ def encode_frames(vae: AutoencoderKL, frames: Tensor, generator: torch.Generator
 
 
 def encode_clips(
-    source: ClipSource, vae: AutoencoderKL, work: Path, count: int, *, device: str = "cpu", seed: int = 0
+    source: ClipSource | None, vae: AutoencoderKL, work: Path, count: int, *, device: str = "cpu", seed: int = 0
 ) -> LatentClips:
     """Draw and encode `count` clips, or read those kept in ``clips.pt``.
 
@@ -52,6 +52,8 @@ def encode_clips(
     path = work / "clips.pt"
     state = load_checkpoint(path)
     if state is None:
+        if source is None:
+            raise FileNotFoundError(f"{path} is missing: clips can be encoded only where the media are.")
         rng, generator = np.random.default_rng([seed, 1]), torch.Generator().manual_seed(seed)
         vae = vae.to(device)
         encoded, strides, captions = [], [], []

