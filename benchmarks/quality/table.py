@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from .measures.registry import MOTION
 from .result import MeasureResult
@@ -12,28 +14,32 @@ from .result import MeasureResult
 _ARROWS = {"higher": "higher", "lower": "lower", "neither": ""}
 
 
-def results_table(results: Sequence[MeasureResult], videos: int) -> Table:
-    """One row a measure. What a frozen video would win stands beside how much moves."""
+def results_table(results: Sequence[MeasureResult], videos: int) -> Group:
+    """One row a measure; what a frozen video would win stands beside how much moves. Below, what is unavailable and why."""
     motion = _motion(results)
     table = Table(title=f"{videos} video(s)", title_justify="left")
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("better")
     table.add_column("at dynamic degree")
-    table.add_column("network, or why unavailable", overflow="fold")
+    table.add_column("network")
+    missing = Table(title="unavailable", title_justify="left")
+    missing.add_column("measure", no_wrap=True)
+    missing.add_column("why")
     for result in results:
         measure, scores = result.measure, result.scores
         if scores is None:
-            table.add_row(measure.name, "unavailable", "", "", result.reason, style="dim")
+            # A reason may name an extra in brackets, which is no markup.
+            missing.add_row(measure.name, Text(result.reason or ""))
             continue
         table.add_row(
             measure.name,
             f"{scores.value:.4f}",
             _ARROWS[measure.better],
             motion if measure.best_when_frozen else "",
-            f"{scores.network.name} ({scores.network.weights})" if scores.network else "none",
+            Text(f"{scores.network.name} ({scores.network.weights})" if scores.network else "none"),
         )
-    return table
+    return Group(*(part for part in (table, missing) if part.row_count))
 
 
 def _motion(results: Sequence[MeasureResult]) -> str:

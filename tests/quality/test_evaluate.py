@@ -109,3 +109,17 @@ def test_bad_requests_are_refused(tmp_path, monkeypatch, arguments, reason):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=reason):
         call(*arguments)
+
+
+def test_an_unavailable_measure_keeps_the_extra_it_names():
+    """ "[quality]" is part of the advice, not markup."""
+    from rich.console import Console
+
+    from consisti2v_rt.benchmarks.quality.measures.registry import choose_measures
+    from consisti2v_rt.benchmarks.quality.result import MeasureResult
+    from consisti2v_rt.benchmarks.quality.table import results_table
+
+    reason = "DIS needs OpenCV: pip install 'consisti2v-rt[quality]'."
+    console = Console(record=True, width=120)
+    console.print(results_table([MeasureResult(choose_measures(["psnr"])[0], None, reason)], 1))
+    assert reason in console.export_text()
