@@ -15,7 +15,7 @@ _ARROWS = {"higher": "higher", "lower": "lower", "neither": ""}
 
 
 def results_table(results: Sequence[MeasureResult], videos: int) -> Group:
-    """One row a measure; what a frozen video would win stands beside how much moves. Below, what is unavailable and why."""
+    """One row a measure; what a frozen video would win stands beside how much moves. Below, what is unavailable."""
     motion = _motion(results)
     table = Table(title=f"{videos} video(s)", title_justify="left")
     table.add_column("measure", no_wrap=True)
