@@ -130,6 +130,8 @@ class Manifest:
     provenance: Provenance
     files: dict[str, FileRecord]
     """Every other file of the bundle, by its path in it."""
+    variants: dict[str, dict[str, StageSpec]] = field(default_factory=dict)
+    """The same stages in other precisions: precision -> stage -> graph. Their inputs and outputs keep the names."""
     engines: tuple[EngineSpec, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
@@ -164,7 +166,8 @@ class Manifest:
         missing = [stage for stage in STAGES if stage not in self.stages]
         if missing:
             raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
-        paths = [stage.file for stage in self.stages.values()] + [engine.file for engine in self.engines]
+        graphs = [stage for stages in (self.stages, *self.variants.values()) for stage in stages.values()]
+        paths = [stage.file for stage in graphs] + [engine.file for engine in self.engines]
         for path in (*paths, self.tokenizer.file, *self.files):
             check_inner_path(path)
             if path not in self.files:
@@ -241,6 +244,6 @@ def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
     for name, entry in entries.items():
         if name in value:
             parsed[name] = _parse(hints[name], value[name], f"{where}.{name}")
-        elif entry.default is dataclasses.MISSING:
+        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is missing.")
     return kind(**parsed)
