@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python (>= 3.10) and make:
-#   make demo    install the runtime, animate the example photo on the CPU
+#   make demo    install the runtime, animate the example photo on the CPU, twice: zoom in, pan right
 #   make test    install everything, lint, type-check, run all tests
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,8 @@ $(VENV)/.dev: pyproject.toml
 	touch $@ $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
-	$(BIN)/consisti2v demo --output demo.mp4
+	$(BIN)/consisti2v demo --prompt "zoom in" --output demo.mp4
+	$(BIN)/consisti2v demo --prompt "pan right" --output demo-pan.mp4
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

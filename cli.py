@@ -14,9 +14,14 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from . import __version__
+from .benchmarks.bench.command import run, scaling, side_by_side
+from .benchmarks.bench.group import BenchGroup
+from .benchmarks.bench.record_commands import compare, report
 from .benchmarks.cost.command import predict
+from .benchmarks.preset_quality.command import quality
 from .benchmarks.quality.command import evaluate
 from .export.command import export
+from .export.engines.command import build
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
 from .runtime.commands.generate import generate
@@ -45,8 +50,16 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (generate, demo, export, inspect, evaluate, predict, doctor):
+_COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
+_BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
+
+for command in _COMMANDS:
     app.command()(_cancellable(command))
+
+bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
+for command in _BENCH_COMMANDS:
+    bench.command()(_cancellable(command))
+app.add_typer(bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

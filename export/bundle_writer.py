@@ -28,8 +28,11 @@ from ..runtime.manifest import (
 from ..runtime.settings import MAX_SIDE
 from .onnx_graph import compare_with_torch, stage_spec, torch_reference, write_graph
 from .source_model import SourceModel
-from .stages import TEXT_LENGTH, dynamic_sizes, stages
+from .stages import dynamic_sizes, stages
+from .unet.simplified_text import TEXT_ATTENTIONS, simplify_and_measure
+from .unet_stages import TEXT_LENGTH
 
+ANY_GUIDANCE = "any"
 _TOOLS = ("consisti2v-rt", "torch", "onnx", "onnxscript", "onnxruntime", "diffusers", "transformers")
 _TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
@@ -51,11 +54,14 @@ def write_bundle(
     *,
     height: int = 256,
     width: int = 256,
-    guidance: str = "text",
+    guidance: str = ANY_GUIDANCE,
     dynamic: bool = False,
     precision: str = "fp32",
+    cache_branch: int | None = None,
+    text_attention: str = "full",
     on_stage_start: Callable[[str], None] = lambda name: None,
     on_stage_end: Callable[[StageReport], None] = lambda report: None,
+    on_loss: Callable[[str, float], None] = lambda option, relative_l2: None,
 ) -> Path:
     """Export a model to a bundle.
 
@@ -67,18 +73,26 @@ def write_bundle(
         model: from :func:`load_model` or :func:`random_model`.
         output: the bundle's folder; an existing bundle is replaced, any other folder is refused.
         height, width: pixels, multiples of the VAE's factor (8); with `dynamic`, of 8 times 2 per U-Net level.
-        guidance: text, both or none: the U-Net's batch is 2, 3 or 1 rows.
+        guidance: any leaves the U-Net's batch open; text, both or none fix it at 2, 3 or 1 rows.
         dynamic: leave the batch and the size open (slower in engines).
         precision: fp32.
+        cache_branch: also a shallow U-Net for feature caching, cut at this skip (0: the outermost).
+        text_attention: full (published) or mean, which simplifies it; see :mod:`.unet.simplified_text`.
         on_stage_start, on_stage_end: progress.
+        on_loss: told the measured loss of an option that is not exact.
 
     Raises:
         UserError: sizes that do not fit, an `output` that is not a bundle, or a stage that differs from torch.
     """
     output = Path(output).resolve()  # the folder itself, by its name: not ".", not a link to it
     latent_multiple = 2 ** (model.unet.config.levels - 1)
-    check_request(output, guidance, precision)
+    check_request(output, guidance, precision, text_attention)
     multiple = check_size(model, height, width, dynamic)
+    check_cache_branch(model, cache_branch)
+    if text_attention == "mean":
+        sides = height // model.vae_scale_factor, width // model.vae_scale_factor
+        on_loss("text attention mean", simplify_and_measure(model.unet, *sides))
+    rows = None if dynamic else BRANCHES.get(guidance)
     model_spec = ModelSpec(
         frames=model.unet.config.n_frames,
         height=height,
@@ -86,12 +100,14 @@ def write_bundle(
         latent_channels=model.unet.config.in_channels,
         vae_scale_factor=model.vae_scale_factor,
         vae_scaling_factor=float(model.vae.config.scaling_factor),
-        rows=None if dynamic else BRANCHES[guidance],
-        guidance=guidance,
+        rows=rows,
+        guidance="text" if guidance == ANY_GUIDANCE else guidance,
         dynamic_size_multiple=multiple if dynamic else None,
         uses_frame_stride=model.unet.config.use_frame_stride_condition,
         trained=model.trained,
         unet_config=model.unet.config.to_dict(),
+        cache_branch=cache_branch,
+        text_attention=text_attention,
     )
     provenance = Provenance(model.source, model.revision, model.licence, {tool: version(tool) for tool in _TOOLS})
     scheduler = dataclasses.asdict(model.scheduler)
@@ -99,7 +115,7 @@ def write_bundle(
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
         sizes = dynamic_sizes(latent_multiple, model.vae_scale_factor)
-        exports = stages(model, height, width, BRANCHES[guidance], dynamic)
+        exports = stages(model, height, width, rows, dynamic, cache_branch)
         # From here on only the stages hold the modules, and each is let go after its export.
         del model
         for stage in exports:
@@ -132,14 +148,16 @@ def write_bundle(
     return output
 
 
-def check_request(output: Path, guidance: str, precision: str) -> None:
+def check_request(output: Path, guidance: str, precision: str, text_attention: str = "full") -> None:
     """What can be refused before a model is loaded.
 
     Raises:
-        UserError: unknown guidance or precision, or an `output` that cannot become a bundle.
+        UserError: unknown guidance, precision or text attention, or an `output` that cannot become a bundle.
     """
-    if guidance not in BRANCHES:
-        raise UserError(f"guidance {guidance!r} is unknown: choose {', '.join(BRANCHES)}.")
+    if guidance not in (ANY_GUIDANCE, *BRANCHES):
+        raise UserError(f"guidance {guidance!r} is unknown: choose {', '.join((ANY_GUIDANCE, *BRANCHES))}.")
+    if text_attention not in TEXT_ATTENTIONS:
+        raise UserError(f"text attention {text_attention!r} is unknown: choose {', '.join(TEXT_ATTENTIONS)}.")
     if precision != "fp32":
         raise UserError(f"precision {precision!r} is not an export precision: the exact export is fp32.")
     output = output.resolve()
@@ -151,6 +169,17 @@ def check_request(output: Path, guidance: str, precision: str) -> None:
     parent = output.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} is not a folder that can be written to: make it first, or give another place.")
+
+
+def check_cache_branch(model: SourceModel, cache_branch: int | None) -> None:
+    """Refuse a branch that the U-Net does not have.
+
+    Raises:
+        UserError: with the branches there are.
+    """
+    last = model.unet.skip_count - 2
+    if cache_branch is not None and not 0 <= cache_branch <= last:
+        raise UserError(f"cache branch {cache_branch} is not possible with this model: give 0 (cheapest) to {last}.")
 
 
 def check_size(model: SourceModel, height: int, width: int, dynamic: bool) -> int:

@@ -22,8 +22,14 @@ def export(
     height: Annotated[int, typer.Option(help="Pixels.")] = 256,
     width: Annotated[int, typer.Option(help="Pixels.")] = 256,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the model's own (it is built for one).")] = None,
-    guidance: Annotated[str, typer.Option(help="text (batch 2), both (3) or none (1).")] = "text",
+    guidance: Annotated[
+        str, typer.Option(help="any (batch left open), or fixed: text (2 rows), both (3), none (1).")
+    ] = "any",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Leave batch and size open; slower in engines.")] = False,
+    cache_branch: Annotated[
+        int | None, typer.Option(help="Add a shallow U-Net for --cache-interval; 0: the smallest.")
+    ] = None,
+    text_attention: Annotated[str, typer.Option(help="full (exact), or mean: cheaper, the loss is printed.")] = "full",
     unet_checkpoint: Annotated[Path | None, typer.Option(help="File with other U-Net weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     random_weights: Annotated[
@@ -39,13 +45,13 @@ def export(
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
     try:
-        from .bundle_writer import check_request, check_size, write_bundle
+        from .bundle_writer import check_cache_branch, check_request, check_size, write_bundle
         from .loading import load_model
         from .random_model import random_model
     except ImportError as error:
         raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
 
-    check_request(output, guidance, precision)
+    check_request(output, guidance, precision, text_attention)
     console = Console(stderr=True, markup=False, emoji=False)
     started = time.perf_counter()
     with console.status("loading the model"):
@@ -58,6 +64,7 @@ def export(
             f"frames {frames} does not fit: this model is built for clips of {source.unet.config.n_frames} frames."
         )
     check_size(source, height, width, dynamic)
+    check_cache_branch(source, cache_branch)
     console.print(f"loaded {source.source} in {time.perf_counter() - started:.1f} s")
     with console.status("") as status:
         path = write_bundle(
@@ -68,6 +75,11 @@ def export(
             guidance=guidance,
             dynamic=dynamic,
             precision=precision,
+            cache_branch=cache_branch,
+            text_attention=text_attention,
+            on_loss=lambda option, loss: console.print(
+                f"{option}: relative L2 of the predicted noise to the published {loss:.1e}", highlight=False
+            ),
             on_stage_start=lambda name: status.update(f"exporting {name} (total {_clock(started)})"),
             on_stage_end=lambda report: console.print(
                 f"{report.name:<13} {report.seconds:6.1f} s  {report.bytes / 2**20:8.1f} MiB  "

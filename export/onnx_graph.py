@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import UserError
 from ..runtime.manifest import StageSpec, TensorSpec
 from ..runtime.session import OnnxCpuSession
-from .stages import StageExport
+from .stage_export import StageExport
 
 # Native Attention, GroupNormalization and Gelu: fewer nodes, and engines can fuse them.
 OPSET = 23

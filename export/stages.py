@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch.export import Dim
 from transformers import CLIPTextModel
 
 from .source_model import SourceModel
+from .stage_export import StageExport
 from .unet import VideoUNet
-
-TEXT_LENGTH = 77
+from .unet_stages import TEXT_LENGTH, shallow_export, text_tensor_names, unet_axes, unet_export
 
 
 class TextEncoderStage(nn.Module):
@@ -69,40 +68,6 @@ class VaeDecoderStage(nn.Module):
         return image
 
 
-class UNetStage(nn.Module):
-    def __init__(self, unet: VideoUNet) -> None:
-        super().__init__()
-        self.unet = unet
-        self.paths = list(unet.text_transformers())
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        first_frame_latents: Tensor,
-        key_values: list[Tensor],
-        frame_stride: Tensor | None = None,
-    ) -> Tensor:
-        """sample [rows, c, f-1, h, w], timestep and frame_stride int64 [1], first frame [rows, c, 1, h, w]."""
-        text = {path: (key_values[2 * i], key_values[2 * i + 1]) for i, path in enumerate(self.paths)}
-        return self.unet.denoise(sample, timestep, text, first_frame_latents, frame_stride)
-
-
-@dataclass
-class StageExport:
-    """One stage, ready to export."""
-
-    name: str
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    """Random example inputs, by name, in the order of the graph's inputs."""
-    outputs: list[str]
-    axes: dict[str, dict[int, str]] = field(default_factory=dict)
-    """Input or output -> axis -> name of its dynamic size; empty for a static export."""
-    arrange: Callable[[list[Any]], tuple[Any, ...]] = tuple
-    """Arranges one value per input as the arguments of the module."""
-
-
 def dynamic_sizes(latent_multiple: int, vae_scale_factor: int) -> dict[str, Any]:
     """torch.export's dynamic sizes. Latent sizes are multiples of `latent_multiple`, so that no level has an odd
     size.
@@ -112,18 +77,27 @@ def dynamic_sizes(latent_multiple: int, vae_scale_factor: int) -> dict[str, Any]
         steps = Dim(f"{axis}_steps", min=1, max=1024)
         sizes[f"latent_{axis}"] = latent_multiple * steps
         sizes[axis] = latent_multiple * vae_scale_factor * steps
+        for divisor in (2**level for level in range(1, latent_multiple.bit_length())):
+            sizes[f"latent_{axis}/{divisor}"] = latent_multiple // divisor * steps
     return sizes
 
 
-def text_tensor_names(unet: VideoUNet) -> list[str]:
-    """Names shared by the conditioning's outputs and the U-Net's inputs: ``<transformer path>.key`` and ``.value``."""
-    return [f"{path}.{part}" for path in unet.text_transformers() for part in ("key", "value")]
-
-
 def stages(
-    model: SourceModel, height: int, width: int, rows: int, dynamic: bool, seed: int = 0
+    model: SourceModel,
+    height: int,
+    width: int,
+    rows: int | None,
+    dynamic: bool,
+    cache_branch: int | None = None,
+    seed: int = 0,
 ) -> Iterator[StageExport]:
-    """Every stage with random example inputs at the given pixel size; the U-Net, by far the largest, last."""
+    """Every stage with random example inputs at the given pixel size; the U-Net, by far the largest, last.
+
+    Args:
+        rows: the U-Net's batch; None leaves it open.
+        dynamic: leave batch and size open.
+        cache_branch: also the shallow step of feature caching, cut at this skip.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -158,40 +132,11 @@ def stages(
         ["image"],
         axes(latents=latent_axes, image=pixel_axes),
     )
-    # With a dynamic batch the example has two rows or more: torch.export takes a size of 1 for a constant.
-    rows = max(rows, 2) if dynamic else rows
-    clip_axes = {0: "rows", 3: "latent_height", 4: "latent_width"}
-    text_axes = {name: {0: "rows"} for name in names}
-    unet_axes = axes(sample=clip_axes, first_frame_latents=clip_axes, noise_pred=clip_axes, **text_axes)
-    yield unet_export(model.take_unet(), latent_size, rows, random, unet_axes)
-
-
-def unet_export(
-    unet: VideoUNet,
-    latent_size: tuple[int, int],
-    rows: int,
-    random: Callable[..., Tensor],
-    axes: dict[str, dict[int, str]],
-) -> StageExport:
-    """The U-Net stage; `random` draws normal numbers of a shape, `axes` names the dynamic sizes."""
-    config, names = unet.config, text_tensor_names(unet)
-    with torch.no_grad():
-        key_values = ConditioningStage(unet)(random(rows, TEXT_LENGTH, config.cross_attention_dim))
-    inputs = {
-        "sample": random(rows, config.in_channels, config.n_frames - 1, *latent_size),
-        "timestep": torch.tensor([501]),
-        "first_frame_latents": random(rows, config.in_channels, 1, *latent_size),
-        **dict(zip(names, key_values, strict=True)),
-    }
-    if config.use_frame_stride_condition:
-        inputs["frame_stride"] = torch.tensor([3])
-    # The module takes the text tensors as one list, between the first frame and the stride.
-    end = 3 + len(names)
-    return StageExport(
-        "unet",
-        UNetStage(unet),
-        inputs,
-        ["noise_pred"],
-        axes,
-        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
-    )
+    unet = model.take_unet()
+    free = dynamic or rows is None
+    # With an open batch the example has two rows or more: torch.export takes a size of 1 for a constant.
+    clip = (unet, latent_size, max(rows or 2, 2) if free else rows or 1, random)
+    open_sizes = unet_axes(unet, dynamic, cache_branch) if free else {}
+    if cache_branch is not None:
+        yield shallow_export(*clip, open_sizes, cache_branch)
+    yield unet_export(*clip, open_sizes, cache_branch)

@@ -1,4 +1,4 @@
-"""The DDIM scheduler as plain tables and one linear step.
+"""The noise schedule, and the DDIM scheduler as a step table.
 
 DDIM: https://arxiv.org/abs/2010.02502. Timestep spacings, v-prediction with zero terminal SNR:
 https://arxiv.org/abs/2305.08891. Numbers follow diffusers' DDIMScheduler in float32 on the CPU.
@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from .sampler import StepTable
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -101,15 +103,40 @@ def alphas_cumprod(config: SchedulerConfig) -> FloatArray:
     return result
 
 
+def check_step_count(config: SchedulerConfig, num_inference_steps: int) -> None:
+    """Refuse a step count outside 1..num_train_timesteps.
+
+    Raises:
+        ValueError: naming the range.
+    """
+    total = config.num_train_timesteps
+    if not 1 <= num_inference_steps <= total:
+        raise ValueError(
+            f"{num_inference_steps} denoising steps are not possible: give a whole number from 1 to {total}."
+        )
+
+
+def check_epsilon(config: SchedulerConfig, timesteps: npt.NDArray[np.int64]) -> None:
+    """Refuse epsilon prediction at a timestep of zero SNR: it says nothing about the clean sample there.
+
+    Raises:
+        ValueError: naming what to change.
+    """
+    if config.prediction_type == "epsilon" and not alphas_cumprod(config)[timesteps].all():
+        raise ValueError(
+            "Epsilon prediction cannot start at zero SNR, where the sample is noise alone: use "
+            'prediction_type "v_prediction", or set rescale_betas_zero_snr to false.'
+        )
+
+
 def ddim_timesteps(config: SchedulerConfig, num_inference_steps: int) -> npt.NDArray[np.int64]:
     """Timesteps of a run, highest first: int64 [num_inference_steps].
 
     Raises:
         ValueError: a step count outside 1..num_train_timesteps, or one that reaches past the last training timestep.
     """
+    check_step_count(config, num_inference_steps)
     total, steps = config.num_train_timesteps, num_inference_steps
-    if not 1 <= steps <= total:
-        raise ValueError(f"{steps} denoising steps are not possible: give a whole number from 1 to {total}.")
     if config.timestep_spacing == "linspace":
         return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
     if config.timestep_spacing == "trailing":
@@ -138,33 +165,13 @@ def add_noise(original: FloatArray, noise: FloatArray, alpha_cumprod: float) -> 
     return np.sqrt(abar) * original + np.sqrt(np.float32(1) - abar) * noise
 
 
-@dataclass(frozen=True, eq=False)
-class DDIMCoefficients:
-    """A whole run as numbers: step i is x_prev = table[i, 0] x + table[i, 1] e + table[i, 2] z.
-
-    Attributes:
-        timesteps: int64 [steps], what the U-Net is told at each step.
-        table: float32 [steps, 3], contiguous: scale of the sample x, of the model's output e, of fresh noise z.
-        eta: 0 for deterministic DDIM. Above 0 the published loop draws z at EVERY step, also where its scale is 0.
-    """
-
-    timesteps: npt.NDArray[np.int64]
-    table: FloatArray
-    eta: float
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether z has to be drawn at each step."""
-        return self.eta > 0
-
-
-def ddim_coefficients(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> DDIMCoefficients:
-    """Fold DDIM's equations (12) and (16), without clipping, into three numbers per step.
+def ddim_table(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> StepTable:
+    """Fold DDIM's equations (12) and (16), without clipping, into three numbers per step; one state array.
 
     With abar_p = abar at t - num_train_timesteps // steps (the final abar below 0),
     sigma = eta sqrt((1 - abar_p) / (1 - abar_t) (1 - abar_t / abar_p)), and x0, e the clean sample and noise that the
     prediction type implies: x_prev = sqrt(abar_p) x0 + sqrt(1 - abar_p - sigma^2) e + sigma z.
-    Computed in float64 from the float32 schedule, then rounded once.
+    Computed in float64 from the float32 schedule, then rounded once. Above eta 0 noise is drawn at every step.
 
     Raises:
         ValueError: eta outside 0..1, a step count that is not possible, or epsilon prediction at zero SNR.
@@ -174,11 +181,7 @@ def ddim_coefficients(config: SchedulerConfig, num_inference_steps: int, eta: fl
     timesteps = ddim_timesteps(config, num_inference_steps)
     schedule = alphas_cumprod(config).astype(np.float64)
     abar = schedule[timesteps]
-    if config.prediction_type == "epsilon" and not abar.all():
-        raise ValueError(
-            "Epsilon prediction cannot start at zero SNR, where the sample is noise alone: use "
-            'prediction_type "v_prediction", or set rescale_betas_zero_snr to false.'
-        )
+    check_epsilon(config, timesteps)
     previous = timesteps - config.num_train_timesteps // num_inference_steps
     final = 1.0 if config.set_alpha_to_one else schedule[0]
     abar_prev = np.where(previous >= 0, schedule[np.maximum(previous, 0)], final)
@@ -197,36 +200,8 @@ def ddim_coefficients(config: SchedulerConfig, num_inference_steps: int, eta: fl
     else:  # x0 = signal x - spread v; e = signal v + spread x
         sample_scale = to_clean * signal + to_noise * spread
         output_scale = to_noise * signal - to_clean * spread
-    table = np.stack([sample_scale, output_scale, sigma], axis=1).astype(np.float32)
-    return DDIMCoefficients(timesteps, table, float(eta))
-
-
-def ddim_step(
-    sample: FloatArray,
-    model_output: FloatArray,
-    coefficients_row: FloatArray,
-    noise: FloatArray | None = None,
-) -> FloatArray:
-    """One denoising step, x_prev = c_0 x + c_1 e + c_2 z.
-
-    Args:
-        sample, model_output: float32, equal shapes.
-        coefficients_row: float32 [3], row i of :attr:`DDIMCoefficients.table`.
-        noise: float32, standard normal; needed where c_2 is not 0.
-
-    Returns:
-        float32 of the sample's shape.
-
-    Raises:
-        ValueError: noise is needed and missing.
-    """
-    sample_scale, output_scale, noise_scale = coefficients_row
-    previous = sample_scale * sample + output_scale * model_output
-    if noise_scale == 0:
-        return previous
-    if noise is None:
-        raise ValueError("This DDIM step adds noise (eta > 0) but got none: pass standard normal noise.")
-    return previous + noise_scale * noise
+    rows = np.stack([sample_scale, output_scale, sigma], axis=1)
+    return StepTable(timesteps, rows[:, None].astype(np.float32), needs_noise=eta > 0)
 
 
 def _betas(config: SchedulerConfig) -> FloatArray:

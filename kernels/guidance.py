@@ -2,6 +2,7 @@
 
 Two conditions: InstructPix2Pix, https://arxiv.org/abs/2211.09800 section 3.2.1.
 Rescale: Common Diffusion Noise Schedules and Sample Steps are Flawed, https://arxiv.org/abs/2305.08891 section 3.4.
+Only in an interval of noise levels: https://arxiv.org/abs/2404.07724.
 """
 
 from __future__ import annotations
@@ -34,6 +35,38 @@ def guidance_mode(scale_txt: float, scale_img: float) -> GuidanceMode:
     if scale_img > 1:
         return "both"
     return "text" if scale_txt > 1 else "none"
+
+
+def guided_steps(start: float, end: float, steps: int) -> range:
+    """The steps in which guidance acts, counted from 0: those from round(start steps) up to round(end steps).
+
+    The paper bounds the noise level; steps go through the levels in order, so an interval of steps is one of levels.
+    Halves are rounded up.
+
+    Args:
+        start, end: shares of the run, 0 (its first step, pure noise) to 1 (behind its last).
+        steps: of the run.
+    """
+    return range(math.floor(start * steps + 0.5), math.floor(end * steps + 0.5))
+
+
+def guidance_weights(mode: GuidanceMode, scale_txt: float, scale_img: float, steps: int, guided: range) -> FloatArray:
+    """Guidance as data, for kernels: e = sum_b w_b e_b is :func:`combine_guidance` before rescale, up to rounding.
+
+    Args:
+        mode: from :func:`guidance_mode`. scale_txt, scale_img: guidance scales.
+        steps: of the run. guided: those in which guidance acts; in the others the last branch counts alone.
+
+    Returns:
+        float32 [steps, branches].
+    """
+    weights = {
+        "none": [1.0],
+        "text": [1 - scale_txt, scale_txt],
+        "both": [1 - scale_img, scale_img - scale_txt, scale_txt],
+    }[mode]
+    alone = [0.0] * (len(weights) - 1) + [1.0]
+    return np.array([weights if step in guided else alone for step in range(steps)], np.float32)
 
 
 def combine_guidance(

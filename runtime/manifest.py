@@ -6,6 +6,7 @@ Read and written with the standard library alone; every mistake is reported by t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -44,17 +45,61 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
+class ShapeRange:
+    """Sizes an engine takes for one input."""
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """One optimisation profile of an engine; its place in :attr:`EngineSpec.profiles` is its number in the plan."""
+
+    rows: int | None
+    """The guidance batch it is for; None where the stage has no such batch, or a range."""
+    inputs: dict[str, ShapeRange]
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """One engine, built from a stage's ONNX for given GPUs."""
 
     stage: str
     file: str
     target: str
+    """As it was asked for: rtx4060, sm89, rtx, ..."""
     flavour: str
+    """tensorrt-rtx or tensorrt."""
     version: str
+    """Of the library that built it; no other can load it."""
     precision: str
     compute_capabilities: tuple[str, ...]
+    """GPUs it runs on: "8.9"; "8.0+" stands for that one and every later one."""
     onnx_sha256: str
+    """Of the ONNX graph and its weights; see :func:`graph_sha256`."""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    """As the engine was built, dynamic sizes by name; a profile says what they may be."""
+    profiles: tuple[ProfileSpec, ...] = ()
+    facts: str = ""
+    """File with what was known at build time: layers, attentions, seconds, memory."""
+    stripped: bool = False
+    """Without weights: they are taken from the ONNX when it is loaded."""
+    platform: str = ""
+    """Operating system it runs on: linux or windows; empty: any (TensorRT for RTX)."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """Our own CUDA kernels of one source file, compiled for one compute capability."""
+
+    name: str
+    file: str
+    compute_capability: str
+    source_sha256: str
+    entry_points: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,13 +119,17 @@ class ModelSpec:
     rows: int | None
     """Batch of the exported U-Net; None where it is dynamic."""
     guidance: str
-    """Guidance the batch was chosen for: text (2 rows), both (3) or none (1)."""
+    """Guidance a fixed batch was chosen for: text (2 rows), both (3) or none (1); text where it is dynamic."""
     dynamic_size_multiple: int | None
     """Height and width may be any multiple of this many pixels; None: fixed."""
     uses_frame_stride: bool
     trained: bool
     """False for random weights: such a bundle shows that everything runs, and noise."""
     unet_config: dict[str, Any]
+    cache_branch: int | None = None
+    """The skip at which feature caching cuts; then there is a stage ``unet_shallow``. None: no caching."""
+    text_attention: str = "full"
+    """full as published, or mean: simplified, with a loss."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +182,8 @@ class Manifest:
     variants: dict[str, dict[str, StageSpec]] = field(default_factory=dict)
     """The same stages in other precisions: precision -> stage -> graph. Their inputs and outputs keep the names."""
     engines: tuple[EngineSpec, ...] = ()
+    kernels: tuple[KernelSpec, ...] = ()
+    """Compiled kernels, one for each source file and compute capability; every target that has it shares them."""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> str:
@@ -163,11 +214,14 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        missing = [stage for stage in STAGES if stage not in self.stages]
+        needed = STAGES if self.model.cache_branch is None else (*STAGES, "unet_shallow")
+        missing = [stage for stage in needed if stage not in self.stages]
         if missing:
             raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
         graphs = [stage for stages in (self.stages, *self.variants.values()) for stage in stages.values()]
-        paths = [stage.file for stage in graphs] + [engine.file for engine in self.engines]
+        paths = [stage.file for stage in graphs] + [kernel.file for kernel in self.kernels]
+        for engine in self.engines:
+            paths += [engine.file, *([engine.facts] if engine.facts else [])]
         for path in (*paths, self.tokenizer.file, *self.files):
             check_inner_path(path)
             if path not in self.files:
@@ -201,6 +255,17 @@ class Manifest:
             impossible["model.vae_scaling_factor"] = model.vae_scaling_factor
         for entry, value in impossible.items():
             raise UserError(f"{MANIFEST_NAME}: entry {entry} cannot be {value}: export the bundle again.")
+
+
+def graph_sha256(manifest: Manifest, stage: StageSpec, *, weights: bool = True) -> str:
+    """Identity of an ONNX graph from the recorded hashes of its files, nothing is read.
+
+    Args:
+        weights: count the file of its weights too. An engine without weights fits a graph whose weights changed.
+    """
+    names = [stage.file, *([stage.file + ".data"] if weights else [])]
+    hashes = [manifest.files[name].sha256 for name in names if name in manifest.files]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def check_inner_path(path: str) -> None:

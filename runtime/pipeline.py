@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,28 @@ from numpy.typing import NDArray
 from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
 from ..kernels.frames import frames_to_uint8
+from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
 from ..kernels.posterior import posterior_sample
+from .backends import Choice, choose
 from .bundle import Bundle
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
 from .errors import CancelledError, UserError
+from .feature_cache import FeatureCache
+from .gpu.generation import GpuGeneration
+from .gpu_options import GpuOptions
 from .image import ImageSource, load_image, preprocess
 from .random_streams import RandomStreams
 from .request import Request, check_request
-from .session import OnnxCpuSession
-from .settings import GenerationSettings, StepCallback, StepProgress
+from .session import Session
+from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
 from .text import PromptTokenizer, TextConditioner
 from .timings import Timings
 from .unet_rows import UNetRows
 from .video import GeneratedVideos
+
+_PLAIN = GpuOptions()
 
 
 class ImageToVideo:
@@ -38,10 +46,24 @@ class ImageToVideo:
         >>> videos.save("cat.mp4")
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        gpu: GpuOptions = _PLAIN,
+        choice: Choice | None = None,
+    ) -> None:
+        """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
         self.bundle = bundle
+        self.backend = choose(bundle, device, precision) if choice is None else choice
+        self._gpu = None if self.backend.backend.device != "cuda" else GpuGeneration(bundle, self.backend, gpu)
+        if self._gpu is None and gpu.device_noise:
+            raise UserError("device_noise needs a GPU: pass device cuda, or leave it off.")
         self._threads = threads
-        self._sessions: dict[str, OnnxCpuSession] = {}
+        self._sessions: dict[str, Session] = {}
         self._cancelled = False
         self._text = TextConditioner(PromptTokenizer(bundle))
         try:
@@ -51,7 +73,14 @@ class ImageToVideo:
 
     @classmethod
     def from_bundle(
-        cls, path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        threads: int | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        gpu: GpuOptions = _PLAIN,
     ) -> ImageToVideo:
         """Open a bundle made by ``consisti2v export``.
 
@@ -59,11 +88,14 @@ class ImageToVideo:
             path: its folder.
             verify: hash every file first.
             threads: processor threads; None: one per physical core.
+            device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.
+            precision: fp32, fp16, ...; None: the best that the bundle holds for the device.
+            gpu: how a GPU is used: little memory, its own noise.
 
         Raises:
-            UserError: the bundle is incomplete, altered or of another version.
+            UserError: the bundle is incomplete, altered or of another version, or nothing can run it as asked.
         """
-        return cls(Bundle.open(path, verify=verify), threads=threads)
+        return cls(Bundle.open(path, verify=verify), threads=threads, device=device, precision=precision, gpu=gpu)
 
     def __call__(
         self,
@@ -73,6 +105,7 @@ class ImageToVideo:
         settings: GenerationSettings | None = None,
         latents: NDArray[np.float32] | None = None,
         callback: StepCallback | None = None,
+        on_frames: FramesCallback | None = None,
         **options: Any,
     ) -> GeneratedVideos:
         """Animate photos.
@@ -83,6 +116,8 @@ class ImageToVideo:
             settings: options as an object; `options` change single ones of them.
             latents: initial noise [videos, c, frames, h, w] of the first clip instead of drawn noise.
             callback: called after every step with a :class:`StepProgress`.
+            on_frames: called with a video's number, a first frame's number and uint8 frames [n, height, width, 3], in
+                order, as soon as they are decoded: to encode them while the next ones decode.
             **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``.
 
         Returns:
@@ -101,6 +136,8 @@ class ImageToVideo:
         self._cancelled = False
         for session in self._sessions.values():
             session.resume()
+        if self._gpu is not None:
+            self._gpu.begin(self._dims(clip_shape, BRANCHES[settings.guidance]), request)
         timings = Timings()
         with timings.measure("image"):
             pixels = [self._pixels(load_image(source), settings) for source in request.images]
@@ -108,39 +145,43 @@ class ImageToVideo:
         first_frame = static[:, :, :1]
         texts = self._texts(prompts, request.negatives, settings, timings)
         with timings.measure("load"):
-            unet = UNetRows(self._session("unet", clip_shape, len(texts)), texts, settings.frame_stride, timings)
+            unet = self._unet_rows(texts, clip_shape, settings, timings)
 
         clips = []
         for clip in range(settings.autoregress_steps):
             with timings.measure("noise"):
                 given = latents if clip == 0 else None
-                noise = self._noise(clip_shape, settings, streams) if given is None else given.astype(np.float32)
+                noise = self._noise(clip_shape, settings, streams, clip) if given is None else given.astype(np.float32)
 
             def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
-                if callback is not None:
-                    steps = settings.num_inference_steps
-                    callback(StepProgress(clip, settings.autoregress_steps, step, steps, timestep, current))
+                assert callback is not None
+                steps = settings.num_inference_steps
+                callback(StepProgress(clip, settings.autoregress_steps, step, steps, timestep, current))
 
-            # What is left of it beside the U-Net: FrameInit, guidance and the scheduler.
+            # What is left of it beside the U-Net and FrameInit: guidance and the scheduler.
             with timings.measure("loop"):
                 clips.append(
-                    denoise_clip(
+                    self._denoise_clip(
                         unet,
                         first_frame,
                         static,
                         noise,
-                        coefficients=request.coefficients,
+                        table=request.table,
                         guidance=self._guidance(settings),
                         frame_init_plan=self._frame_init(settings, clip_shape),
                         draw_noise=streams.randn,
-                        on_step=report,
+                        timings=timings,
+                        **({} if callback is None else {"on_step": report}),
                     )
                 )
+            if self._gpu is not None:
+                # Where the memory allows it decodes beside the next clip, which shows this one's last frame once more.
+                self._gpu.decode(self._session("vae_decoder", clip_shape), clips[-1][:, :, min(clip, 1) :])
             # The next clip begins with the last latent frame, neither decoded nor encoded again.
             static = first_frame = clips[-1][:, :, -1:]
 
         result = np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
-        frames = self._decode(result, timings)
+        frames = self._decode(result, timings, on_frames)
         return GeneratedVideos(frames, result, settings, timings)
 
     def check(
@@ -166,14 +207,27 @@ class ImageToVideo:
         self._cancelled = True
         for session in list(self._sessions.values()):
             session.cancel()
+        if self._gpu is not None:
+            self._gpu.cancel()
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
-    def _session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> OnnxCpuSession:
+    def _session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> Session:
         """The stage's session, loaded at first use, its buffers fitting the clip."""
+        dims = self._dims(clip_shape, branches)
+        if stage not in self._sessions:
+            self._sessions[stage] = self.backend.load(self.bundle, stage, dims, self._threads)
+        # A session that was just loaded did not hear of it.
+        if self._cancelled:
+            raise CancelledError
+        self._sessions[stage].allocate(dims)
+        return self._sessions[stage]
+
+    def _dims(self, clip_shape: tuple[int, ...], branches: int) -> dict[str, int]:
+        """Sizes of the stages' dynamic dimensions, by name."""
         model = self.bundle.manifest.model
         height, width = clip_shape[-2:]
-        dims = {
+        return {
             # Independent rows: with a free batch one video's branches run together, whatever the number of videos.
             "rows": model.rows or branches,
             "latent_height": height,
@@ -181,14 +235,6 @@ class ImageToVideo:
             "height": height * model.vae_scale_factor,
             "width": width * model.vae_scale_factor,
         }
-        if stage not in self._sessions:
-            spec = self.bundle.manifest.stages[stage]
-            self._sessions[stage] = OnnxCpuSession(self.bundle.file(spec.file), spec, dims, self._threads)
-        # A session that was just loaded did not hear of it.
-        if self._cancelled:
-            raise CancelledError
-        self._sessions[stage].allocate(dims)
-        return self._sessions[stage]
 
     def _clip_shape(self, videos: int, height: int, width: int) -> tuple[int, ...]:
         model = self.bundle.manifest.model
@@ -262,32 +308,74 @@ class ImageToVideo:
         copies = settings.num_videos_per_prompt
         return [[known[text] for text in branch for _ in range(copies)] for branch in wanted]
 
-    def _decode(self, latents: Latents, timings: Timings) -> NDArray[np.uint8]:
+    def _unet_rows(
+        self,
+        texts: list[list[dict[str, Any]]],
+        clip_shape: tuple[int, ...],
+        settings: GenerationSettings,
+        timings: Timings,
+    ) -> Any:
+        """The U-Net over all branches and videos, with the batch that the bundle and the settings allow; on a GPU as
+        :meth:`_denoise_clip` takes it there.
+        """
+        rows = 1 if settings.guidance_batch == "split" else len(texts)
+        session = self._session("unet", clip_shape, rows)
+        if self._gpu is not None:
+            return self._gpu.unet(session, texts, settings.frame_stride)
+        free = self.bundle.manifest.model.rows is None
+        resize = partial(self._session, "unet", clip_shape) if free else None
+        cache = None
+        if settings.cache_interval > 1:
+            cache = FeatureCache(settings.cache_interval, partial(self._session, "unet_shallow", clip_shape))
+        return UNetRows(session, texts, settings.frame_stride, timings, resize, cache)
+
+    @property
+    def gpu(self) -> GpuGeneration | None:
+        """What runs on the GPU, and how; None on a processor."""
+        return self._gpu
+
+    @property
+    def _denoise_clip(self) -> Callable[..., Latents]:
+        return denoise_clip if self._gpu is None else self._gpu.denoise_clip
+
+    def _decode(self, latents: Latents, timings: Timings, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
         """[videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3], one frame at a time as published."""
+        if self._gpu is not None:
+            with timings.measure("vae_decoder"):
+                return self._gpu.frames(self._sessions.values(), on_frames)
         with timings.measure("load"):
             session = self._session("vae_decoder", latents.shape)
         with timings.measure("vae_decoder"):
             videos = []
-            for video in latents:
-                frames = []
+            for index, video in enumerate(latents):
+                frames: list[NDArray[np.uint8]] = []
                 for frame in video.transpose(1, 0, 2, 3):
                     session.inputs["latents"][0] = frame
                     session.run()
                     frames.append(frames_to_uint8(session.outputs["image"])[0])
+                    if on_frames is not None:
+                        on_frames(index, len(frames) - 1, frames[-1][None])
                 videos.append(np.stack(frames))
             return np.stack(videos)
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
-    def _noise(self, shape: tuple[int, ...], settings: GenerationSettings, streams: RandomStreams) -> Latents:
+    def _noise(self, shape: tuple[int, ...], settings: GenerationSettings, streams: RandomStreams, clip: int) -> Any:
+        """The initial noise of a clip; on the GPU where it is drawn there."""
         kind = settings.noise_sampling_method
+        if self._gpu is not None and self._gpu.options.device_noise:
+            return self._gpu.noise(kind, settings.noise_alpha, shape, clip)
         base_shape = base_noise_shape(kind, shape)
         base, independent = streams.noise(base_shape, shape)
         return mix_noise(kind, base, independent, settings.noise_alpha)
 
     def _guidance(self, settings: GenerationSettings) -> Guidance:
         return Guidance(
-            settings.guidance, settings.guidance_scale_txt, settings.guidance_scale_img, settings.guidance_rescale
+            settings.guidance,
+            settings.guidance_scale_txt,
+            settings.guidance_scale_img,
+            settings.guidance_rescale,
+            settings.guided_steps,
         )
 
     def _frame_init(self, settings: GenerationSettings, clip_shape: tuple[int, ...]) -> FrameInitPlan | None:

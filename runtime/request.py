@@ -6,7 +6,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..kernels.ddim import DDIMCoefficients, SchedulerConfig, ddim_coefficients
+from ..kernels.ddim import SchedulerConfig
+from ..kernels.sampler import StepTable
+from ..kernels.schedulers import step_table
 from .errors import UserError
 from .image import ImageSource
 from .manifest import Manifest
@@ -26,7 +28,8 @@ class Request:
     images: list[ImageSource]
     """One per prompt, or a single one for all."""
     streams: RandomStreams
-    coefficients: DDIMCoefficients
+    table: StepTable
+    """The scheduler's steps."""
 
     @property
     def videos(self) -> int:
@@ -51,10 +54,10 @@ def check_request(
     prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
     streams = RandomStreams(settings.seed, len(prompts) * settings.num_videos_per_prompt)
     try:
-        coefficients = ddim_coefficients(scheduler, settings.num_inference_steps, settings.eta)
+        table = step_table(settings.scheduler, scheduler, settings.num_inference_steps, settings.eta)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Request(settings, prompts, negatives, images, streams, coefficients)
+    return Request(settings, prompts, negatives, images, streams, table)
 
 
 def _match(

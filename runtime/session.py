@@ -33,10 +33,24 @@ class Session(Protocol):
 
     def run(self) -> None: ...
 
+    def allocate(self, dims: Mapping[str, int]) -> None:
+        """Make the persistent buffers for these dynamic sizes, unless they already fit."""
+
+    def cancel(self) -> None:
+        """Make a run in another thread, or the next one, end early with :class:`CancelledError`."""
+
+    def resume(self) -> None:
+        """Take a cancellation back: the next run is a run again."""
+
 
 def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """Sizes of a tensor, dynamic names looked up in `dims`."""
-    return tuple(size if isinstance(size, int) else dims[size] for size in spec.shape)
+    """Sizes of a tensor, dynamic names looked up in `dims`; ``latent_height/2`` is half of ``latent_height``."""
+    return tuple(size if isinstance(size, int) else _dynamic_size(size, dims) for size in spec.shape)
+
+
+def _dynamic_size(name: str, dims: Mapping[str, int]) -> int:
+    whole, _, divisor = name.partition("/")
+    return dims[name] if name in dims else dims[whole] // int(divisor or 1)
 
 
 _DTYPES = {
@@ -62,19 +76,40 @@ class OnnxCpuSession:
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
         threads: intra-op threads; None leaves the choice to ONNX Runtime (one per physical core).
+        lean: hold no second copy of the weights and no arena: about half the memory, slower. For single runs.
     """
 
     def __init__(
-        self, path: Path, stage: StageSpec, dims: Mapping[str, int] | None = None, threads: int | None = None
+        self,
+        path: Path,
+        stage: StageSpec,
+        dims: Mapping[str, int] | None = None,
+        threads: int | None = None,
+        *,
+        lean: bool = False,
     ) -> None:
         import onnxruntime
 
+        if stage.precision == "bf16":
+            raise UserError(
+                f"{path.name} is a bf16 graph, and ONNX Runtime has no bf16 operators for the processor: "
+                "use --precision fp32 or fp16 there."
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
+        disabled: list[str] = []
+        if lean:
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            # It would keep weights that a graph casts or scales as constants of their own.
+            disabled.append("ConstantFolding")
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(path), sess_options=options, providers=["CPUExecutionProvider"]
+                os.fspath(path),
+                sess_options=options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=disabled,
             )
         except Exception as error:
             first_line = str(error).splitlines()[0]
@@ -100,7 +135,8 @@ class OnnxCpuSession:
 
     def allocate(self, dims: Mapping[str, int]) -> None:
         """Make the persistent buffers for these dynamic sizes, unless they already fit."""
-        used = {size for spec in self._stage.inputs + self._stage.outputs for size in spec.shape}
+        shapes = [size for spec in self._stage.inputs + self._stage.outputs for size in spec.shape]
+        used = {size.partition("/")[0] for size in shapes if isinstance(size, str)}
         wanted = {name: size for name, size in dims.items() if name in used}
         if wanted == self._dims:
             return

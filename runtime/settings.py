@@ -9,15 +9,18 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-from ..kernels.guidance import GuidanceMode, guidance_mode
+from ..kernels.guidance import GuidanceMode, guidance_mode, guided_steps
 from ..kernels.low_pass_filters import FILTER_KINDS
 from ..kernels.noise import NOISE_KINDS
+from ..kernels.schedulers import SCHEDULERS
 from .camera_motion import CAMERA_MOTIONS
 from .errors import UserError
 from .manifest import Manifest
+from .presets import with_preset
 
 MAX_STRIDE = 1000
 MAX_SIDE = 8192
+GUIDANCE_BATCHES = ("joint", "split")
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,28 @@ class GenerationSettings:
     negative_prompt: str | tuple[str, ...] = ""
     """Text the guidance leads away from; one, or one per prompt."""
     num_inference_steps: int = 50
+    scheduler: str = "ddim"
+    """ddim (published), dpmpp_2m, dpmpp_2m_karras, unipc, euler, or lcm for distilled checkpoints."""
     guidance_scale_txt: float = 7.5
     """Text guidance; 1 switches it off."""
     guidance_scale_img: float = 1.0
     """First-frame guidance; above 1 the U-Net runs three branches instead of two."""
     guidance_rescale: float = 0.0
     """0 (off) to 1: pulls the guided prediction's spread back (Lin et al. 2023, arXiv:2305.08891)."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Share of the steps in which guidance acts, from the first step on: (0.2, 0.8) of 50 steps is steps 10 to 39,
+    counted from 0. In the others the prompt's branch runs alone (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    """
+    guidance_batch: str = "joint"
+    """joint: a step's branches in one U-Net call where the bundle's batch allows; split: one after the other, in less
+    memory.
+    """
+    cache_interval: int = 1
+    """Every how many steps the whole U-Net runs; shallow steps between them reuse its deep features. 1: every step.
+    Needs a bundle exported with a cache branch.
+    """
     eta: float = 0.0
-    """0 deterministic DDIM, 1 DDPM."""
+    """0 deterministic, 1 DDPM; for the ddim scheduler."""
     seed: int | tuple[int, ...] | None = None
     """As ``torch.manual_seed`` in the published pipeline; one per video, or one for all. None draws one and tells
     it.
@@ -68,9 +85,13 @@ class GenerationSettings:
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
         """Settings from keyword arguments; lists become tuples.
 
+        ``preset`` (exact, balanced or fast) stands for the options that :data:`PRESETS` gives it; options beside it
+        win over it, and it wins over `base`.
+
         Raises:
-            UserError: an unknown name (the nearest known one is proposed).
+            UserError: an unknown name (the nearest known one is proposed), or an unknown preset.
         """
+        options = with_preset(options)
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
@@ -83,6 +104,11 @@ class GenerationSettings:
     @property
     def guidance(self) -> GuidanceMode:
         return guidance_mode(self.guidance_scale_txt, self.guidance_scale_img)
+
+    @property
+    def guided_steps(self) -> range:
+        """The steps, counted from 0, in which guidance acts."""
+        return guided_steps(*self.guidance_interval, self.num_inference_steps)
 
     def resolved(self, manifest: Manifest) -> GenerationSettings:
         """The settings with the bundle's values filled in, every one checked.
@@ -104,7 +130,10 @@ class GenerationSettings:
         )
         last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
         settings._check_values(last_timestep)
+        settings._check_guidance_interval()
         settings._check_size(manifest)
+        settings._check_guidance_batch(manifest)
+        settings._check_cache(manifest)
         return settings
 
     def _check_values(self, last_timestep: int) -> None:
@@ -112,6 +141,8 @@ class GenerationSettings:
         number(self.guidance_scale_txt, "guidance_scale_txt", -1000, 1000)
         number(self.guidance_scale_img, "guidance_scale_img", -1000, 1000)
         number(self.guidance_rescale, "guidance_rescale", 0, 1)
+        one_of(self.scheduler, "scheduler", SCHEDULERS)
+        one_of(self.guidance_batch, "guidance_batch", GUIDANCE_BATCHES)
         number(self.eta, "eta", 0, 1)
         whole(self.frame_stride, "frame_stride", 1, MAX_STRIDE)
         one_of(self.noise_sampling_method, "noise_sampling_method", NOISE_KINDS)
@@ -135,6 +166,42 @@ class GenerationSettings:
                     f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
                     "value, or drop camera_motion."
                 )
+
+    def _check_guidance_interval(self) -> None:
+        interval = self.guidance_interval
+        if not isinstance(interval, tuple) or len(interval) != 2:
+            raise UserError(
+                f"guidance_interval {interval!r} is not possible: give two numbers, first and last share of the steps, "
+                "as (0.2, 0.8)."
+            )
+        for value in interval:
+            number(value, "guidance_interval", 0, 1)
+        if interval[0] >= interval[1]:
+            raise UserError(
+                f"guidance_interval {interval[0]:g} to {interval[1]:g} is empty: give a start below the end, or switch "
+                "guidance off with guidance_scale_txt 1."
+            )
+        if not self.guided_steps:
+            raise UserError(
+                f"guidance_interval {interval[0]:g} to {interval[1]:g} holds none of the {self.num_inference_steps} "
+                "steps: widen it, or switch guidance off with guidance_scale_txt 1."
+            )
+
+    def _check_guidance_batch(self, manifest: Manifest) -> None:
+        rows = manifest.model.rows
+        if self.guidance_batch == "split" and rows is not None and rows > 1:
+            raise UserError(
+                f"guidance_batch 'split' does not fit: this bundle's U-Net always runs {rows} rows at once; leave it "
+                "at 'joint', or export with --guidance none or --dynamic."
+            )
+
+    def _check_cache(self, manifest: Manifest) -> None:
+        whole(self.cache_interval, "cache_interval", 1, 1000)
+        if self.cache_interval > 1 and manifest.model.cache_branch is None:
+            raise UserError(
+                f"cache_interval {self.cache_interval} does not fit: this bundle has no shallow U-Net; leave it at 1, "
+                "or export with --cache-branch 0."
+            )
 
     def _check_size(self, manifest: Manifest) -> None:
         model = manifest.model
@@ -182,6 +249,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 StepCallback = Callable[["StepProgress"], None]
+FramesCallback = Callable[[int, int, Any], None]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class Timings(dict[str, float]):
             self[stage] += elapsed - self._inner.pop()
             self._inner[-1] += elapsed
 
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds measured otherwise, by a GPU's events, inside what is being measured."""
+        self[stage] = self.get(stage, 0.0) + seconds
+        self._inner[-1] += seconds
+
     @property
     def total(self) -> float:
         return sum(self.values())

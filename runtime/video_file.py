@@ -108,7 +108,7 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) ->
         digits = max(3, len(str(len(frames) - 1)))
         targets = [target.with_name(f"{target.stem}-{i:0{digits}d}{target.suffix}") for i in range(len(frames))]
     try:
-        with _replacing(targets) as temporary:
+        with replacing(targets) as temporary:
             if suffix == ".png":
                 for pixels, file in zip(frames, temporary, strict=True):
                     Image.fromarray(pixels).save(file, "PNG")
@@ -122,7 +122,7 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) ->
 
 
 @contextmanager
-def _replacing(targets: list[Path]) -> Iterator[list[Path]]:
+def replacing(targets: list[Path]) -> Iterator[list[Path]]:
     """Temporary siblings of ``targets``, renamed to them if the body succeeds and gone if it does not."""
     token = secrets.token_hex(6)
     temporary = [target.with_name(f".{token}-{i}{target.suffix}") for i, target in enumerate(targets)]

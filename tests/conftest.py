@@ -46,12 +46,24 @@ def relative_l2() -> Callable[[Any, Any], float]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of ``random_model("tiny")``, 64 high and 48 wide, for tests that need its torch twin."""
+    """A bundle of ``random_model("tiny")``, 64 high and 48 wide, two rows: for tests that need its torch twin."""
     pytest.importorskip("torch")
     from consisti2v_rt.export.bundle_writer import write_bundle
     from consisti2v_rt.export.random_model import random_model
 
-    return write_bundle(random_model("tiny"), tmp_path_factory.mktemp("bundles") / "tiny", height=64, width=48)
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    return write_bundle(random_model("tiny"), folder, height=64, width=48, guidance="text")
+
+
+@pytest.fixture(scope="session")
+def dynamic_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of ``random_model("tiny")`` with open batch and size, 64 by 64 by default."""
+    pytest.importorskip("torch")
+    from consisti2v_rt.export.bundle_writer import write_bundle
+    from consisti2v_rt.export.random_model import random_model
+
+    folder = tmp_path_factory.mktemp("bundles") / "dynamic"
+    return write_bundle(random_model("tiny"), folder, height=64, width=64, dynamic=True)
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,14 @@ VALUES = [
     ),
     ("--guidance-rescale", "1.01", "from 0 to 1"),
     ("--eta", "-0.5", "from 0 to 1"),
+    ("--scheduler", "heun", "ddim, dpmpp_2m"),
+    ("--preset", "quick", "exact, balanced, fast"),
+    ("--guidance-interval", "0.5", "START:END"),
+    ("--guidance-interval", "a:b", "START:END"),
+    ("--guidance-interval", "0.8:0.2", "is empty"),
+    ("--guidance-interval", "0:nan", "from 0 to 1"),
+    ("--guidance-interval", "-1:1", "from 0 to 1"),
+    ("--guidance-batch", "half", "joint, split"),
     ("--noise-alpha", "-1", "from 0 to"),
     ("--frameinit-d-s", "-0.1", "from 0 to 1"),
     ("--frameinit-d-t", "1.5", "from 0 to 1"),
@@ -237,6 +245,9 @@ VALUES = [
 
 COMBINATIONS = [
     *(Row(f"{option} {value}", says, generate(option, value)) for option, value, says in VALUES),
+    Row("eta for another scheduler", "belongs to the ddim", generate("--eta", "0.5", "--scheduler", "unipc")),
+    Row("too many steps for lcm", "from 1 to 50", generate("--scheduler", "lcm", "--steps", "51")),
+    Row("no step in the interval", "holds none of the 1 steps", generate("--guidance-interval", "0.1:0.2")),
     Row("two seeds for one video", "2 seeds for 1 videos", generate("--seed", "1", "--seed", "2")),
     Row(
         "two images for three prompts",

@@ -15,7 +15,7 @@ from consisti2v_rt import __version__
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.manifest import STAGES, Manifest
 
-COMMANDS = ("generate", "demo", "export", "inspect", "doctor")
+COMMANDS = ("generate", "demo", "export", "inspect", "bench", "doctor")
 LAST_LINE = re.compile(
     r"(?P<videos>\d+) video\(s\) of (?P<frames>\d+) frames (?P<width>\d+)x(?P<height>\d+), seed (?P<seed>.+), "
     r"(?P<total>[\d.]+) s: (?P<stages>.+)"

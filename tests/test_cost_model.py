@@ -185,7 +185,7 @@ def test_memory_is_freed_after_the_last_reader(count: Callable[..., Any]) -> Non
 
 def test_dynamic_sizes_are_refused(count: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="without --dynamic"):
-        count([("Conv", "x w", "y", {})], {"x": ["rows", 4, 5, 5]}, {"w": [6, 4, 1, 1]})
+        count([("Conv", "x w", "y", {})], {"x": [1, 4, "latent_height", 5]}, {"w": [6, 4, 1, 1]})
 
 
 def test_kinds_of_the_demo_unet(demo_bundle: Path) -> None:

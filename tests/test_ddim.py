@@ -12,10 +12,10 @@ from consisti2v_rt.kernels.ddim import (
     SchedulerConfig,
     add_noise,
     alphas_cumprod,
-    ddim_coefficients,
-    ddim_step,
+    ddim_table,
     ddim_timesteps,
 )
+from consisti2v_rt.kernels.sampler import linear_step
 
 CONFIGS = {
     "shipped": SchedulerConfig(),
@@ -61,17 +61,17 @@ def test_every_step_count_gives_that_many_valid_timesteps(spacing):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_steps(tensors, relative_l2, name, eta):
     sample, output, noise = (tensors[f"{name}.{key}"] for key in ("x", "e", "variance_noise"))
-    coefficients = ddim_coefficients(CONFIGS[name], 50, eta)
-    assert coefficients.table.shape == (50, 3)
-    assert coefficients.table.dtype == np.float32 and coefficients.table.flags.c_contiguous
-    assert coefficients.needs_noise == (eta > 0)
+    table = ddim_table(CONFIGS[name], 50, eta)
+    assert table.matrices.shape == (50, 1, 3)
+    assert table.matrices.dtype == np.float32 and table.matrices.flags.c_contiguous
+    assert table.needs_noise == (eta > 0)
     suffix = f".eta{eta:g}".replace("0.5", "0p5")
     keys = [key for key in tensors if key.startswith(f"{name}.step_t") and key.endswith(suffix)]
     assert len(keys) == 3
     for key in keys:
         t = int(key.split(".")[1].removeprefix("step_t"))
-        row = coefficients.table[coefficients.timesteps.tolist().index(t)]
-        result = ddim_step(sample, output, row, noise)
+        matrix = table.matrices[table.timesteps.tolist().index(t)]
+        result = linear_step(sample[None], output, matrix, noise)[0]
         assert result.dtype == np.float32
         assert relative_l2(result, tensors[key]) < 1e-6, key
 
@@ -92,14 +92,14 @@ def test_prediction_types_agree_on_the_same_clean_sample(relative_l2, prediction
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 4, 3, 8, 8)).astype(np.float32)
     config = SchedulerConfig(prediction_type=prediction, set_alpha_to_one=set_alpha_to_one)
-    coefficients = ddim_coefficients(config, 10)
+    table = ddim_table(config, 10)
     abar = alphas_cumprod(config).astype(np.float64)
-    for t, row in zip(coefficients.timesteps, coefficients.table, strict=True):
+    for t, matrix in zip(table.timesteps, table.matrices, strict=True):
         sample = add_noise(clean, noise, abar[t])
         velocity = np.float32(np.sqrt(abar[t])) * noise - np.float32(np.sqrt(1 - abar[t])) * clean
         output = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[prediction]
         abar_prev = abar[t - 100] if t >= 100 else (1.0 if set_alpha_to_one else abar[0])
-        assert relative_l2(ddim_step(sample, output, row), add_noise(clean, noise, abar_prev)) < 2e-6
+        assert relative_l2(linear_step(sample[None], output, matrix)[0], add_noise(clean, noise, abar_prev)) < 2e-6
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -117,13 +117,13 @@ def test_against_diffusers_in_float64(relative_l2, schedule, spacing, prediction
     theirs.alphas_cumprod = torch.tensor(alphas_cumprod(config), dtype=torch.float64)
     theirs.final_alpha_cumprod = theirs.alphas_cumprod[0]
     theirs.set_timesteps(20)
-    coefficients = ddim_coefficients(config, 20, eta=1.0)
-    assert coefficients.timesteps.tolist() == theirs.timesteps.tolist()
+    table = ddim_table(config, 20, eta=1.0)
+    assert table.timesteps.tolist() == theirs.timesteps.tolist()
     sample, output, noise = np.random.default_rng(0).standard_normal((3, 1, 4, 3, 8, 8)).astype(np.float32)
     x, e, z = (torch.from_numpy(array).double() for array in (sample, output, noise))
-    for t, row in zip(coefficients.timesteps, coefficients.table, strict=True):
+    for t, matrix in zip(table.timesteps, table.matrices, strict=True):
         expected = theirs.step(e, int(t), x, eta=1.0, variance_noise=z)
-        assert relative_l2(ddim_step(sample, output, row, noise), expected.prev_sample) < 1e-6
+        assert relative_l2(linear_step(sample[None], output, matrix, noise)[0], expected.prev_sample) < 1e-6
 
 
 def test_from_dict_reads_a_diffusers_configuration():
@@ -175,11 +175,11 @@ def test_bad_runs_are_refused():
     with pytest.raises(ValueError, match="begin at timestep 1000"):
         ddim_timesteps(SchedulerConfig(), 1000)
     with pytest.raises(ValueError, match="eta="):
-        ddim_coefficients(SchedulerConfig(), 10, eta=1.5)
+        ddim_table(SchedulerConfig(), 10, eta=1.5)
     zero_snr = SchedulerConfig(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ValueError, match="v_prediction"):
-        ddim_coefficients(zero_snr, 10)
-    row = ddim_coefficients(SchedulerConfig(), 10, eta=0.5).table[0]
+        ddim_table(zero_snr, 10)
+    matrix = ddim_table(SchedulerConfig(), 10, eta=0.5).matrices[0]
     x = np.zeros((1, 4, 3, 8, 8), np.float32)
     with pytest.raises(ValueError, match="got none"):
-        ddim_step(x, x, row)
+        linear_step(x[None], x, matrix)

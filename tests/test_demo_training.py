@@ -27,9 +27,19 @@ from consisti2v_rt.export.demo.latent_clips import LatentClips, encode_frames  #
 from consisti2v_rt.export.demo.media import PHOTOS  # noqa: E402
 from consisti2v_rt.export.demo.model_card import write_model_card  # noqa: E402
 from consisti2v_rt.export.demo.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
+from consisti2v_rt.export.demo.position_start import place_maps  # noqa: E402
 from consisti2v_rt.export.demo.presets import preset  # noqa: E402
 from consisti2v_rt.export.demo.sampling import SampleSettings, sample_videos  # noqa: E402
-from consisti2v_rt.export.demo.text_encoder import CaptionEncoder  # noqa: E402
+from consisti2v_rt.export.demo.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
+from consisti2v_rt.export.demo.text_training import (  # noqa: E402
+    BEGIN_CHANNEL,
+    END_CHANNEL,
+    MOVE_CODES,
+    NO_MOVE_CHANNEL,
+    text_targets,
+    train_text_encoder,
+)
+from consisti2v_rt.export.demo.unet_start import start_as_camera  # noqa: E402
 from consisti2v_rt.export.demo.unet_training import TrainedPair, train_unet, trained_pair  # noqa: E402
 from consisti2v_rt.export.demo.vae_training import build_vae  # noqa: E402
 from consisti2v_rt.export.demo.weights import start_from, write_weights  # noqa: E402
@@ -217,13 +227,46 @@ def test_autoencoder_starts_as_interpolation() -> None:
     assert float((back - smooth)[inner].pow(2).mean()) < 0.05 * float(smooth[inner].var())
 
 
-def test_unet_starts_as_identity() -> None:
-    pair = TrainedPair(TINY).eval()
-    noise = torch.randn(1, 4, 15, 4, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        text = CaptionEncoder(pair.text_encoder)(["pan left"])
-        out = pair.unet(noise, 900, text, noise[:, :, :1], 3)
-    assert float((out - noise).pow(2).mean()) < 0.01
+def test_the_start_moves_the_first_frame_as_the_text_says() -> None:
+    """A ramp from left to right, seen through a view that goes right, rises; nothing else is asked of the start."""
+    pair = TrainedPair(preset("tiny", 32)).eval()
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    start_as_camera(pair.unet, torch.randn(3, 16, 4, 8, 8, generator=generator))
+    maps = place_maps(8)
+    first = torch.stack([maps[0], maps[1], 0 * maps[0], maps[2]])[None, :, None]
+    abar = float(noising.schedule()[700])
+
+    def moved(move: str, stride: int) -> torch.Tensor:
+        """The first frame as the model sees it in the frames after: its prediction of the clean latents."""
+        text = torch.zeros(1, 77, 16)
+        text[:, 0, BEGIN_CHANNEL] = text[:, 4:, END_CHANNEL] = 1
+        text[:, 4:, :4] = torch.tensor(MOVE_CODES[move])
+        sample = torch.randn(1, 4, 15, 8, 8, generator=generator)
+        with torch.no_grad():
+            noise = pair.unet(sample, 700, text, first, stride)
+        return (sample - (1 - abar) ** 0.5 * noise) / abar**0.5
+
+    inner = (0, slice(None), slice(None), slice(3, 5), slice(3, 5))
+    still, right, faster = moved("still", 3), moved("pan_right", 3), moved("pan_right", 5)
+    assert float((still - first)[inner].abs().max()) < 0.15
+    rise = [(clip - first)[inner][0].mean((1, 2)) for clip in (right, faster)]
+    for clip, stride in zip(rise, (3, 5), strict=True):
+        assert float(clip[-1]) == pytest.approx(2 * PAN_SPEED * 15 * stride, abs=0.1)
+        assert clip[-1] > clip[7] > clip[0] - 0.05
+    assert float((right - first)[inner][1].abs().max()) < 0.15, "nothing goes down"
+
+
+def test_text_encoder_learns_where_the_camera_goes() -> None:
+    """The targets say the move from the end of the text on; a few steps bring the states nearer to them."""
+    target, weights = text_targets(["pan_right", None], [3, 1], 6)
+    assert target[0, 3:, 0].tolist() == [1, 1, 1] and target[0, :3, 0].tolist() == [0, 0, 0]
+    assert target[1, 1:, NO_MOVE_CHANNEL].all() and target[:, 0, BEGIN_CHANNEL].all()
+    assert weights[0, 1:3, :4].sum() == 0 and weights[0, 3:].all()
+    torch.manual_seed(0)
+    losses: list[float] = []
+    train_text_encoder(build_text_encoder(TINY), 8, on_step=lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
 
 
 def test_a_training_writes_weights_that_load_and_sample(tmp_path: Path, clips: LatentClips) -> None:

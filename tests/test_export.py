@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from safetensors.torch import save_file  # noqa: E402
 
 from consisti2v_rt import ImageToVideo, UserError  # noqa: E402
 from consisti2v_rt.export import loading  # noqa: E402
-from consisti2v_rt.export.bundle_writer import write_bundle  # noqa: E402
 from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
+from consisti2v_rt.export.precision import write_variant  # noqa: E402
 from consisti2v_rt.export.random_model import TINY_UNET, random_model  # noqa: E402
-from consisti2v_rt.export.stages import StageExport, dynamic_sizes, stages  # noqa: E402
+from consisti2v_rt.export.stage_export import StageExport  # noqa: E402
+from consisti2v_rt.export.stages import dynamic_sizes, stages  # noqa: E402
 from consisti2v_rt.runtime.bundle import Bundle  # noqa: E402
+from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 
 PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"
 
@@ -168,9 +171,9 @@ def test_a_damaged_graph_is_refused(tmp_path):
         compare_with_torch(tmp_path / "text_encoder.onnx", spec, reference)
 
 
-def test_dynamic_bundle(tmp_path, relative_l2):
+def test_dynamic_bundle(dynamic_bundle):
     """One graph for every batch and size; compared with torch at another size than it was traced at."""
-    bundle = write_bundle(random_model("tiny"), tmp_path / "dynamic", height=64, width=64, dynamic=True)
+    bundle = dynamic_bundle
     manifest = Bundle.open(bundle).manifest
     assert manifest.model.rows is None and manifest.model.dynamic_size_multiple == 16
     again = unet_stage(random_model("tiny"), 48, 96, 3, dynamic=True, seed=1)
@@ -184,6 +187,24 @@ def test_dynamic_bundle(tmp_path, relative_l2):
     assert videos.frames.shape == (2, 16, 48, 96, 3)
     with pytest.raises(UserError, match="multiples of 16"):
         animate(PHOTO, "a cat", height=56, width=64, **fast)
+
+
+def test_fp16_variant_of_a_dynamic_bundle(dynamic_bundle, tmp_path):
+    """Every guidance batch is compared with float32; the graph stays open in batch and size."""
+    bundle = Path(shutil.copytree(dynamic_bundle, tmp_path / "bundle"))
+    spec = write_variant(bundle, "fp16", ["unet"])["unet"]
+    assert [t.shape for t in spec.inputs] == [t.shape for t in Bundle.open(bundle).manifest.stages["unet"].inputs]
+    entry = json.loads((bundle / "variants" / "fp16" / "losses.json").read_text())["stages"]["unet"]
+    assert sorted((loss["rows"], loss["seed"]) for loss in entry["losses"]) == [
+        (r, s) for r in (1, 2, 3) for s in range(3)
+    ]
+    assert all(loss["relative_l2"] < 5e-3 for loss in entry["losses"])
+    assert entry["graph"]["scales_at_operands"] == 0
+    session = OnnxCpuSession(bundle / spec.file, spec, {"rows": 3, "latent_height": 6, "latent_width": 4})
+    session.inputs["sample"][...] = np.random.default_rng(0).standard_normal(session.inputs["sample"].shape)
+    session.run()
+    noise = session.outputs["noise_pred"]
+    assert noise.dtype == np.float32 and np.isfinite(noise).all() and noise.std() > 0
 
 
 def test_dynamic_sizes_are_multiples_of_the_coarsest_level():

@@ -21,10 +21,11 @@ from safetensors.torch import load_file as load_tensors  # noqa: E402
 
 from consisti2v_rt.export import VideoUNet  # noqa: E402
 from consisti2v_rt.export.onnx_graph import stage_spec, torch_reference, write_graph  # noqa: E402
-from consisti2v_rt.export.stages import text_tensor_names, unet_export  # noqa: E402
-from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_coefficients, ddim_step  # noqa: E402
+from consisti2v_rt.export.unet_stages import text_tensor_names, unet_export  # noqa: E402
+from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_table  # noqa: E402
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask  # noqa: E402
 from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode  # noqa: E402
+from consisti2v_rt.kernels.sampler import linear_step  # noqa: E402
 from consisti2v_rt.runtime.denoise import FrameInitPlan, Guidance, denoise_clip  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 from consisti2v_rt.runtime.timings import Timings  # noqa: E402
@@ -47,7 +48,8 @@ class TorchPredictor:
     def start(self, first_frames):
         self.first = torch.from_numpy(first_frames).flatten(0, 1).to(self.dtype)
 
-    def predict(self, sample, timestep):
+    def predict(self, sample, timestep, guided=True):
+        assert guided, "the published loop guides every step"
         rows = torch.from_numpy(np.concatenate([sample] * self.branches)).to(self.dtype)
         with torch.no_grad():
             out = self.unet.denoise(rows, timestep, self.text, self.first, self.stride)
@@ -83,8 +85,8 @@ def replay(name: str, make_predictor) -> tuple[np.ndarray, np.ndarray]:
     entry, data = INDEX[name], load_file(GOLDEN / "pipeline" / f"{name}.safetensors")
     options = entry["kwargs"]
     scheduler = SchedulerConfig.from_dict(entry["scheduler"])
-    coefficients = ddim_coefficients(scheduler, options["num_inference_steps"], options["eta"])
-    assert coefficients.timesteps.tolist() == entry["timesteps"]
+    table = ddim_table(scheduler, options["num_inference_steps"], options["eta"])
+    assert table.timesteps.tolist() == entry["timesteps"]
     scales = (options["guidance_scale_txt"], options["guidance_scale_img"])
     guidance = Guidance(guidance_mode(*scales), *scales, options["guidance_rescale"])
     branches = BRANCHES[guidance.mode]
@@ -104,7 +106,7 @@ def replay(name: str, make_predictor) -> tuple[np.ndarray, np.ndarray]:
                 first_frame,
                 first_frame,
                 data[f"chunk{chunk}.noise"],
-                coefficients=coefficients,
+                table=table,
                 guidance=guidance,
                 frame_init_plan=plan,
                 draw_noise=lambda shape: pytest.fail("eta is 0: no noise may be drawn"),
@@ -146,7 +148,7 @@ def test_arithmetic_beside_the_unet(name, relative_l2):
     entry, data = INDEX[name], load_file(GOLDEN / "pipeline" / f"{name}.safetensors")
     options = entry["kwargs"]
     scheduler = SchedulerConfig.from_dict(entry["scheduler"])
-    coefficients = ddim_coefficients(scheduler, options["num_inference_steps"])
+    table = ddim_table(scheduler, options["num_inference_steps"])
     scales = (options["guidance_scale_txt"], options["guidance_scale_img"])
     for chunk in range(options.get("autoregress_steps", 1)):
         noise = data[f"chunk{chunk}.noise"]
@@ -162,5 +164,5 @@ def test_arithmetic_beside_the_unet(name, relative_l2):
         preds = data[f"chunk{chunk}.eps0"]
         preds = preds.reshape(BRANCHES[mode], -1, *preds.shape[1:])
         guided = combine_guidance(preds, mode, *scales, options["guidance_rescale"])
-        step = ddim_step(initial[:, :, 1:], guided, coefficients.table[0])
+        step = linear_step(initial[None, :, :, 1:], guided, table.matrices[0])[0]
         assert relative_l2(step, data[f"chunk{chunk}.step0.latents"]) < 5e-7

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_coefficients, ddim_step
-from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode
+from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_table
+from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode, guidance_weights, guided_steps
+from consisti2v_rt.kernels.sampler import linear_step
 
 
 @pytest.mark.parametrize(
@@ -49,11 +50,9 @@ def test_first_step_of_the_published_loop(golden, golden_json, relative_l2, loop
     preds = tensors["chunk0.eps0"].reshape(BRANCHES[mode], *latents.shape)
     guided = combine_guidance(preds, mode, *scales, kwargs["guidance_rescale"])
     assert guided.dtype == np.float32
-    coefficients = ddim_coefficients(
-        SchedulerConfig.from_dict(record["scheduler"]), kwargs["num_inference_steps"], kwargs["eta"]
-    )
-    assert coefficients.timesteps.tolist() == record["timesteps"]
-    step = ddim_step(latents, guided, coefficients.table[0])
+    table = ddim_table(SchedulerConfig.from_dict(record["scheduler"]), kwargs["num_inference_steps"], kwargs["eta"])
+    assert table.timesteps.tolist() == record["timesteps"]
+    step = linear_step(latents[None], guided, table.matrices[0])[0]
     assert relative_l2(step, tensors["chunk0.step0.latents"]) < 1e-6
 
 
@@ -84,6 +83,35 @@ def test_scales_of_one_give_the_prompt_branch(relative_l2):
 def test_none_is_the_prediction_itself():
     preds = branches(1)
     np.testing.assert_array_equal(combine_guidance(preds, "none", 1.0, 1.0, rescale=0.7), preds[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "scales"), [("none", (1.0, 1.0)), ("text", (7.5, 1.0)), ("both", (7.5, 1.5)), ("both", (0.0, 2.0))]
+)
+def test_weights_say_the_same_as_the_formula(relative_l2, mode, scales):
+    preds = branches(BRANCHES[mode])
+    weights = guidance_weights(mode, *scales, steps=4, guided=range(1, 3))
+    assert weights.shape == (4, BRANCHES[mode]) and weights.dtype == np.float32
+    for step in (1, 2):
+        combined = np.tensordot(weights[step], preds, axes=1)
+        assert relative_l2(combined, combine_guidance(preds, mode, *scales)) < 1e-6
+    for step in (0, 3):
+        np.testing.assert_array_equal(np.tensordot(weights[step], preds, axes=1), preds[-1])
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "expected"),
+    [
+        ((0.0, 1.0), 50, range(50)),
+        ((0.2, 0.8), 50, range(10, 40)),
+        ((0.1, 0.9), 30, range(3, 27)),
+        ((0.25, 0.75), 10, range(3, 8)),
+        ((0.0, 0.5), 1, range(1)),
+        ((0.5, 0.52), 10, range(5, 5)),
+    ],
+)
+def test_an_interval_in_steps(interval, steps, expected):
+    assert guided_steps(*interval, steps) == expected
 
 
 def test_the_input_is_left_alone():

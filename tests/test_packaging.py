@@ -108,8 +108,9 @@ def test_every_module_is_in_the_wheel(names):
 def test_every_data_file_is_in_the_wheel(names):
     assets = [path for path in (ROOT / "assets").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     vocabulary = list((ROOT / "export" / "vocabulary").glob("*.gz"))
-    assert len(assets) > 10 and vocabulary
-    for path in [*assets, *vocabulary, ROOT / "py.typed"]:
+    kernels = list((ROOT / "kernels" / "cuda").glob("*.cu*"))
+    assert len(assets) > 10 and vocabulary and len(kernels) > 5
+    for path in [*assets, *vocabulary, *kernels, ROOT / "py.typed"]:
         assert in_wheel(path) in names
     for name in ("assets/demo_bundle/bundle.json", "assets/demo_bundle/unet/unet.onnx.data", "assets/example.jpg"):
         assert f"{PACKAGE}/{name}" in names

@@ -102,7 +102,7 @@ def test_closed_gates_drop_their_layers(golden):
     closed.load_state_dict(weights)
     reference = call(closed, io, "a0")
     closed.prepare_for_inference()
-    assert not any("tempo_attns" in path for path in closed.text_transformers())
+    assert not any("tempo_attns" in path for path in closed.text_attentions())
     spatial = VideoUNet.from_config({**config, "use_temporal": False})
     spatial.load_state_dict({k: v for k, v in weights.items() if "conv3ds" not in k and "tempo_attns" not in k})
     assert torch.equal(call(closed, io, "a0"), call(spatial, io, "a0"))

@@ -18,10 +18,16 @@ def predict(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Bundle, or saved costs; the published size if absent.")
     ] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; may be repeated.")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Denoising steps instead of the presets; may be repeated.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp16, fp8 or fp32.")] = "fp16",
     measured: Annotated[
-        Path | None, typer.Option("--measured", help="JSON of timings, to fit efficiencies to.")
+        Path | None,
+        typer.Option(
+            "--measured",
+            help="Timings to fit efficiencies to: a record of 'bench' on a GPU, or a JSON of stages and layers.",
+        ),
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="Any GPU: ampere, ada, blackwell or hopper.")] = None,
     sm: Annotated[int | None, typer.Option(help="Any GPU: streaming multiprocessors.")] = None,
@@ -30,6 +36,9 @@ def predict(
     memory: Annotated[float | None, typer.Option(help="Any GPU: GiB.")] = None,
     nodes: Annotated[int, typer.Option(min=0, help="Also list this many of the largest nodes; needs a bundle.")] = 0,
     save_costs: Annotated[Path | None, typer.Option(help="Write the counted costs as a small table.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file, which 'bench report' draws a roofline from.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
@@ -37,14 +46,15 @@ def predict(
 
     from ...runtime.errors import UserError
     from ...runtime.settings import whole
+    from ..bench.record import write_text
     from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu
     from .model_costs import FULL_SIZE, load_costs, save_table, unet_nodes
     from .prediction import predict_model
     from .report import as_json, node_table, print_report
+    from .video_plans import plan_of_steps, preset_plans
 
-    counts = steps or [50, 25, 10]
-    for count in counts:
+    for count in steps or ():
         whole(count, "steps", 1, 1000)
     if precision not in PRECISIONS:
         raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
@@ -66,11 +76,16 @@ def predict(
             save_table(costs, save_costs)
         except OSError as error:
             raise UserError(f"{save_costs} cannot be written ({error.strerror}): choose another place.") from None
-    fit = None if measured is None else read_fit(measured, costs)
-    prediction = predict_model(costs, described, precision, counts, fit)
-    if json:
-        typer.echo(json_text.dumps(as_json(prediction, single), indent=2))
-        return
+    fit = None if measured is None else read_fit(measured, costs, bundle)
+    plans = [plan_of_steps(count) for count in steps] if steps else preset_plans(costs.guidance)
+    prediction = predict_model(costs, described, precision, plans, fit)
+    if json or output is not None:
+        text = json_text.dumps(as_json(prediction, single), indent=2)
+        if output is not None:
+            write_text(output, text + "\n")
+        if json:
+            typer.echo(text)
+            return
     # Names of GPUs and bundles may hold brackets: they are text, not markup.
     console = Console(markup=False, emoji=False)
     print_report(prediction, console)

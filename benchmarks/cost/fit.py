@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from .gpus import describe_gpu
+from .graph_shapes import Graph
 from .kinds import KINDS
-from .model_costs import ModelCosts, load_costs
+from .layers import layer_work
+from .model_costs import ModelCosts, load_costs, stage_graph
+from .record_timings import timings_of_record
 from .roofline import Machine, floor_by_kind
 
 Array = NDArray[np.float64]
@@ -93,14 +97,19 @@ def _relative_errors(predicted: Array, seconds: Array) -> float:
     return float(np.sqrt(np.mean(np.square(predicted / seconds - 1))))
 
 
-def read_fit(path: Path, default: ModelCosts) -> Fit:
-    """Fit the timings of a JSON file.
+def read_fit(path: Path, default: ModelCosts, bundle: Path | None = None) -> Fit:
+    """Fit the timings of a JSON file: a record of ``bench``, or the form below.
 
-    The file holds ``gpu`` (a name of the table, or an object with name, architecture, multiprocessors, clock_ghz,
+    It holds ``gpu`` (a name of the table, or an object with name, architecture, multiprocessors, clock_ghz,
     bandwidth_gb, memory_gb), optionally ``power`` (watts), ``precision`` (fp16), ``accumulation`` (fp32) and ``costs``
     (a bundle or table the timings are of, relative to the file; else the one that is predicted), and ``timings``: a
     list of ``{"stage": "unet", "seconds": 0.41}`` for one run of a stage, with ``"kind": "conv 3x3"`` for its share of
-    one kind.
+    one kind, or with ``"layer": "node_conv2d_3 + node_silu_1"`` for one layer of an engine's profile.
+
+    Args:
+        path: the file.
+        default: what is predicted.
+        bundle: its folder, where it has one: layers are looked up in its graphs.
 
     Raises:
         UserError: the file does not have that form.
@@ -110,11 +119,16 @@ def read_fit(path: Path, default: ModelCosts) -> Fit:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable JSON file of timings ({error}).") from None
     try:
+        if "subjects" in data:
+            data = timings_of_record(data, default)
         gpu, power = data["gpu"], data.get("power")
         found = describe_gpu(gpu, power) if isinstance(gpu, str) else describe_gpu(**{"power": power, **gpu})
         machine = Machine(found, data.get("precision", "fp16"), data.get("accumulation", "fp32"))
-        costs = load_costs(path.parent / data["costs"]) if "costs" in data else default
-        timings = [_timing(entry, costs, machine) for entry in data["timings"]]
+        if "costs" in data:
+            bundle = path.parent / data["costs"]
+        costs = load_costs(bundle) if "costs" in data and bundle is not None else default
+        graphs = _Graphs(bundle)
+        timings = [_timing(entry, costs, graphs, machine) for entry in data["timings"]]
         if not timings:
             raise ValueError("no timings")
     except UserError:
@@ -124,9 +138,28 @@ def read_fit(path: Path, default: ModelCosts) -> Fit:
     return fit_efficiencies(timings, machine.accumulation)
 
 
-def _timing(entry: Mapping[str, Any], costs: ModelCosts, machine: Machine) -> Timing:
-    floors = floor_by_kind(costs.stages[entry["stage"]].kernels, machine)
+class _Graphs:
+    """A bundle's graphs, each read when a layer of it comes up."""
+
+    def __init__(self, bundle: Path | None) -> None:
+        self._bundle = bundle
+        self._read: dict[str, Graph] = {}
+
+    def __getitem__(self, stage: str) -> Graph:
+        if self._bundle is None or not self._bundle.is_dir():
+            raise UserError("timings of layers need the graph they are of: give its --bundle.")
+        if stage not in self._read:
+            self._read[stage] = stage_graph(Bundle.open(self._bundle, verify=False), stage)
+        return self._read[stage]
+
+
+def _timing(entry: Mapping[str, Any], costs: ModelCosts, graphs: _Graphs, machine: Machine) -> Timing:
+    works = costs.stages[entry["stage"]].kernels
     label, seconds = entry["stage"], float(entry["seconds"])
+    if "layer" in entry:
+        works = {layer_work(graphs[entry["stage"]], entry["layer"]): 1}
+        label += f", {entry['layer']}"
+    floors = floor_by_kind(works, machine)
     if "kind" in entry:
         floors = {entry["kind"]: floors[entry["kind"]]}
         label += f", {entry['kind']}"

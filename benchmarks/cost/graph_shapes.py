@@ -63,8 +63,12 @@ class Graph:
         return [name for name in dict.fromkeys(names) if name and self.tensors[name].floating]
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, rows: int = 1) -> Graph:
     """Read a graph of fixed size and complete its shapes; external data is not touched.
+
+    Args:
+        path: the ONNX file.
+        rows: batch to count where the graph leaves it open.
 
     Raises:
         UserError: the onnx package is missing, the file is no ONNX graph, or a shape stays unknown, as in
@@ -80,6 +84,7 @@ def read_graph(path: Path) -> Graph:
         model = onnx.load(str(path), load_external_data=False)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path} is not a readable ONNX file ({error}): export the bundle again.") from None
+    _fix_rows(model, rows)
     known = _shapes(model)
     if any(name not in known for node in model.graph.node for name in node.output if name):
         known |= _shapes(onnx.shape_inference.infer_shapes(model, data_prop=True))
@@ -102,6 +107,15 @@ def read_graph(path: Path) -> Graph:
     weights = frozenset(entry.name for entry in model.graph.initializer)
     inputs = tuple(entry.name for entry in model.graph.input if entry.name not in weights)
     return Graph(nodes, known, weights, inputs, tuple(entry.name for entry in model.graph.output))
+
+
+def _fix_rows(model: Any, rows: int) -> None:
+    """Give an open batch a size; the exporter writes it as ``rows`` and what depends on it as ``16*rows``."""
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            factors = size.dim_param.split("*") if size.HasField("dim_param") else []
+            if factors.count("rows") == 1 and all(factor == "rows" or factor.isdigit() for factor in factors):
+                size.dim_value = rows * prod(int(factor) for factor in factors if factor != "rows")
 
 
 def _shapes(model: Any) -> dict[str, TensorShape]:

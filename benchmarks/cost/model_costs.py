@@ -63,7 +63,7 @@ def load_costs(path: Path) -> ModelCosts:
 def count_bundle(path: Path) -> ModelCosts:
     """Count every stage of a bundle; weights are not read."""
     bundle = Bundle.open(path, verify=False)
-    stages = {name: count_stage(_stage_graph(bundle, name)) for name in STAGES}
+    stages = {name: count_stage(stage_graph(bundle, name)) for name in STAGES}
     model = bundle.manifest.model
     rows = model.rows or ROWS[model.guidance]
     return ModelCosts(bundle.manifest.name, model.frames, model.height, model.width, rows, model.guidance, stages)
@@ -77,7 +77,7 @@ def unet_nodes(path: Path) -> list[tuple[str, Work]]:
     """
     if path.is_file():
         raise UserError(f"{path} is a table of counts, which has no single nodes: give a bundle's folder.")
-    return list(node_works(_stage_graph(Bundle.open(path, verify=False), "unet")))
+    return list(node_works(stage_graph(Bundle.open(path, verify=False), "unet")))
 
 
 def save_table(costs: ModelCosts, path: Path) -> None:
@@ -123,5 +123,6 @@ def _works(rows: list[list[Any]]) -> dict[Work, int]:
     return works
 
 
-def _stage_graph(bundle: Bundle, name: str) -> Graph:
-    return read_graph(bundle.file(bundle.manifest.stages[name].file))
+def stage_graph(bundle: Bundle, name: str) -> Graph:
+    """One stage's graph with its shapes, without its weights; an open batch is that of the bundle's guidance."""
+    return read_graph(bundle.file(bundle.manifest.stages[name].file), ROWS[bundle.manifest.model.guidance])

@@ -11,6 +11,7 @@ from .kinds import KINDS
 from .model_costs import ROWS, ModelCosts
 from .roofline import WIDTHS, Machine, floor_by_kind, stated_by_kind
 from .stage_costs import KindTotal, totals_by_kind
+from .video_plans import VideoPlan, plan_of_steps
 
 ORIGINAL_REPORT_SECONDS = 900.0
 """What the original project report measured: 50 steps, RTX 4060 Laptop at 50 W."""
@@ -45,8 +46,8 @@ class StagePrediction:
     """One stage: one run's seconds, and bytes."""
 
     name: str
-    runs: int
-    """In a video of the first number of steps asked for."""
+    runs: float
+    """In the first of the videos asked for."""
     flops: int
     floor_fp16: float
     floor_fp32: float
@@ -56,12 +57,20 @@ class StagePrediction:
     activations: int
     scratch: int
 
+    @property
+    def memory(self) -> int:
+        """Bytes while it runs, with no other stage loaded."""
+        return self.weights + self.activations + self.scratch
+
 
 @dataclass(frozen=True)
 class VideoPrediction:
     """Seconds of all stages for one video."""
 
+    name: str
     steps: int
+    forwards: float
+    """Of the U-Net, as :class:`VideoPlan` counts them."""
     compute_floor: float
     """All FLOPs at the peak with FP16 accumulation: no kernel can beat it."""
     floor_fp16: float
@@ -114,15 +123,20 @@ class Prediction:
 
 
 def predict_model(
-    costs: ModelCosts, gpu: Gpu, precision: str = "fp16", steps: Sequence[int] = (50,), fit: Fit | None = None
+    costs: ModelCosts,
+    gpu: Gpu,
+    precision: str = "fp16",
+    plans: Sequence[VideoPlan] | None = None,
+    fit: Fit | None = None,
 ) -> Prediction:
-    """Predict every stage and whole videos.
+    """Predict every stage and whole videos; without plans, one of 50 steps.
 
     Raises:
         UserError: the GPU has no arithmetic of that precision.
     """
     wide, narrow = Machine(gpu, precision, "fp32"), Machine(gpu, precision, "fp16")
     fitted_on = narrow if fit is not None and fit.accumulation == "fp16" else wide
+    plans = plans or [plan_of_steps(50)]
     stages = []
     for name, stage in costs.stages.items():
         fitted = sum(fit.seconds(floor_by_kind(stage.kernels, fitted_on)).values()) if fit else None
@@ -131,7 +145,7 @@ def predict_model(
         stages.append(
             StagePrediction(
                 name,
-                costs.runs(steps[0])[name],
+                _runs(costs, plans[0])[name],
                 stage.flops,
                 sum(floor_by_kind(stage.kernels, narrow).values()),
                 sum(floor_by_kind(stage.kernels, wide).values()),
@@ -142,15 +156,23 @@ def predict_model(
                 stage.memory.scratch * WIDTHS[precision],
             )
         )
-    videos = [_video(costs, stages, narrow, count) for count in steps]
+    videos = [_video(costs, stages, narrow, plan) for plan in plans]
     return Prediction(costs, gpu, precision, _kinds(costs, wide, narrow, fit), stages, videos, fit)
 
 
-def _video(costs: ModelCosts, stages: list[StagePrediction], narrow: Machine, steps: int) -> VideoPrediction:
-    runs = costs.runs(steps)
+def _runs(costs: ModelCosts, plan: VideoPlan) -> dict[str, float]:
+    """How often each stage runs for one video."""
+    once = costs.runs(1)
+    return {**once, "unet": once["unet"] * plan.forwards}
+
+
+def _video(costs: ModelCosts, stages: list[StagePrediction], narrow: Machine, plan: VideoPlan) -> VideoPrediction:
+    runs = _runs(costs, plan)
     peak = narrow.gpu.peak(narrow.precision, narrow.accumulation)
     return VideoPrediction(
-        steps,
+        plan.name,
+        plan.steps,
+        plan.forwards,
         sum(stage.flops * runs[stage.name] for stage in stages) / peak,
         sum(stage.floor_fp16 * runs[stage.name] for stage in stages),
         sum(stage.floor_fp32 * runs[stage.name] for stage in stages),

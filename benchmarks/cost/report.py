@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .prediction import RESERVED, Prediction
+from .prediction import RESERVED, Prediction, VideoPrediction
 from .roofline import STATED_BANDWIDTH, STATED_EFFICIENCY, STATED_LAUNCH
 from .stage_costs import Work
 
@@ -17,28 +18,27 @@ _MIB = 2**20
 
 def print_report(prediction: Prediction, console: Console) -> None:
     """Headline, stages with memory, and the U-Net by kind."""
-    console.print(_kind_table(prediction), _stage_table(prediction), _video_table(prediction))
+    console.print(
+        _kind_table(prediction), _stage_table(prediction), _memory_table(prediction), _video_table(prediction)
+    )
     for line in summary(prediction):
         console.print(line, highlight=False)
 
 
 def summary(prediction: Prediction) -> list[str]:
     """What the tables come to, in sentences."""
-    gpu, costs, video = prediction.gpu, prediction.costs, prediction.videos[0]
+    gpu, costs = prediction.gpu, prediction.costs
     power = f" at {gpu.power:g} W" if gpu.power is not None else ""
     lines = [f"{gpu.name}{power}: {gpu.clock / 1e9:.2f} GHz, {gpu.bandwidth / 1e9:g} GB/s. Source: {gpu.source}."]
     fit = prediction.fit
-    if fit is not None and video.fitted is not None:
+    what = "prediction, not a measurement"
+    if fit is not None:
         error = fit.residual if fit.left_out_residual is None else fit.left_out_residual
         how = "residual" if fit.left_out_residual is None else "residual, each timing left out in turn"
-        what = f"fitted to {fit.timings} timings ({how} {error:.1%}): about {video.fitted:.3g} s"
-    else:
-        what = (
-            f"prediction, not a measurement: {video.floor_fp16:.3g} s (roofline floor, FP16 accumulation) to "
-            f"{video.stated:.3g} s (stated efficiencies, FP32 accumulation)"
-        )
+        what = f"fitted to {fit.timings} timings ({how} {error:.1%})"
     lines.append(
-        f"{video.steps} steps, {costs.frames} frames, {costs.width}x{costs.height}, {prediction.precision}: {what}."
+        f"{costs.frames} frames, {costs.width}x{costs.height}, {prediction.precision}; {what}: "
+        f"{'; '.join(_video_words(video) for video in prediction.videos)}."
     )
     if prediction.original_seconds is not None and prediction.published_seconds is not None:
         fp32, fp16 = prediction.published_seconds
@@ -60,6 +60,17 @@ def summary(prediction: Prediction) -> list[str]:
     return lines
 
 
+def _video_words(video: VideoPrediction) -> str:
+    steps = f"{video.steps} steps"
+    name = steps if video.name == steps else f"{video.name} ({steps})"
+    if video.fitted is not None:
+        return f"{name} about {video.fitted:.3g} s"
+    return (
+        f"{name} {video.floor_fp16:.3g} s (roofline floor, FP16 accumulation) to {video.stated:.3g} s (stated "
+        "efficiencies, FP32 accumulation)"
+    )
+
+
 def as_json(prediction: Prediction, nodes: list[tuple[str, Work]] | None = None) -> dict[str, Any]:
     """Every number of the report; seconds, bytes, FLOPs."""
     gpu, costs, fit = prediction.gpu, prediction.costs, prediction.fit
@@ -72,7 +83,9 @@ def as_json(prediction: Prediction, nodes: list[tuple[str, Work]] | None = None)
         "videos": [vars(video) for video in prediction.videos],
         "original_report_seconds": prediction.original_seconds,
         "published_tflop": prediction.published_tflop,
-        "stages": [vars(stage) for stage in prediction.stages],
+        "stages": [
+            {**vars(stage), "memory": stage.memory, "fits": stage.memory <= gpu.memory} for stage in prediction.stages
+        ],
         "unet_kinds": [
             {**vars(row), "total": vars(row.total), "flops_per_byte": row.intensity} for row in prediction.kinds
         ],
@@ -125,28 +138,55 @@ def _kind_table(prediction: Prediction) -> Table:
 
 
 def _stage_table(prediction: Prediction) -> Table:
-    headers = ["stage", "runs", "GFLOP a run", "floor s", "FP32 acc.", "stated s", "weights MiB", "activ. MiB"]
-    title = f"stages of one video, {prediction.videos[0].steps} steps: seconds of all runs"
-    table = _table(title, *headers, "scratch MiB")
+    headers = ["stage", "runs", "GFLOP a run", "floor s", "FP32 acc.", "stated s"]
+    title = f"stages of one video, {prediction.videos[0].name}: seconds of all runs"
+    table = _table(title, *headers)
     for stage in prediction.stages:
         table.add_row(
             stage.name,
-            f"{stage.runs}",
+            f"{stage.runs:g}",
             _short(stage.flops / 1e9),
             *(f"{stage.runs * value:.3f}" for value in (stage.floor_fp16, stage.floor_fp32, stage.stated)),
-            *(f"{value / _MIB:.0f}" for value in (stage.weights, stage.activations, stage.scratch)),
         )
+    return table
+
+
+def _memory_table(prediction: Prediction) -> Table:
+    """What each stage takes alone, and what the pipeline takes that keeps every stage loaded."""
+    there = prediction.gpu.memory
+    table = _table(
+        "memory, MiB", "stage", "weights", "activations", "scratch", "together", f"of {there / 2**30:.3g} GiB", "fits"
+    )
+
+    def add(name: str, parts: Sequence[int], total: int) -> None:
+        cells = [f"{value / _MIB:.0f}" for value in (*parts, total)]
+        table.add_row(name, *cells, f"{total / there:.0%}", "yes" if total <= there else "NO")
+
+    for stage in prediction.stages:
+        add(stage.name, (stage.weights, stage.activations, stage.scratch), stage.memory)
+    largest = max(prediction.stages, key=lambda stage: stage.activations + stage.scratch)
+    weights = sum(stage.weights for stage in prediction.stages)
+    add("all loaded, with reserve", (weights, largest.activations, largest.scratch), prediction.memory_needed)
     return table
 
 
 def _video_table(prediction: Prediction) -> Table:
     fitted = prediction.fit is not None
-    headers = ["steps", "compute alone s", "floor s", "FP32 acc.", "stated s", *(["fitted s"] if fitted else [])]
+    headers = [
+        "",
+        "steps",
+        "U-Net forwards",
+        "compute alone s",
+        "floor s",
+        "FP32 acc.",
+        "stated s",
+        *(["fitted s"] if fitted else []),
+    ]
     table = _table("one video", *headers)
     for video in prediction.videos:
         values = [video.compute_floor, video.floor_fp16, video.floor_fp32, video.stated]
         cells = [f"{value:.2f}" for value in values + ([video.fitted or 0.0] if fitted else [])]
-        table.add_row(f"{video.steps}", *cells)
+        table.add_row(video.name, f"{video.steps}", f"{video.forwards:g}", *cells)
     return table
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ...kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_coefficients
+from ...kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_table
 from ...kernels.frame_init import frame_init_mask
 from ...kernels.guidance import guidance_mode
 from ...runtime.denoise import FrameInitPlan, Guidance, Latents, denoise_clip
@@ -36,12 +36,12 @@ class TorchUNet:
         self._first = torch.from_numpy(first_frames).flatten(0, 1).to(self.texts.device)
         self._key_values = self.unet.text_key_values(self.texts)
 
-    def predict(self, sample: Latents, timestep: int) -> Latents:
+    def predict(self, sample: Latents, timestep: int, guided: bool = True) -> Latents:
         branches = self._shape[0]
         rows = torch.from_numpy(sample).to(self.texts.device).repeat(branches, 1, 1, 1, 1)
         out = self.unet.denoise(rows, timestep, self._key_values, self._first, self.stride)
         result: Latents = out.unflatten(0, (branches, -1)).float().cpu().numpy()
-        return result
+        return result if guided else result[-1:]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def sample_videos(
         first,
         first,
         noise,
-        coefficients=ddim_coefficients(SchedulerConfig(), settings.steps),
+        table=ddim_table(SchedulerConfig(), settings.steps),
         guidance=Guidance(mode, settings.guidance_scale_txt, 1.0),
         frame_init_plan=plan,
         draw_noise=lambda shape: np.zeros(shape, np.float32),

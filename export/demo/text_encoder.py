@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
-from ..stages import TEXT_LENGTH
+from ..unet_stages import TEXT_LENGTH
 from ..vocabulary import clip_tokenizer
 from .presets import Preset
 
@@ -47,9 +47,15 @@ class CaptionEncoder:
     def __call__(self, texts: list[str]) -> Tensor:
         """n texts -> [n, 77, width]; equal texts are encoded once."""
         distinct = list(dict.fromkeys(texts))
-        ids = torch.tensor([self._ids(text) for text in distinct], device=next(self.encoder.parameters()).device)
-        states: Tensor = self.encoder(input_ids=ids).last_hidden_state
+        states, _ = self.states_and_ends(distinct)
         return states[[distinct.index(text) for text in texts]]
+
+    def states_and_ends(self, texts: list[str]) -> tuple[Tensor, list[int]]:
+        """n texts -> [n, 77, width], and the position of each text's end token."""
+        ids = torch.tensor([self._ids(text) for text in texts], device=next(self.encoder.parameters()).device)
+        states: Tensor = self.encoder(input_ids=ids).last_hidden_state
+        end = self.encoder.config.eos_token_id
+        return states, (ids == end).int().argmax(dim=1).tolist()
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:

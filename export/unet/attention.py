@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .positions import RotaryPositions, SinusoidalPositions
 
-KeyValue = tuple[Tensor, Tensor]
-"""Keys and values of one text attention, each [b, heads, text length, c / heads]."""
+KeyValue = tuple[Tensor, ...]
+"""Keys and values of one text attention, each [b, heads, text length, c / heads]; a simplified one has other parts."""
 
 Positions = RotaryPositions | SinusoidalPositions
 
@@ -95,6 +95,9 @@ class TextAttention(PositionedAttention):
     published code rotates them when the text happens to be as long as the clip.
     """
 
+    parts: tuple[str, ...] = ("key", "value")
+    """Names of what :meth:`key_values` returns."""
+
     def __init__(
         self,
         channels: int,
@@ -116,7 +119,8 @@ class TextAttention(PositionedAttention):
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
         """[b, f, n, c] -> same: one attention of f*n queries per clip."""
         q = self.rotate(self.to_q(self.add_position(x)))
-        out = self.attend(self.split_heads(q.flatten(1, 2)), *key_value)
+        key, value = key_value
+        out = self.attend(self.split_heads(q.flatten(1, 2)), key, value)
         return self.project_out(out).reshape(x.shape)
 
 

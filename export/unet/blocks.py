@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +67,14 @@ class DownBlock(Layers):
         super().__init__(config, widths, heads, spatial=attention, temporal=attention)
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
-    def forward(self, x: Tensor, emb: Tensor, text: TextKeyValues) -> tuple[Tensor, list[Tensor]]:
-        """x [(b f), c_in, h, w] -> the block's output and its skips, in order."""
-        skips = []
+    def skips(self, x: Tensor, emb: Tensor, text: TextKeyValues) -> Iterator[Tensor]:
+        """x [(b f), c_in, h, w] -> the block's skips in order, each computed when asked for; the last is its output."""
         for i in range(len(self.resnets)):
             x = self.attend(i, self.resnet(i, x, emb), text)
-            skips.append(x)
+            yield x
         for downsampler in self.downsamplers:
             x = downsampler(x)
-            skips.append(x)
-        return x, skips
+            yield x
 
 
 class MidBlock(Layers):
@@ -108,12 +106,11 @@ class UpBlock(Layers):
         super().__init__(config, widths, heads, spatial=attention, temporal=attention)
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, text: TextKeyValues) -> Tensor:
-        """Takes its skips off the end of the list; upsamples to the size of the next one left."""
-        for i in range(len(self.resnets)):
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = self.attend(i, self.resnet(i, x, emb), text)
-        for upsampler in self.upsamplers:
+    def layer(self, i: int, x: Tensor, skips: list[Tensor], emb: Tensor, text: TextKeyValues) -> Tensor:
+        """Layer i takes its skip off the end of the list; the last one upsamples to the size of the next one left."""
+        x = torch.cat([x, skips.pop()], dim=1)
+        x = self.attend(i, self.resnet(i, x, emb), text)
+        if self.upsamplers and i == len(self.resnets) - 1:
             height, width = skips[-1].shape[-2:]
-            x = upsampler(x, (height, width))
+            x = self.upsamplers[0](x, (height, width))
         return x

@@ -7,19 +7,21 @@ dropped once nothing reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import KeyValue
+from .attention import KeyValue, TextAttention
 from .blocks import DownBlock, Layers, MidBlock, TextKeyValues, UpBlock
 from .config import UNetConfig
 from .embeddings import ScalarEmbedding
 from .gate import GatedResidual
 from .resampling import Upsample
+from .resnets import SpatialResnet
 from .state_dict import check_state_dict
 from .transformers import SpatialTransformer, TemporalTransformer
 
@@ -103,14 +105,17 @@ class VideoUNet(nn.Module):
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def text_transformers(self) -> dict[str, SpatialTransformer | TemporalTransformer]:
-        """Every transformer that reads text, by path, in module order; layers dropped by their gate are left out."""
-        return {
-            path: module
+    def text_attentions(self) -> dict[str, TextAttention]:
+        """Every text attention by the path of its transformer, in module order; layers dropped by their gate are left
+        out.
+        """
+        readers = {
+            path: module.text_attention
             for path, module in self.named_modules()
             if isinstance(module, SpatialTransformer)
             or (isinstance(module, TemporalTransformer) and not module.is_identity)
         }
+        return {path: attention for path, attention in readers.items() if attention is not None}
 
     def text_key_values(self, encoder_hidden_states: Tensor) -> dict[str, KeyValue]:
         """The conditioning: keys and values of every text attention, once per prompt.
@@ -121,10 +126,7 @@ class VideoUNet(nn.Module):
         Returns:
             path -> (keys, values), each [b, heads, length, c / heads].
         """
-        return {
-            path: transformer.text_attention.key_values(encoder_hidden_states)
-            for path, transformer in self.text_transformers().items()
-        }
+        return {path: attention.key_values(encoder_hidden_states) for path, attention in self.text_attentions().items()}
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
@@ -167,23 +169,144 @@ class VideoUNet(nn.Module):
         frame_stride: Scalar | None,
     ) -> Tensor:
         """As :meth:`forward`, from keys and values of :meth:`text_key_values`: what one step of the loop runs."""
+        noise_pred, _ = self._predict(self._clip(sample, first_frame_latents), timestep, text, frame_stride)
+        return noise_pred
+
+    # -- feature caching -----------------------------------------------------------------------------------------------
+
+    @property
+    def skip_count(self) -> int:
+        """Skip connections, conv_in's included: feature caching may cut at any but the last."""
+        return len(self._up_layers())
+
+    def denoise_and_keep(
+        self,
+        sample: Tensor,
+        timestep: Scalar,
+        text: TextKeyValues,
+        first_frame_latents: Tensor | None,
+        frame_stride: Scalar | None,
+        branch: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`denoise`, and the deep features for :meth:`denoise_from_features`.
+
+        DeepCache (Ma et al. 2023, arXiv:2312.00858): what comes up from below skip `branch` changes little between
+        neighbouring steps. Skip 0 is conv_in's output; the smaller the branch, the less a shallow step computes.
+
+        Returns:
+            noise_pred [b, c, f-1, h, w] and deep features [(b f), channels, h', w'], what is joined with that skip.
+
+        Raises:
+            ValueError: no such branch.
+        """
+        self._check_branch(branch)
+        clip = self._clip(sample, first_frame_latents)
+        return self._predict(clip, timestep, text, frame_stride, keep_at=branch)
+
+    def denoise_from_features(
+        self,
+        sample: Tensor,
+        timestep: Scalar,
+        text: TextKeyValues,
+        first_frame_latents: Tensor | None,
+        frame_stride: Scalar | None,
+        branch: int,
+        deep_features: Tensor,
+    ) -> Tensor:
+        """A shallow step: only the layers above skip `branch`, the rest taken from an earlier full step."""
+        self._check_branch(branch)
+        clip = self._clip(sample, first_frame_latents)
+        emb = F.silu(self._embed(timestep, frame_stride, clip.shape[0]))
+        skips = list(islice(self._skips(clip, emb, text), branch + 1))
+        x, _ = self._up(deep_features, skips, emb, text)
+        return self._noise(x, clip.shape[0])
+
+    def shallow_text_paths(self, branch: int) -> list[str]:
+        """The transformers of a shallow step that read text, in module order."""
+        self._check_branch(branch)
+        down = [cast(DownBlock, block) for block in self.down_blocks]
+        on_the_way_down = [
+            (block, i) for block in down for i in (*range(len(block.resnets)), *[None] * len(block.downsamplers))
+        ]
+        layers = [*on_the_way_down[:branch], *self._up_layers()[-branch - 1 :]]
+        prefixes = {f"{block.path}.{kind}.{i}" for block, i in layers for kind in ("attentions", "tempo_attns")}
+        return [path for path in self.text_attentions() if path in prefixes]
+
+    def skip_level(self, branch: int) -> int:
+        """How often the latents' size is halved at a skip."""
+        levels = [0]
+        for level, block in enumerate(cast(DownBlock, block) for block in self.down_blocks):
+            levels += [level] * len(block.resnets) + [level + 1] * len(block.downsamplers)
+        return levels[branch]
+
+    def deep_feature_shape(self, branch: int, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the deep features for latents of a size."""
+        self._check_branch(branch)
+        block, i = self._up_layers()[-branch - 2]
+        channels = cast(SpatialResnet, block.resnets[i]).conv2.out_channels
+        for _ in range(self.skip_level(branch)):
+            height, width = -(-height // 2), -(-width // 2)
+        return channels, height, width
+
+    def _check_branch(self, branch: int) -> None:
+        if not 0 <= branch < self.skip_count - 1:
+            raise ValueError(
+                f"Cache branch {branch} is not possible: this model has {self.skip_count} skips, "
+                f"give 0 to {self.skip_count - 2}."
+            )
+
+    # -- the parts of a forward ----------------------------------------------------------------------------------------
+
+    def _clip(self, sample: Tensor, first_frame_latents: Tensor | None) -> Tensor:
+        """[b, f, c, h, w]: the first frame before the noisy ones."""
         self._check_clip(sample, first_frame_latents)
         assert first_frame_latents is not None
-        batch, frames = sample.shape[0], self.config.n_frames
-        emb = F.silu(self._embed(timestep, frame_stride, batch))
-        clip = torch.cat([first_frame_latents, sample], dim=2)
-        x = self.conv_in(clip.transpose(1, 2).flatten(0, 1))
-        skips = [x]
+        return torch.cat([first_frame_latents, sample], dim=2).transpose(1, 2)
+
+    def _predict(
+        self,
+        clip: Tensor,
+        timestep: Scalar,
+        text: TextKeyValues,
+        frame_stride: Scalar | None,
+        keep_at: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        emb = F.silu(self._embed(timestep, frame_stride, clip.shape[0]))
+        skips = list(self._skips(clip, emb, text))
+        x = self.mid_block(skips[-1], emb, text)
+        x, kept = self._up(x, skips, emb, text, keep_at)
+        return self._noise(x, clip.shape[0]), kept
+
+    def _skips(self, clip: Tensor, emb: Tensor, text: TextKeyValues) -> Iterator[Tensor]:
+        """Every skip from conv_in down, each computed when asked for; the last is the deepest feature map."""
+        x = self.conv_in(clip.flatten(0, 1))
+        yield x
         for down in self.down_blocks:
-            x, block_skips = down(x, emb, text)
-            skips += block_skips
-        x = self.mid_block(x, emb, text)
-        for up in self.up_blocks:
-            x = up(x, skips, emb, text)
+            for skip in cast(DownBlock, down).skips(x, emb, text):
+                x = skip
+                yield x
+
+    def _up_layers(self) -> list[tuple[UpBlock, int]]:
+        """Every layer of the way up; the one that takes skip k is the (k+1)-th from the end."""
+        blocks = [cast(UpBlock, up) for up in self.up_blocks]
+        return [(block, i) for block in blocks for i in range(len(block.resnets))]
+
+    def _up(
+        self, x: Tensor, skips: list[Tensor], emb: Tensor, text: TextKeyValues, keep_at: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layers of the way up, as many as there are skips; also x as it was before skip `keep_at`."""
+        kept = x
+        for block, i in self._up_layers()[-len(skips) :]:
+            if len(skips) - 1 == keep_at:
+                kept = x
+            x = block.layer(i, x, skips, emb, text)
+        return x, kept
+
+    def _noise(self, x: Tensor, batch: int) -> Tensor:
         # Nothing reads frame 0 any more: its output is not part of the result.
-        x = x.unflatten(0, (batch, frames))[:, 1:].flatten(0, 1)
+        x = x.unflatten(0, (batch, self.config.n_frames))[:, 1:].flatten(0, 1)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return x.unflatten(0, (batch, frames - 1)).transpose(1, 2)
+        return x.unflatten(0, (batch, self.config.n_frames - 1)).transpose(1, 2)
 
     def _check_clip(self, sample: Tensor, first_frame_latents: Tensor | None) -> None:
         frames = self.config.n_frames

@@ -49,13 +49,15 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = attn1
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = attn2
+        # Replaced, or None, where the text attention was simplified for export.
+        self.attn2: nn.Module | None = attn2
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, key_value: KeyValue, *attn1_args: int) -> Tensor:
+    def forward(self, x: Tensor, key_value: KeyValue | None, *attn1_args: int) -> Tensor:
         x = x + self.attn1(self.norm1(x), *attn1_args)
-        x = x + self.attn2(self.norm2(x), key_value)
+        if self.attn2 is not None:
+            x = x + self.attn2(self.norm2(x), key_value)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
@@ -77,8 +79,8 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     @property
-    def text_attention(self) -> TextAttention:
-        return cast(TextAttention, self.transformer_blocks[0].attn2)
+    def text_attention(self) -> TextAttention | None:
+        return cast(TextAttention | None, self.transformer_blocks[0].attn2)
 
     def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
         """[(b f), c, h, w] -> same."""
@@ -106,15 +108,15 @@ class TemporalTransformer(GatedResidual):
         self.proj_out = nn.Linear(channels, channels)
 
     @property
-    def text_attention(self) -> TextAttention:
-        return cast(TextAttention, self.transformer_blocks[0].attn2)
+    def text_attention(self) -> TextAttention | None:
+        return cast(TextAttention | None, self.transformer_blocks[0].attn2)
 
     def last_layer(self) -> nn.Linear:
         return self.proj_out
 
     def forward(self, x: Tensor, key_value: KeyValue | None) -> Tensor:
-        """[(b f), c, h, w] -> same; key_value is None only where the gate dropped the layer."""
-        if self.is_identity or key_value is None:
+        """[(b f), c, h, w] -> same; key_value is None where the gate dropped the layer or it reads no text."""
+        if self.is_identity:
             return x
         tokens = self.proj_in(to_tokens(self.norm(x), self.n_frames))
         tokens = self.transformer_blocks[0](tokens, key_value, x.shape[2], x.shape[3])

@@ -5,21 +5,33 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from ..backends import table
+from ..bundle import Bundle
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich")
 _EXTRAS = {
     "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "huggingface-hub"),
     "cuda": ("onnxruntime-gpu",),
-    "rtx": ("tensorrt-rtx", "cuda-python"),
-    "tensorrt": ("tensorrt", "cuda-python"),
+    "rtx": ("tensorrt-rtx", "cuda-core", "nvidia-cufft"),
+    "tensorrt": ("tensorrt", "cuda-core", "nvidia-cufft"),
 }
 
 
-def doctor() -> None:
-    """Show what is installed, which providers there are, what would be used and why."""
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Judge for this bundle: its engines and precisions.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or openvino: as 'generate' would be told.")] = "auto",
+) -> None:
+    """Show what is installed, which backends there are, what would be used and why."""
     console = Console()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
@@ -36,9 +48,9 @@ def doctor() -> None:
             found = _version(package)
             packages.add_row(f"[{extra}]".replace("[", "\\["), package, found or "-", _advice(extra, found))
     console.print(packages)
-    backends = Table("backend", "used", "why", title="sessions", title_justify="left")
-    for backend, used, why in _backends():
-        backends.add_row(backend, "yes" if used else "no", why)
+    backends = Table("backend", "device", "used", "why", title="sessions, in order of preference", title_justify="left")
+    for row in table(Bundle.open(bundle, verify=False) if bundle else None, device):
+        backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", escape(row.reason))
     console.print(backends)
 
 
@@ -51,27 +63,3 @@ def _version(package: str) -> str | None:
 
 def _advice(extra: str, found: str | None) -> str:
     return "" if found else f"optional: pip install 'consisti2v-rt\\[{extra}]'"
-
-
-def _backends() -> list[tuple[str, bool, str]]:
-    """Every session backend in order of preference: name, whether a generation would use it, and why."""
-    try:
-        import onnxruntime
-
-        providers = onnxruntime.get_available_providers()
-    except ImportError as error:
-        return [("ONNX Runtime CPU", False, f"onnxruntime cannot be imported ({error})")]
-    rows = [
-        (
-            f"ONNX Runtime {provider.removesuffix('ExecutionProvider')}",
-            False,
-            "present, but this version runs on the processor",
-        )
-        for provider in providers
-        if provider != "CPUExecutionProvider"
-    ]
-    if "CPUExecutionProvider" in providers:
-        rows.append(
-            ("ONNX Runtime CPU", True, f"onnxruntime {onnxruntime.__version__}: exact in float32, needs no GPU")
-        )
-    return rows

@@ -9,11 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ...kernels.schedulers import SCHEDULERS
 from ..camera_motion import CAMERA_MOTIONS
 from ..errors import UserError
+from ..gpu_options import GpuOptions
 from ..image import load_image
 from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
+from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
 from .progress import prompt_interrupt, step_progress
 
@@ -23,6 +26,9 @@ _OPTIONS = {
     "num_inference_steps": "--steps",
     "guidance_scale_txt": "--guidance-scale",
     "guidance_scale_img": "--image-guidance-scale",
+    "guidance_interval": "--guidance-interval",
+    "guidance_batch": "--guidance-batch",
+    "cache_interval": "--cache-interval",
     "noise_sampling_method": "--noise",
     "use_frameinit": "--frameinit",
     "num_videos_per_prompt": "--videos-per-prompt",
@@ -40,13 +46,29 @@ def generate(
         "out.mp4"
     ),
     negative_prompt: Annotated[list[str] | None, typer.Option(help="What to lead away from.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = _PUBLISHED.num_inference_steps,
+    preset: Annotated[
+        str, typer.Option(help="exact (published), balanced or fast; other options win over it.")
+    ] = "exact",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's (50).")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help=f"{', '.join(SCHEDULERS)}; the preset's (ddim). lcm is for distilled models.")
+    ] = None,
     guidance_scale: Annotated[float, typer.Option(help="Text guidance; 1: off.")] = _PUBLISHED.guidance_scale_txt,
     image_guidance_scale: Annotated[
         float, typer.Option(help="First-frame guidance; above 1 it is on, at half as much work again.")
     ] = _PUBLISHED.guidance_scale_img,
     guidance_rescale: Annotated[float, typer.Option(help="0 (off) to 1.")] = _PUBLISHED.guidance_rescale,
-    eta: Annotated[float, typer.Option(help="0: deterministic DDIM, 1: DDPM.")] = _PUBLISHED.eta,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="START:END", help="Shares of the steps between which guidance acts; the preset's (0:1)."),
+    ] = None,
+    guidance_batch: Annotated[
+        str, typer.Option(help="joint: a step's branches at once; split: one after the other, in less memory.")
+    ] = _PUBLISHED.guidance_batch,
+    cache_interval: Annotated[
+        int, typer.Option(help="The whole U-Net every so many steps; needs a bundle with a cache branch.")
+    ] = _PUBLISHED.cache_interval,
+    eta: Annotated[float, typer.Option(help="0: deterministic DDIM, 1: DDPM; for ddim.")] = _PUBLISHED.eta,
     seed: Annotated[list[int] | None, typer.Option(help="One, or one per video; drawn and shown if absent.")] = None,
     frame_stride: Annotated[int, typer.Option(help="Larger moves more.")] = _PUBLISHED.frame_stride,
     noise: Annotated[
@@ -67,14 +89,23 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the bundle was exported.")] = None,
     fps: Annotated[float, typer.Option(help="Frames a second in the file.")] = _PUBLISHED.fps,
     threads: Annotated[int | None, typer.Option(help="Processor threads; one per core if absent.")] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where one can be used), cpu, cuda or openvino.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or fp8; the device's best.")] = None,
+    low_vram: Annotated[
+        bool | None, typer.Option(help="GPU: one stage's weights at a time; where the rest does not fit.")
+    ] = None,
+    device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
+    cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
     verify: Annotated[bool, typer.Option(help="Hash the bundle's files first.")] = True,
 ) -> None:
     """Animate a photo. Defaults are the published model's."""
     options: dict[str, Any] = {
-        "num_inference_steps": steps,
+        "preset": preset,
         "guidance_scale_txt": guidance_scale,
         "guidance_scale_img": image_guidance_scale,
         "guidance_rescale": guidance_rescale,
+        "guidance_batch": guidance_batch,
+        "cache_interval": cache_interval,
         "eta": eta,
         "frame_stride": frame_stride,
         "noise_sampling_method": noise,
@@ -93,11 +124,19 @@ def generate(
         "video_length": frames,
         "fps": fps,
     }
+    named = {"num_inference_steps": steps, "scheduler": scheduler, "guidance_interval": _interval(guidance_interval)}
+    options |= {name: value for name, value in named.items() if value is not None}
     if negative_prompt:
         options["negative_prompt"] = negative_prompt if len(negative_prompt) > 1 else negative_prompt[0]
     if seed:
         options["seed"] = seed if len(seed) > 1 else seed[0]
-    animate_to_file(bundle, image, prompt or [""], [output], options, verify=verify, threads=threads)
+    engine = {
+        "threads": threads,
+        "device": device,
+        "precision": precision,
+        "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
+    }
+    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify)
 
 
 def animate_to_file(
@@ -106,19 +145,22 @@ def animate_to_file(
     prompts: list[str],
     outputs: list[Path],
     options: dict[str, Any],
+    engine: dict[str, Any],
     *,
     verify: bool = True,
-    threads: int | None = None,
 ) -> None:
-    """Generate with progress and write to every output; refuses bad outputs and images before anything else."""
+    """Generate with progress and write to every output; refuses bad outputs and images before anything else.
+
+    `options` are fields of the settings, `engine` says what runs it: arguments of ``ImageToVideo.from_bundle``.
+    """
     console = Console(stderr=True)
     for output in outputs:
         check_output(output)
     photos = [load_image(image) for image in images]
-    if threads is not None:
-        whole(threads, "threads", 1, _MAX_THREADS)
+    if engine.get("threads") is not None:
+        whole(engine["threads"], "threads", 1, _MAX_THREADS)
     settings = GenerationSettings.from_options(options)
-    animate = ImageToVideo.from_bundle(bundle, verify=verify, threads=threads)
+    animate = ImageToVideo.from_bundle(bundle, verify=verify, **engine)
     prompt = prompts if len(prompts) > 1 else prompts[0]
     try:
         videos_asked = animate.check(photos, prompt, settings=settings).videos
@@ -129,6 +171,12 @@ def animate_to_file(
             check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
         console.print("[yellow]note:[/] the weights of this bundle are untrained: expect moving noise, not a video")
+    saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
+    if saving == 0:
+        console.print(
+            "[yellow]note:[/] the guidance interval saves no time here: this bundle's U-Net always runs "
+            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any"
+        )
     total_steps = settings.num_inference_steps * settings.autoregress_steps
     with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
         videos = animate(photos, prompt, settings=settings, callback=advance)
@@ -143,6 +191,19 @@ def animate_to_file(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
         f"{videos.timings.total:.1f} s: {videos.timings.summary()}"
     )
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    """``START:END`` as two numbers."""
+    if text is None:
+        return None
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise UserError(
+            f"--guidance-interval {text!r} is not START:END: give two numbers from 0 to 1, as 0.2:0.8."
+        ) from None
+    return start, end
 
 
 def _in_typed_words(sentence: str) -> str:

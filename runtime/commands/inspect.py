@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +13,23 @@ from rich.table import Table
 
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
+from .engine_tables import engine_facts, engine_table, find_engines
 
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file and compare.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="Engines of a stage or target, or all: what is known about them.")
+    ] = None,
 ) -> None:
     """Show what a bundle holds: model, stages, files, where it came from."""
     opened = Bundle.open(bundle, verify=False)
     manifest = opened.manifest
-    if json:
+    if engine is not None:
+        _show_engines(opened, engine, json)
+    elif json:
         typer.echo(manifest.to_json(), nl=False)
     else:
         # Names of models and files may hold brackets: they are text, not markup.
@@ -37,6 +44,16 @@ def inspect(
             f"{len(manifest.files)} files, {_size(total)}, all as recorded ({time.perf_counter() - started:.1f} s)",
             err=json,
         )
+
+
+def _show_engines(bundle: Bundle, name: str, as_json: bool) -> None:
+    engines = find_engines(bundle, name)
+    if as_json:
+        typer.echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
+        return
+    console = Console(markup=False, emoji=False)
+    for engine in engines:
+        console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size))
 
 
 def _model_table(manifest: Manifest) -> Table:

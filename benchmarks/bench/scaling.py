@@ -1,0 +1,222 @@
+"""How the time grows with frames, resolution, batch and steps; the bundles for it are made on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...runtime.bundle import Bundle
+from ...runtime.errors import UserError
+from .bundle_facts import bundle_facts, now, open_bundle
+from .forward_inputs import make_inputs, save_inputs, session_dims
+from .machine import describe_machine, versions
+from .progress import run_progress
+from .record import Record, Row, Subject
+from .side_by_side import all_fit
+from .subjects_of_bundle import (
+    Candidate,
+    empty_subject,
+    find_backend,
+    session_contestant,
+    usual_candidate,
+    video_contestant,
+)
+from .turns import Contestant, Plan, measure_in_turns
+
+AXES = ("frames", "resolution", "batch", "steps")
+DEFAULTS: dict[str, tuple[int, ...]] = {
+    "frames": (4, 8, 16, 24),
+    "resolution": (64, 128, 192, 256),
+    "batch": (1, 2, 3, 4),
+    "steps": (1, 2, 4, 8),
+}
+"""For the tiny model on a processor: seconds, not minutes."""
+UNITS = {"frames": "frames", "resolution": "pixels a side", "batch": "rows", "steps": "steps"}
+WORK = {
+    "frames": "one U-Net forward",
+    "resolution": "one U-Net forward",
+    "batch": "one U-Net forward",
+    "steps": "one video",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is scaled: a bundle as it is, or random weights to be exported."""
+
+    bundle: Path | None
+    random_weights: str = "tiny"
+    device: str = "auto"
+    precision: str | None = None
+
+
+def measure_scaling(
+    source: Source,
+    points: Mapping[str, Sequence[int]],
+    *,
+    warmup: int,
+    rounds: int,
+    threads: int | None,
+    image: Path,
+    console: Console,
+) -> Record:
+    """Time every point of every axis, all others at the bundle's own values.
+
+    Args:
+        source: a dynamic bundle takes resolution, batch and steps; any bundle takes steps; frames need an export each.
+        points: values by axis.
+
+    Raises:
+        UserError: the bundle does not take an axis, or an export failed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = _base(source, folder, points, console)
+        candidate = usual_candidate(bundle, source.device, source.precision)
+        found: dict[str, Contestant] = {}
+        for axis in AXES:
+            for value in points.get(axis, ()):
+                contestant = _point(source, bundle, candidate, axis, value, folder, image, threads, console)
+                if contestant.subject.unavailable is not None:
+                    raise UserError(f"{candidate.name} cannot run this: {contestant.subject.unavailable.rstrip('.')}.")
+                contestant.subject.name = f"{axis} {value}"
+                found[contestant.subject.name] = contestant
+        plan = Plan(warmup, rounds, all_fit(bundle, len(found)))
+        with run_progress(plan.runs * len(found), console) as progress:
+            measure_in_turns(list(found.values()), plan, progress)
+        return _record(bundle, source, candidate, found, plan, threads)
+
+
+def split_name(row: str) -> tuple[str, int]:
+    """``frames 16`` -> axis and value."""
+    axis, _, value = row.partition(" ")
+    return axis, int(value)
+
+
+def _record(
+    bundle: Bundle,
+    source: Source,
+    candidate: Candidate,
+    found: Mapping[str, Contestant],
+    plan: Plan,
+    threads: int | None,
+) -> Record:
+    subject = empty_subject(candidate, find_backend(candidate.backend).device)
+    for name, contestant in found.items():
+        if contestant.subject.unavailable is not None:
+            _note_failure(subject, name, contestant.subject.unavailable)
+        else:
+            assert contestant.first_run is not None
+            subject.rows.append(Row(name, contestant.seconds, 1, contestant.first_run["seconds"]))
+            peak = contestant.subject.host_peak_bytes or 0
+            subject.host_peak_bytes = max(subject.host_peak_bytes or 0, peak)
+    if not subject.rows:
+        subject.unavailable = "; ".join(subject.facts["failed"].values())
+    model = bundle.manifest.model
+    return Record(
+        "scaling",
+        f"one U-Net forward and one video; where it does not vary: {model.frames} frames, "
+        f"{model.width}x{model.height}, batch {session_dims(bundle.manifest)['rows']}",
+        now(),
+        describe_machine(),
+        versions(),
+        bundle_facts(bundle),
+        {
+            "random_weights": None if source.bundle else Path(source.random_weights).name,
+            "threads": threads,
+            **dataclasses.asdict(plan),
+        },
+        [subject],
+    )
+
+
+def _note_failure(subject: Subject, point: str, reason: str) -> None:
+    subject.facts.setdefault("failed", {})[point] = reason
+
+
+def _point(
+    source: Source,
+    bundle: Bundle,
+    candidate: Candidate,
+    axis: str,
+    value: int,
+    folder: Path,
+    image: Path,
+    threads: int | None,
+    console: Console,
+) -> Contestant:
+    if axis == "steps":
+        return video_contestant(bundle, candidate, image, "", {"num_inference_steps": value, "seed": 0}, threads)
+    rows, side = (value if axis == "batch" else None), (value if axis == "resolution" else None)
+    if axis == "frames":
+        bundle = _export(source.random_weights, folder / f"frames-{value}", value, console)
+    dims = session_dims(bundle.manifest, rows, side, side)
+    inputs = folder / f"{axis}-{value}.npz"
+    save_inputs(make_inputs(bundle.manifest, dims, 0), inputs)
+    return session_contestant(bundle, candidate, inputs, dims, threads)
+
+
+def _base(source: Source, folder: Path, points: Mapping[str, Sequence[int]], console: Console) -> Bundle:
+    """The bundle that all axes but frames are measured on, checked to take every point."""
+    if source.bundle is None:
+        if source.random_weights not in ("tiny", "full"):
+            # A wrong path is told now, not after the libraries of an export are loaded.
+            _options(source.random_weights)
+        bundle = _export(source.random_weights, folder / Path(source.random_weights).stem, None, console)
+    else:
+        if points.get("frames"):
+            raise UserError(
+                "a bundle is built for one number of frames: without BUNDLE a model is exported for each of --frames."
+            )
+        bundle = open_bundle(source.bundle)
+    multiple = bundle.manifest.model.dynamic_size_multiple
+    if multiple is None and (points.get("resolution") or points.get("batch")):
+        raise UserError("this bundle's size and batch are fixed: export it with --dynamic, or scale --steps alone.")
+    if multiple is not None and (wrong := [side for side in points.get("resolution", ()) if side % multiple]):
+        raise UserError(f"--resolution {wrong[0]} does not fit: this model takes multiples of {multiple} pixels.")
+    return bundle
+
+
+def _export(random_weights: str, folder: Path, frames: int | None, console: Console) -> Bundle:
+    """A dynamic bundle of random weights, made by ``consisti2v export`` in a process of its own."""
+    weights = random_weights
+    if frames is not None:
+        weights = str(folder.with_suffix(".json"))
+        Path(weights).write_text(json.dumps({**_options(random_weights), "n_frames": frames}), encoding="utf-8")
+    command = [sys.executable, "-m", __package__.split(".")[0], "export", "--random-weights", weights]
+    size = ["--height", "128", "--width", "128"] if random_weights == "tiny" else []
+    shape = "" if frames is None else f" of {frames} frames"
+    with console.status(f"exporting a model{shape}"):
+        done = subprocess.run([*command, "--dynamic", *size, "-o", str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ").rstrip(".")
+        raise UserError(f"the model{shape} could not be exported ({said}): mend that, or give a BUNDLE.")
+    return open_bundle(folder)
+
+
+def _options(random_weights: str) -> dict[str, Any]:
+    """The U-Net's options behind a kind of random weights."""
+    if random_weights == "full":
+        return {}
+    if random_weights == "tiny":
+        try:
+            from ...export.random_model import TINY_UNET
+        except ImportError as error:
+            raise UserError(f"exporting needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
+        return TINY_UNET
+    try:
+        options = json.loads(Path(random_weights).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--random-weights {random_weights} is not a readable JSON file ({error}).") from None
+    if not isinstance(options, dict):
+        raise UserError(f"--random-weights {random_weights} does not hold a JSON object of U-Net options.")
+    return options

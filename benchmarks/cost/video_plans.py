@@ -1,0 +1,36 @@
+"""What a video asks of the U-Net: a number of steps, or a preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...runtime.presets import PRESETS
+from ...runtime.settings import GenerationSettings
+from .model_costs import ROWS
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One way to make a video."""
+
+    name: str
+    steps: int
+    forwards: float
+    """Steps, each by its share of the guided batch: without guidance the prompt's branch runs alone. The work is then
+    counted in proportion to the rows, which holds while the weights' traffic is small beside it.
+    """
+
+
+def plan_of_steps(steps: int) -> VideoPlan:
+    """Every step guided."""
+    return VideoPlan(f"{steps} steps", steps, float(steps))
+
+
+def preset_plans(guidance: str) -> list[VideoPlan]:
+    """Every preset of :mod:`consisti2v_rt.runtime.presets` for a model of this guidance."""
+    plans = []
+    for name, options in PRESETS.items():
+        settings = GenerationSettings.from_options(options)
+        guided, steps = len(settings.guided_steps), settings.num_inference_steps
+        plans.append(VideoPlan(name, steps, guided + (steps - guided) / ROWS[guidance]))
+    return plans

@@ -1,0 +1,59 @@
+"""Engines for the GPU at hand, and for others that may run on it: what builds, what loads, and every refusal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("current", "rtx", "sm80")
+
+
+def bundle_copy(bundle: Path, folder: Path) -> Path:
+    """A copy that engines may be added to."""
+    copy = folder / bundle.name
+    if not copy.exists():
+        shutil.copytree(bundle, copy)
+    return copy
+
+
+def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, Any]:
+    """Build for a target, then let the library load the U-Net's plan on this GPU, whatever the manifest says of it.
+
+    Raises:
+        UserError: it is not built here.
+        RuntimeError: it was built, and does not load.
+    """
+    from ...export.engines.bundle_engines import build_engines
+    from ...runtime.bundle import Bundle
+    from ...runtime.gpu.device import open_gpu
+    from ...runtime.gpu.tensorrt_session import load_module
+
+    build_engines(bundle, target, precision=precision)
+    opened = Bundle.open(bundle, verify=False)
+    engine = next(e for e in reversed(opened.manifest.engines) if e.stage == "unet" and e.precision == precision)
+    module, words = load_module(engine.flavour), Messages.of(load_module(engine.flavour))
+    open_gpu().make_current()
+    runtime = module.Runtime(words)
+    if runtime.deserialize_cuda_engine(opened.file(engine.file).read_bytes()) is None:
+        raise RuntimeError(
+            f"{engine.flavour} {engine.version} refuses the plan: {'; '.join(words.lines) or 'no reason'}"
+        )
+    return {"target": engine.target, "compute_capabilities": list(engine.compute_capabilities), "loads": True}
+
+
+class Messages:
+    """Makes a logger that keeps warnings and errors."""
+
+    @staticmethod
+    def of(module: Any) -> Any:
+        class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                module.ILogger.__init__(self)
+                self.lines: list[str] = []
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity not in (module.ILogger.Severity.INFO, module.ILogger.Severity.VERBOSE):
+                    self.lines.append(" ".join(message.split())[:500])
+
+        return Logger()

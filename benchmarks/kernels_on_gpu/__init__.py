@@ -1,0 +1,1 @@
+"""Our CUDA kernels on a GPU, each against plain torch."""

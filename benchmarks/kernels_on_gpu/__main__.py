@@ -1,0 +1,127 @@
+"""Time every CUDA kernel on this machine's GPU against plain torch, and write one JSON.
+
+``python -m consisti2v_rt.benchmarks.kernels_on_gpu --output kernels.json``
+
+Both run as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python. Needs an
+NVIDIA GPU, ``consisti2v-rt[kernels]`` and, for the plain formulations, a torch built for CUDA.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...kernels.cuda.compile import compile_cubin
+from ...kernels.cuda.launch import LoadedKernels
+from ...runtime.errors import UserError
+from ...runtime.gpu.device import probe
+from .cases import Case, cases
+from .stopwatch import Stopwatch
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="JSON file for the record.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each.")] = 50,
+) -> None:
+    """Time every CUDA kernel against plain torch on this machine's GPU."""
+    try:
+        record = measure(rounds)
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+    _show(record)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        part = output.with_name(output.name + ".part")
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.replace(output)
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Microseconds of each kernel and of its plain formulation.
+
+    Raises:
+        UserError: there is no GPU here, or a package is missing.
+    """
+    status = probe()
+    if not status.found:
+        raise UserError(f"There is no GPU here ({status.reason}): run this on a machine with an NVIDIA GPU.")
+    from cuda.core import Device
+
+    device = Device(0)
+    device.set_current()
+    stream = device.create_stream()
+    arch = "sm_" + status.compute_capability.replace(".", "")
+    try:
+        rows = [_measure(case, device, stream, arch, rounds) for case in cases()]
+    except ModuleNotFoundError as error:
+        raise UserError(f"The plain formulations need {error.name}: pip install 'consisti2v-rt[export]'.") from None
+    return {
+        "what": "CUDA kernels against plain torch, GPU time as CUDA graphs",
+        "gpu": status.reason,
+        "versions": {name: version(name) for name in ("consisti2v-rt", "cuda-core", "nvidia-cuda-nvrtc", "torch")},
+        "rounds": rounds,
+        "kernels": rows,
+    }
+
+
+def _measure(case: Case, device: Any, stream: Any, arch: str, rounds: int) -> dict[str, Any]:
+    stopwatch = Stopwatch(stream)
+    kernels = LoadedKernels(case.source, compile_cubin(case.source, arch))
+    buffers = {name: device.allocate(array.nbytes, stream=stream) for name, array in case.arrays.items()}
+    stream.sync()
+    for name, array in case.arrays.items():
+        stopwatch.upload(array, int(buffers[name].handle))
+    calls = []
+    for entry, numbers in case.launches:
+        taken = {argument.name for argument in kernels.source.entry_point(entry).arguments}
+        calls.append((entry, {name: buffer for name, buffer in buffers.items() if name in taken} | numbers))
+
+    def enqueue() -> None:
+        for entry, values in calls:
+            kernels.launch(stream, entry, **values)
+
+    row: dict[str, Any] = {"name": case.name, "bytes_moved": case.bytes_moved}
+    row["kernel_us"] = stopwatch.measure(enqueue, rounds)
+    row["torch_us"] = _in_torch(case, stopwatch, stream, rounds)
+    for buffer in buffers.values():
+        buffer.close()
+    return row
+
+
+def _in_torch(case: Case, stopwatch: Stopwatch, stream: Any, rounds: int) -> list[float] | None:
+    """None where torch has no CUDA."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(int(stream.handle))):
+        tensors = {
+            name: torch.from_numpy(array).cuda() for name, array in case.arrays.items() if array.dtype != "uint64"
+        }
+        return stopwatch.measure(lambda: case.in_torch(tensors), rounds)
+
+
+def _show(record: dict[str, Any]) -> None:
+    table = Table("kernel", "µs", "GB/s", "torch µs", "torch / kernel", title=record["gpu"], title_justify="left")
+    for row in record["kernels"]:
+        own = statistics.median(row["kernel_us"])
+        cells = [f"{own:.1f}", f"{row['bytes_moved'] / own / 1000:.0f}"]
+        if row["torch_us"] is None:
+            cells += ["no CUDA in torch", ""]
+        else:
+            plain = statistics.median(row["torch_us"])
+            cells += [f"{plain:.1f}", f"{plain / own:.2f}×"]
+        table.add_row(row["name"], *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,289 @@
+"""``build_engines``: plans for a target from a bundle's graphs, put into the bundle at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...runtime.bundle import Bundle, hash_files
+from ...runtime.errors import UserError
+from ...runtime.gpu.device import GpuStatus, probe
+from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec, graph_sha256
+from ..manifest_file import rewrite_manifest
+from .facts import engine_facts, facts_json
+from .graph_attentions import spelled_out
+from .kernels import FOLDER as KERNEL_FOLDER
+from .kernels import write_cubins
+from .libraries import Flavour, check_machine, find_flavour, load_library
+from .monitor import BuildProgress
+from .plan import Plan
+from .process import run_build
+from .shapes import engine_shapes, parse_ranges
+from .targets import Target, check_precision, find_target
+from .worker import Order
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What became of one stage."""
+
+    engine: EngineSpec
+    plan_bytes: int
+    seconds: float
+    fused_attentions: int
+    decomposed_attentions: tuple[tuple[str, str], ...]
+    """Name and reason of each attention that is not one kernel."""
+    peak_host_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call's settled arguments."""
+
+    bundle: Bundle
+    target: Target
+    flavour: Flavour
+    gpu: GpuStatus
+    precision: str
+    stages: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    stripped: bool
+
+    @property
+    def folder(self) -> str:
+        """Place of the engines in the bundle."""
+        return f"engines/{self.target.name}-{self.flavour.name}-{self.precision}"
+
+
+def build_engines(
+    bundle: str | os.PathLike[str],
+    target: str,
+    *,
+    flavour: str = "tensorrt-rtx",
+    precision: str = "fp16",
+    stages: Sequence[str] | None = None,
+    dynamic: Sequence[str] = (),
+    stripped: bool = False,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    on_progress: Callable[[BuildProgress], None] = lambda progress: None,
+    on_engine: Callable[[EngineReport], None] = lambda report: None,
+) -> tuple[EngineSpec, ...]:
+    """Build engines of a bundle's stages, and our kernels, for a target.
+
+    Everything is written to a temporary folder and put in place when complete; engines of other targets stay, those of
+    the same target, flavour, precision and stage are replaced. No GPU is needed but by flavour "tensorrt".
+
+    Args:
+        bundle: folder of a bundle.
+        target: a name of :data:`TARGETS`.
+        flavour: tensorrt-rtx or tensorrt.
+        precision: fp32, fp16, bf16, int8 or fp8; graphs that the bundle lacks are made from its float32 ones first.
+        stages: names; None: all.
+        dynamic: ranges such as "height=256:320:512"; sizes not named are fixed.
+        stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
+        on_phase, on_progress, on_engine: what is being done; where the builder is; what one engine became.
+
+    Returns:
+        What the manifest says about the new engines.
+
+    Raises:
+        UserError: anything unknown, missing or impossible, or a graph that does not build for the target. Nothing is
+            left then.
+    """
+    job = _settle(bundle, target, flavour, precision, stages, dynamic, stripped)
+    if precision != "fp32":
+        job = replace(job, bundle=_with_variant(job, on_phase))
+    engines_folder = job.bundle.path.resolve() / "engines"
+    temporary = engines_folder / f".{job.target.name}.partial-{os.getpid()}"
+    try:
+        (temporary / "plans").mkdir(parents=True)
+        engines = []
+        for stage in job.stages:
+            on_phase(f"building {stage}")
+            engines.append(_build_stage(job, stage, temporary / "plans", on_progress, on_engine))
+        kernels = write_cubins(job.target, temporary / "kernels", lambda name: on_phase(f"compiling {name}"))
+        on_phase("putting engines into the bundle")
+        _put_in_place(job, temporary, tuple(engines), kernels)
+    except OSError as error:
+        raise UserError(
+            f"engines of {job.bundle.path} cannot be written ({error.strerror or error}): check space and permissions."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if engines_folder.is_dir() and not any(engines_folder.iterdir()):
+            engines_folder.rmdir()
+    return tuple(engines)
+
+
+def _settle(
+    bundle: str | os.PathLike[str],
+    target: str,
+    flavour: str,
+    precision: str,
+    stages: Sequence[str] | None,
+    dynamic: Sequence[str],
+    stripped: bool,
+) -> _Job:
+    """Check every argument before anything is computed."""
+    gpu = probe()
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
+    found, chosen = find_target(target, gpu), find_flavour(flavour)
+    check_precision(found, precision)
+    opened = Bundle.open(bundle, verify=False)
+    known = opened.manifest.stages
+    for stage in stages or ():
+        if stage not in known:
+            raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(known)}.")
+    wanted = tuple(stage for stage in known if stages is None or stage in stages)
+    parse_ranges(dynamic, opened.manifest.model)
+    load_library(chosen)
+    check_machine(chosen, found, gpu)
+    if stripped and not gpu.found:
+        # The builder ends the whole process there (TensorRT for RTX 1.7).
+        raise UserError(f"--strip needs a GPU with its driver ({gpu.reason}): build without --strip here.")
+    return _Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped)
+
+
+def _with_variant(job: _Job, on_phase: Callable[[str], None]) -> Bundle:
+    """The bundle with its graphs in the wanted precision; those up to date are kept."""
+    try:
+        from ..precision import write_variant
+    except ImportError as error:
+        raise UserError(
+            f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
+        ) from None
+    write_variant(
+        job.bundle.path,
+        job.precision,
+        job.stages,
+        on_stage_start=lambda stage: on_phase(f"{job.precision} graph of {stage}"),
+    )
+    return Bundle.open(job.bundle.path, verify=False)
+
+
+def _build_stage(
+    job: _Job,
+    stage: str,
+    folder: Path,
+    on_progress: Callable[[BuildProgress], None],
+    on_engine: Callable[[EngineReport], None],
+) -> EngineSpec:
+    """Build one plan into `folder`, its facts beside it."""
+    manifest = job.bundle.manifest
+    graph = _graph(manifest, stage, job.precision)
+    onnx_bytes = _check_graph_files(job.bundle, graph)
+    shapes = engine_shapes(graph, manifest.model, parse_ranges(job.dynamic, manifest.model))
+    order = Order(
+        bundle=str(job.bundle.path.resolve()),
+        stage=stage,
+        precision=job.precision,
+        target=job.target.name,
+        flavour=job.flavour.name,
+        dynamic=job.dynamic,
+        stripped=job.stripped,
+        plan=str((folder / f"{stage}.plan").resolve()),
+    )
+    plan = run_build(order, on_progress)
+    if job.precision != "fp32":
+        # Said as well: it is not for the builder to see.
+        exact = spelled_out(job.bundle.file(manifest.stages[stage].file), job.bundle.file(graph.file))
+        plan = replace(plan, attentions=replace(plan.attentions, decomposed=(*plan.attentions.decomposed, *exact)))
+    engine = EngineSpec(
+        stage=stage,
+        file=f"{job.folder}/{stage}.plan",
+        target=job.target.name,
+        flavour=job.flavour.name,
+        version=plan.version,
+        precision=job.precision,
+        compute_capabilities=job.target.compute_capabilities,
+        onnx_sha256=graph_sha256(manifest, graph, weights=not job.stripped),
+        inputs=shapes.inputs,
+        outputs=shapes.outputs,
+        profiles=shapes.profiles,
+        facts=f"{job.folder}/{stage}.json",
+        stripped=job.stripped,
+        platform="" if job.flavour.is_portable_between_systems else _platform(),
+    )
+    facts = engine_facts(engine, plan, graph.file, onnx_bytes, job.gpu)
+    (folder / f"{stage}.json").write_text(facts_json(facts), encoding="utf-8")
+    on_engine(_report(engine, plan))
+    return engine
+
+
+def _report(engine: EngineSpec, plan: Plan) -> EngineReport:
+    attentions = plan.attentions
+    decomposed = tuple((entry.name, entry.reason) for entry in attentions.decomposed)
+    return EngineReport(engine, plan.plan_bytes, plan.seconds, len(attentions.fused), decomposed, plan.peak_host_bytes)
+
+
+def _graph(manifest: Manifest, stage: str, precision: str) -> StageSpec:
+    return manifest.stages[stage] if precision == "fp32" else manifest.variants[precision][stage]
+
+
+def _check_graph_files(bundle: Bundle, graph: StageSpec) -> int:
+    """Bytes of a graph's files, which are what the manifest says: a damaged one would give a damaged engine."""
+    files = bundle.manifest.files
+    names = [name for name in (graph.file, graph.file + ".data") if name in files]
+    for name, record in hash_files(bundle.path, names).items():
+        if record != files[name]:
+            raise UserError(f"bundle file {name} was altered (its SHA-256 differs): copy it again, or export again.")
+    return sum(files[name].bytes for name in names)
+
+
+def _platform() -> str:
+    return "windows" if sys.platform == "win32" else "linux"
+
+
+def _put_in_place(job: _Job, temporary: Path, engines: tuple[EngineSpec, ...], kernels: tuple[KernelSpec, ...]) -> None:
+    """Move everything in. The bundle is whole at every moment: what is replaced leaves the manifest first, what is new
+    enters it last.
+    """
+    root = job.bundle.path.resolve()
+    moves = {temporary / "plans" / Path(name).name: root / name for e in engines for name in (e.file, e.facts)}
+    moves |= {temporary / "kernels" / Path(k.file).relative_to(KERNEL_FOLDER): root / k.file for k in kernels}
+    names = [destination.relative_to(root).as_posix() for destination in moves.values()]
+    # Hashed where they lie: what is in place is recorded at once.
+    records = hash_files(root, [source.relative_to(root).as_posix() for source in moves])
+    by_name = dict(zip(names, records.values(), strict=True))
+
+    def drop(manifest: Manifest) -> Manifest:
+        return replace(
+            manifest,
+            engines=tuple(e for e in manifest.engines if e.file not in by_name),
+            kernels=tuple(k for k in manifest.kernels if k.file not in by_name),
+            files={name: record for name, record in manifest.files.items() if name not in by_name},
+        )
+
+    def add(manifest: Manifest) -> Manifest:
+        kept = drop(manifest)
+        return replace(
+            kept,
+            engines=(*kept.engines, *engines),
+            kernels=(*kept.kernels, *kernels),
+            files=kept.files | by_name,
+        )
+
+    rewrite_manifest(root, drop)
+    try:
+        for source, destination in moves.items():
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(destination)
+        rewrite_manifest(root, add)
+    except BaseException:
+        for destination in moves.values():
+            destination.unlink(missing_ok=True)
+        _remove_empty(root / "engines")
+        raise
+
+
+def _remove_empty(folder: Path) -> None:
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(inner.iterdir()):
+            inner.rmdir()

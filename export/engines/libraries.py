@@ -1,0 +1,112 @@
+"""The two engine libraries, by flavour, and what each needs to build for a target.
+
+Their Python interfaces are the same but for this: TensorRT for RTX takes compute capabilities and needs no GPU;
+TensorRT builds for the GPU it runs on, or for every later one in its hardware-compatible mode.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from ...runtime.errors import UserError
+from ...runtime.gpu.device import GpuStatus
+from .api import BuilderConfig, TensorRT
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What ``--flavour`` names."""
+
+    name: str
+    title: str
+    module: str
+    extra: str
+    """Of this package, that installs it."""
+    needs_gpu: bool
+    is_portable_between_systems: bool
+    """Whether a plan built on Linux runs on Windows and the other way round."""
+
+
+_FLAVOURS = (
+    Flavour("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", False, True),
+    Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", True, False),
+)
+FLAVOURS = {flavour.name: flavour for flavour in _FLAVOURS}
+
+
+def find_flavour(name: str) -> Flavour:
+    """The flavour of a name.
+
+    Raises:
+        UserError: unknown.
+    """
+    if name not in FLAVOURS:
+        raise UserError(f"flavour {name!r} is unknown: choose {', '.join(FLAVOURS)}.")
+    return FLAVOURS[name]
+
+
+def load_library(flavour: Flavour) -> TensorRT:
+    """Import the library.
+
+    Raises:
+        UserError: it is not installed, or too old for this program.
+    """
+    try:
+        library: Any = importlib.import_module(flavour.module)
+    except ImportError as error:
+        raise UserError(
+            f"{flavour.title} cannot be imported ({error}): pip install 'consisti2v-rt[{flavour.extra}]'."
+        ) from None
+    if not hasattr(library, "IAttentionInputLayer"):
+        raise UserError(
+            f"{flavour.title} {library.__version__} does not know the Attention operator: "
+            f"pip install --upgrade 'consisti2v-rt[{flavour.extra}]'."
+        )
+    module: TensorRT = library
+    return module
+
+
+def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
+    """Refuse what this machine cannot build.
+
+    Raises:
+        UserError: the flavour needs a GPU, or another one than there is.
+    """
+    if not flavour.needs_gpu:
+        return
+    if not gpu.found:
+        raise UserError(
+            f"flavour {flavour.name} builds on the GPU itself, and there is none ({gpu.reason}): "
+            "build there, or use --flavour tensorrt-rtx."
+        )
+    if not target.is_portable and target.compute_capabilities != (gpu.compute_capability,):
+        raise UserError(
+            f"flavour {flavour.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), not "
+            f"for {', '.join(target.compute_capabilities)}: use --target current, or --flavour tensorrt-rtx."
+        )
+
+
+def set_target(library: TensorRT, config: BuilderConfig, flavour: Flavour, target: Target) -> None:
+    """Tell the builder which GPUs to build for.
+
+    Raises:
+        UserError: this version of the library does not know one of them.
+    """
+    if flavour.needs_gpu:
+        if target.is_portable:
+            config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
+        return
+    if target.is_portable:
+        return  # the library's default
+    config.num_compute_capabilities = len(target.compute_capabilities)
+    for index, capability in enumerate(target.compute_capabilities):
+        name = "SM" + capability.replace(".", "")
+        known = getattr(library.ComputeCapability, name, None)
+        if known is None or not config.set_compute_capability(known, index):
+            raise UserError(
+                f"{flavour.title} {library.__version__} builds no engines for compute capability {capability}: "
+                "choose --target rtx, which runs on later cards too, or let ONNX Runtime run the bundle."
+            )

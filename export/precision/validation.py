@@ -1,0 +1,92 @@
+"""A stage's variant against its float32 graph in ONNX Runtime, on every case, at once after it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...runtime.errors import UserError
+from ...runtime.manifest import StageSpec, TensorSpec
+from ...runtime.session import OnnxCpuSession
+from .cases import Array, Case
+from .recipe import Recipe
+from .simulation import write_simulation
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How far one case is from float32."""
+
+    seed: int
+    rows: int | None
+    """Batch of the U-Net; None for a stage without."""
+    relative_l2: float
+    """The worst output's."""
+
+
+def run_cases(path: Path, spec: StageSpec, cases: Sequence[Case]) -> list[dict[str, Array]]:
+    """Outputs of a graph for every case, inputs cast to its types."""
+    session = OnnxCpuSession(path, spec, cases[0].dims, lean=True)
+    outputs = []
+    for case in cases:
+        session.allocate(case.dims)
+        for name, array in case.inputs.items():
+            session.inputs[name][...] = array
+        session.run()
+        outputs.append({name: array.copy() for name, array in session.outputs.items()})
+    return outputs
+
+
+def run_variant(path: Path, spec: StageSpec, recipe: Recipe, cases: Sequence[Case]) -> list[dict[str, Array]]:
+    """Outputs of a variant as a GPU would round them (see :mod:`.simulation`), in float32."""
+    simulation = path.with_name(f"{path.stem}.simulation.onnx")
+    try:
+        write_simulation(path, simulation, recipe.activations)
+        return run_cases(simulation, _widened(spec), cases)
+    finally:
+        simulation.unlink(missing_ok=True)
+
+
+def losses(
+    stage: str,
+    spec: StageSpec,
+    recipe: Recipe,
+    cases: Sequence[Case],
+    expected: Sequence[dict[str, Array]],
+    got: Sequence[dict[str, Array]],
+) -> list[Loss]:
+    """Compare outputs case by case.
+
+    Raises:
+        UserError: an output is not finite, is constant, or is further off than the precision allows.
+    """
+    found = []
+    for case, wanted, outputs in zip(cases, expected, got, strict=True):
+        worst = 0.0
+        for name, reference in wanted.items():
+            exact, rounded = reference.astype(np.float64), outputs[name].astype(np.float64)
+            if not np.isfinite(rounded).all() or (rounded.std() == 0 and exact.std() != 0):
+                raise UserError(
+                    f"stage {stage} overflows or dies in {recipe.name} (output {name}, seed {case.seed}): "
+                    "use bf16 or fp32 for this model."
+                )
+            worst = max(worst, float(np.linalg.norm(rounded - exact) / max(np.linalg.norm(exact), 1e-30)))
+        rows = next((t.shape[0] for t in spec.inputs if t.name == "sample"), None)
+        found.append(Loss(case.seed, case.dims.get("rows", rows if isinstance(rows, int) else None), worst))
+    largest = max(loss.relative_l2 for loss in found)
+    if recipe.limit is not None and largest > recipe.limit:
+        raise UserError(
+            f"stage {stage} in {recipe.name} differs from float32 by {largest:.1e} relative L2 "
+            f"(allowed {recipe.limit:.0e}): use bf16 or fp32 for this model."
+        )
+    return found
+
+
+def _widened(spec: StageSpec) -> StageSpec:
+    def widen(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(t, dtype="float32") if t.dtype in ("float16", "bfloat16") else t for t in tensors)
+
+    return replace(spec, precision="fp32", inputs=widen(spec.inputs), outputs=widen(spec.outputs))

@@ -1,0 +1,205 @@
+"""``write_variant``: a bundle's stages in another precision, validated and put in place at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle import Bundle, hash_files
+from ...runtime.errors import UserError
+from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
+from ..manifest_file import rewrite_manifest
+from .cases import Cases
+from .conversion import convert, variant_spec
+from .recipe import RECIPE_VERSION, Recipe, recipe
+from .validation import losses, run_cases, run_variant
+
+LOSSES_FILE = "losses.json"
+
+
+@dataclass(frozen=True)
+class StageVariant:
+    """What became of one stage."""
+
+    stage: str
+    precision: str
+    skipped: bool
+    """It was there already, made from the same float32 graph by the same rules."""
+    seconds: float
+    bytes: int
+    relative_l2: float
+    """The largest over all seeds and batch sizes, to the float32 graph."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    spec: StageSpec
+    record: dict[str, Any]
+    """The stage's entry in ``losses.json``."""
+
+
+def write_variant(
+    bundle: str | os.PathLike[str],
+    precision: str,
+    stages: Sequence[str] | None = None,
+    *,
+    on_stage_start: Callable[[str], None] = lambda stage: None,
+    on_stage: Callable[[StageVariant], None] = lambda variant: None,
+) -> dict[str, StageSpec]:
+    """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
+
+    Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
+    ``variants/<precision>/losses.json``. Weights are read and written one at a time; the peak of memory is ONNX Runtime
+    running the U-Net.
+
+    Args:
+        bundle: folder of a bundle with its float32 graphs.
+        precision: fp16, bf16, int8 or fp8.
+        stages: names; None: all of the manifest's stages.
+        on_stage_start, on_stage: progress.
+
+    Returns:
+        stage -> what ``manifest.variants[precision][stage]`` says (those written before are left and returned too).
+
+    Raises:
+        UserError: unknown precision or stage, a damaged bundle, an operator without a rule, or a stage further from
+            its float32 graph than the precision allows. Nothing is left then.
+    """
+    rules = recipe(precision)
+    opened = Bundle.open(bundle, verify=False)
+    wanted = _known_stages(opened.manifest, stages)
+    kept = _recorded(opened, precision)
+    folder = opened.path.resolve() / "variants"
+    temporary = folder / f".{precision}.partial-{os.getpid()}"
+    cases = Cases(opened)
+    written: dict[str, _Written] = {}
+    try:
+        for stage in wanted:
+            on_stage_start(stage)
+            started = time.perf_counter()
+            present = kept.get(stage)
+            skipped = present is not None and present["source"] == _source(opened.manifest, stage)
+            if not skipped:
+                _check_source(opened, stage)
+                written[stage] = _write_stage(opened, stage, rules, cases, temporary)
+            record = present if present is not None and skipped else written[stage].record
+            worst = max(loss["relative_l2"] for loss in record["losses"])
+            seconds = time.perf_counter() - started
+            on_stage(StageVariant(stage, precision, skipped, seconds, record["bytes"], worst))
+        if written:
+            _put_in_place(opened.path.resolve(), precision, temporary, written, kept)
+    except OSError as error:
+        raise UserError(
+            f"the {precision} variant of {opened.path} cannot be written ({error}): check space and permissions."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for empty in (folder / precision, folder):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
+    manifest = Bundle.open(bundle, verify=False).manifest
+    return {stage: manifest.variants[precision][stage] for stage in wanted}
+
+
+def _known_stages(manifest: Manifest, stages: Sequence[str] | None) -> list[str]:
+    if stages is None:
+        return list(manifest.stages)
+    for stage in stages:
+        if stage not in manifest.stages:
+            raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(manifest.stages)}.")
+    return list(dict.fromkeys(stages))
+
+
+def _source(manifest: Manifest, stage: str) -> dict[str, Any]:
+    """What a variant was made from: rules and hashes."""
+    file = manifest.stages[stage].file
+    names = [name for name in (file, file + ".data") if name in manifest.files]
+    return {"recipe": RECIPE_VERSION, "sha256": {name: manifest.files[name].sha256 for name in names}}
+
+
+def _check_source(bundle: Bundle, stage: str) -> None:
+    for name, record in hash_files(bundle.path, _source(bundle.manifest, stage)["sha256"]).items():
+        if record != bundle.manifest.files[name]:
+            raise UserError(f"bundle file {name} was altered (its SHA-256 differs): copy it again, or export again.")
+
+
+def _recorded(bundle: Bundle, precision: str) -> dict[str, dict[str, Any]]:
+    """stage -> entry of ``losses.json``, for the stages that the manifest has in this precision."""
+    held = bundle.manifest.variants.get(precision, {})
+    name = f"variants/{precision}/{LOSSES_FILE}"
+    if not held or name not in bundle.manifest.files:
+        return {}
+    entries = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
+    return {stage: entries[stage] for stage in held if stage in entries}
+
+
+def _write_stage(bundle: Bundle, stage: str, rules: Recipe, cases: Cases, temporary: Path) -> _Written:
+    spec = bundle.manifest.stages[stage]
+    path = temporary / stage / f"{stage}.onnx"
+    facts, types = convert(bundle.file(spec.file), path, rules)
+    changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
+    trials = list(cases.of(stage))
+    expected = run_cases(bundle.file(spec.file), spec, trials)
+    found = losses(stage, spec, rules, trials, expected, run_variant(path, changed, rules, trials))
+    record = {
+        "source": _source(bundle.manifest, stage),
+        "bytes": sum(file.stat().st_size for file in path.parent.iterdir()),
+        "graph": asdict(facts),
+        "losses": [asdict(loss) for loss in found],
+    }
+    return _Written(changed, record)
+
+
+def _put_in_place(
+    bundle: Path, precision: str, temporary: Path, written: dict[str, _Written], kept: dict[str, dict[str, Any]]
+) -> None:
+    """Move the new stages in, or none. The bundle is whole at every moment: what is replaced leaves the manifest first,
+    what is new enters it last; on any failure everything moves back.
+    """
+    target, replaced, manifest_file = bundle / "variants" / precision, temporary / ".replaced", bundle / MANIFEST_NAME
+    place = target.relative_to(bundle).as_posix()
+    entries = {s: r for s, r in kept.items() if s not in written} | {s: w.record for s, w in written.items()}
+    text = json.dumps({"precision": precision, "stages": entries}, indent=2) + "\n"
+    (temporary / LOSSES_FILE).write_text(text, encoding="utf-8")
+    names = [p.relative_to(temporary).as_posix() for p in sorted(temporary.rglob("*")) if p.is_file()]
+    records = {f"{place}/{name}": record for name, record in hash_files(temporary, names).items()}
+    replaced.mkdir()
+    shutil.copy2(manifest_file, replaced)
+    with ExitStack() as undo:
+        undo.callback(lambda: (replaced / MANIFEST_NAME).replace(manifest_file))
+        rewrite_manifest(bundle, lambda manifest: _without_stages(manifest, precision, place, written))
+        target.mkdir(exist_ok=True)
+        for name in (*written, LOSSES_FILE):
+            if (target / name).exists():
+                _move(target / name, replaced / name, undo)
+            _move(temporary / name, target / name, undo)
+        rewrite_manifest(bundle, lambda manifest: _with_stages(manifest, precision, written, records))
+        undo.pop_all()
+
+
+def _move(source: Path, target: Path, undo: ExitStack) -> None:
+    source.rename(target)
+    undo.callback(lambda: target.rename(source))
+
+
+def _without_stages(manifest: Manifest, precision: str, place: str, written: Collection[str]) -> Manifest:
+    held = {stage: spec for stage, spec in manifest.variants.get(precision, {}).items() if stage not in written}
+    dropped = (f"{place}/{LOSSES_FILE}", *(f"{place}/{stage}/" for stage in written))
+    files = {name: record for name, record in manifest.files.items() if not name.startswith(dropped)}
+    others = {name: stages for name, stages in manifest.variants.items() if name != precision}
+    return replace(manifest, variants=others | ({precision: held} if held else {}), files=files)
+
+
+def _with_stages(
+    manifest: Manifest, precision: str, written: dict[str, _Written], records: dict[str, FileRecord]
+) -> Manifest:
+    held = manifest.variants.get(precision, {}) | {stage: entry.spec for stage, entry in written.items()}
+    ordered = {stage: held[stage] for stage in manifest.stages if stage in held}
+    return replace(manifest, variants=manifest.variants | {precision: ordered}, files=manifest.files | records)

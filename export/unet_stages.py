@@ -1,0 +1,170 @@
+"""The U-Net as stages: a full step, and the shallow step of feature caching (DeepCache, arXiv:2312.00858)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .stage_export import StageExport
+from .unet import VideoUNet
+
+TEXT_LENGTH = 77
+
+
+class UNetStage(nn.Module):
+    def __init__(self, unet: VideoUNet, cache_branch: int | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.cache_branch = cache_branch
+        self.parts = text_parts(unet)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first_frame_latents: Tensor,
+        text: list[Tensor],
+        frame_stride: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """sample [rows, c, f-1, h, w], timestep and frame_stride int64 [1], first frame [rows, c, 1, h, w].
+
+        With a cache branch also the deep features [rows, f, channels, h', w'].
+        """
+        by_path = group_text(text, self.parts)
+        if self.cache_branch is None:
+            return self.unet.denoise(sample, timestep, by_path, first_frame_latents, frame_stride)
+        noise_pred, features = self.unet.denoise_and_keep(
+            sample, timestep, by_path, first_frame_latents, frame_stride, self.cache_branch
+        )
+        return noise_pred, features.unflatten(0, (-1, self.unet.config.n_frames))
+
+
+class ShallowUNetStage(nn.Module):
+    def __init__(self, unet: VideoUNet, cache_branch: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.cache_branch = cache_branch
+        self.parts = text_parts(unet, cache_branch)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        first_frame_latents: Tensor,
+        text: list[Tensor],
+        deep_features: Tensor,
+        frame_stride: Tensor | None = None,
+    ) -> Tensor:
+        """As :class:`UNetStage`, with the text of the shallow layers and the deep features of an earlier full step."""
+        by_path = group_text(text, self.parts)
+        return self.unet.denoise_from_features(
+            sample, timestep, by_path, first_frame_latents, frame_stride, self.cache_branch, deep_features.flatten(0, 1)
+        )
+
+
+def text_parts(unet: VideoUNet, cache_branch: int | None = None) -> dict[str, tuple[str, ...]]:
+    """The parts of every text attention by the path of its transformer; with a branch, of a shallow step."""
+    attentions = unet.text_attentions()
+    paths = list(attentions) if cache_branch is None else unet.shallow_text_paths(cache_branch)
+    return {path: attentions[path].parts for path in paths}
+
+
+def text_tensor_names(unet: VideoUNet, cache_branch: int | None = None) -> list[str]:
+    """Names shared by the conditioning's outputs and the U-Net's inputs: ``<transformer path>.key`` and ``.value``."""
+    return [f"{path}.{part}" for path, parts in text_parts(unet, cache_branch).items() for part in parts]
+
+
+def group_text(tensors: list[Tensor], parts: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[Tensor, ...]]:
+    """One flat list, in the order of :func:`text_tensor_names`, by path."""
+    rest = iter(tensors)
+    return {path: tuple(next(rest) for _ in names) for path, names in parts.items()}
+
+
+def unet_export(
+    unet: VideoUNet,
+    latent_size: tuple[int, int],
+    rows: int,
+    random: Callable[..., Tensor],
+    axes: dict[str, dict[int, str]],
+    cache_branch: int | None = None,
+) -> StageExport:
+    """The U-Net stage; with a cache branch it also returns the deep features.
+
+    Args:
+        random: draws normal numbers of a shape.
+        axes: names of dynamic sizes, by input or output.
+    """
+    names = text_tensor_names(unet)
+    inputs = _clip_inputs(unet, latent_size, rows, random) | _text_inputs(unet, names, rows, random) | _stride(unet)
+    outputs = ["noise_pred"] if cache_branch is None else ["noise_pred", "deep_features"]
+    # The module takes the text tensors as one list, between the first frame and the stride.
+    end = 3 + len(names)
+    return StageExport(
+        "unet",
+        UNetStage(unet, cache_branch),
+        inputs,
+        outputs,
+        axes,
+        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
+    )
+
+
+def shallow_export(
+    unet: VideoUNet,
+    latent_size: tuple[int, int],
+    rows: int,
+    random: Callable[..., Tensor],
+    axes: dict[str, dict[int, str]],
+    cache_branch: int,
+) -> StageExport:
+    """The step between two full ones; arguments as in :func:`unet_export`."""
+    names = text_tensor_names(unet, cache_branch)
+    channels, height, width = unet.deep_feature_shape(cache_branch, *latent_size)
+    features = {"deep_features": random(rows, unet.config.n_frames, channels, height, width)}
+    texts = _text_inputs(unet, names, rows, random)
+    inputs = _clip_inputs(unet, latent_size, rows, random) | texts | features | _stride(unet)
+    end = 3 + len(names)
+    return StageExport(
+        "unet_shallow",
+        ShallowUNetStage(unet, cache_branch),
+        inputs,
+        ["noise_pred"],
+        axes,
+        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
+    )
+
+
+def unet_axes(unet: VideoUNet, dynamic: bool, cache_branch: int | None) -> dict[str, dict[int, str]]:
+    """Names of the U-Net's dynamic sizes: the batch, and with `dynamic` height and width."""
+    clip = {0: "rows", **({3: "latent_height", 4: "latent_width"} if dynamic else {})}
+    axes = {"sample": clip, "first_frame_latents": clip, "noise_pred": clip}
+    axes |= {name: {0: "rows"} for name in text_tensor_names(unet)}
+    if cache_branch is not None:
+        divisor = 2 ** unet.skip_level(cache_branch)
+        names = (f"latent_{axis}" + (f"/{divisor}" if divisor > 1 else "") for axis in ("height", "width"))
+        axes["deep_features"] = {0: "rows", **(dict(zip((3, 4), names, strict=True)) if dynamic else {})}
+    return axes
+
+
+def _clip_inputs(
+    unet: VideoUNet, latent_size: tuple[int, int], rows: int, random: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    config = unet.config
+    return {
+        "sample": random(rows, config.in_channels, config.n_frames - 1, *latent_size),
+        "timestep": torch.tensor([501]),
+        "first_frame_latents": random(rows, config.in_channels, 1, *latent_size),
+    }
+
+
+def _text_inputs(unet: VideoUNet, names: list[str], rows: int, random: Callable[..., Tensor]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        text = unet.text_key_values(random(rows, TEXT_LENGTH, unet.config.cross_attention_dim))
+    by_name = dict(zip(text_tensor_names(unet), [tensor for part in text.values() for tensor in part], strict=True))
+    return {name: by_name[name] for name in names}
+
+
+def _stride(unet: VideoUNet) -> dict[str, Tensor]:
+    return {"frame_stride": torch.tensor([3])} if unet.config.use_frame_stride_condition else {}

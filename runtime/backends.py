@@ -1,0 +1,195 @@
+"""Who runs the graphs: every backend in order of preference, whether it can here, and why.
+
+``doctor`` prints this table, ``ImageToVideo(device=..., precision=...)`` chooses from it. A backend is a name and three
+functions, so a new one is one entry of :data:`BACKENDS`; its packages are imported only when it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from . import openvino_backend
+from .bundle import Bundle
+from .errors import UserError
+from .gpu import entry as gpu
+from .session import OnnxCpuSession, Session
+from .stage_graphs import Availability, has_graphs, stage_graph
+
+DEVICES = ("auto", "cpu", "cuda", "openvino")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the stages of a bundle."""
+
+    name: str
+    title: str
+    device: str
+    """cuda, openvino or cpu."""
+    precisions: tuple[str, ...]
+    """What it is given where no precision is asked for, best first; then what else it takes."""
+    automatic: bool
+    """Whether device "auto" may choose it: what it makes is what the exact path makes, or a GPU is why one came."""
+    probe: Callable[[], Availability]
+    """Is what it needs installed and present on this machine?"""
+    fits: Callable[[Bundle, str], Availability]
+    """Does this bundle hold what it needs, in this precision, for this machine? Asked where the probe is usable."""
+    load: Callable[[Bundle, str, Mapping[str, int], int | None, str], Session]
+    """bundle, stage, sizes of dynamic dimensions, threads, precision -> the loaded stage."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and a precision for a bundle, and why these."""
+
+    backend: Backend
+    precision: str
+    reason: str
+
+    def load(self, bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None = None) -> Session:
+        """One stage, loaded and ready for these sizes."""
+        return self.backend.load(bundle, stage, dims, threads, self.precision)
+
+
+# -- the backends --------------------------------------------------------------------------------------------------
+
+
+def _probe_onnx_cpu() -> Availability:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Availability(False, f"onnxruntime cannot be imported ({error}): pip install onnxruntime")
+    return Availability(True, f"onnxruntime {onnxruntime.__version__}: exact in float32, needs no GPU")
+
+
+def _load_onnx_cpu(
+    bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str
+) -> OnnxCpuSession:
+    spec = stage_graph(bundle, stage, precision)
+    return OnnxCpuSession(bundle.file(spec.file), spec, dims, threads)
+
+
+_ENGINE_PRECISIONS = ("fp16", "bf16", "fp32", "fp8", "int8")
+
+
+def _engine_backend(flavour: str) -> Backend:
+    return Backend(
+        flavour,
+        f"{gpu.TITLES[flavour]} engine",
+        "cuda",
+        _ENGINE_PRECISIONS,
+        True,
+        partial(gpu.probe_engines, flavour),
+        partial(gpu.fit_engines, flavour),
+        partial(gpu.load_engine, flavour),
+    )
+
+
+BACKENDS: tuple[Backend, ...] = (
+    _engine_backend("tensorrt-rtx"),
+    _engine_backend("tensorrt"),
+    Backend(
+        "onnxruntime-cuda",
+        "ONNX Runtime CUDA",
+        "cuda",
+        ("fp16", "fp32", "bf16", "int8", "fp8"),
+        True,
+        gpu.probe_onnx,
+        has_graphs,
+        gpu.load_onnx,
+    ),
+    Backend(
+        "onnxruntime-cpu",
+        "ONNX Runtime CPU",
+        "cpu",
+        ("fp32", "fp16", "int8", "fp8"),
+        True,
+        _probe_onnx_cpu,
+        has_graphs,
+        _load_onnx_cpu,
+    ),
+    # Never chosen by itself: "auto" gives the same numbers whatever else is installed.
+    Backend(
+        "openvino",
+        "OpenVINO",
+        "openvino",
+        openvino_backend.PRECISIONS,
+        False,
+        openvino_backend.probe,
+        openvino_backend.fits,
+        openvino_backend.load,
+    ),
+)
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of ``doctor``'s table."""
+
+    backend: Backend
+    used: bool
+    reason: str
+
+
+def table(bundle: Bundle | None = None, device: str = "auto", precision: str | None = None) -> list[Row]:
+    """Every backend with the reason it is or is not used; the first usable one is. Without a bundle, the machine
+    alone is judged.
+    """
+    rows: list[Row] = []
+    for backend in BACKENDS:
+        found, _ = _judge(backend, bundle, precision)
+        wanted = backend.automatic if device == "auto" else backend.device == device
+        taken = found.usable and wanted and not any(row.used for row in rows)
+        reason = found.reason
+        if found.usable and not wanted:
+            reason += f"; used with --device {backend.device}" if device == "auto" else f"; not what {device} asks for"
+        rows.append(Row(backend, taken, reason))
+    return rows
+
+
+def choose(bundle: Bundle, device: str = "auto", precision: str | None = None) -> Choice:
+    """The first backend that can run this bundle.
+
+    Args:
+        device: auto, cpu, cuda or openvino. "auto" takes a GPU where one can be used, else the processor.
+        precision: fp32, fp16, bf16, int8, fp8; None: the best of what the backend and the bundle have.
+
+    Raises:
+        UserError: nothing fits; the sentence gives every backend's reason.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device {device!r} is unknown: choose {', '.join(DEVICES)}.")
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
+    reasons: list[str] = []
+    for backend in BACKENDS:
+        if not (backend.automatic if device == "auto" else backend.device == device):
+            continue
+        found, chosen = _judge(backend, bundle, precision)
+        if found.usable:
+            return Choice(backend, chosen, found.reason)
+        reasons.append(f"{backend.title}: {found.reason.rstrip('.')}")
+    raise UserError(f"nothing can run this bundle with device {device}: {'; '.join(reasons) or 'no backend for it'}.")
+
+
+def _judge(backend: Backend, bundle: Bundle | None, precision: str | None) -> tuple[Availability, str]:
+    """Whether the backend can run the bundle, and in which precision."""
+    present = backend.probe()
+    if not present.usable or bundle is None:
+        return present, precision or backend.precisions[0]
+    if precision is not None and precision not in backend.precisions:
+        return Availability(False, f"it runs {', '.join(backend.precisions)}, not {precision}"), precision
+    first: Availability | None = None
+    for candidate in [precision] if precision else backend.precisions:
+        found = backend.fits(bundle, candidate)
+        if found.usable:
+            return Availability(True, f"{present.reason}; {candidate}"), candidate
+        first = first or found
+    assert first is not None
+    return first, precision or backend.precisions[0]

@@ -1,0 +1,230 @@
+"""The GPU: whether there is one, and the few driver calls that the rest of this folder is built on.
+
+Everything that touches the driver is a method of :class:`Gpu`. Tests put a stand-in with the same methods in its place,
+which keeps its "device memory" in NumPy arrays, so that all the code above it runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+
+INSTALL = "pip install 'consisti2v-rt[rtx]'"
+
+
+@dataclass(frozen=True)
+class GpuStatus:
+    """What was found when a GPU was looked for."""
+
+    found: bool
+    reason: str
+    """One sentence: the GPU's name and driver, or why there is none."""
+    name: str = ""
+    compute_capability: str = ""
+    """As "8.9"."""
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of memory, freed when nothing refers to it any more."""
+
+    address: int
+    nbytes: int
+    owner: Any
+
+
+@lru_cache(maxsize=1)
+def probe() -> GpuStatus:
+    """Look for GPU 0 (``CUDA_VISIBLE_DEVICES`` says which that is), once in a process.
+
+    Once, because cuda.core can hang when it is asked again after it found no driver.
+    """
+    if not _has_driver():
+        return GpuStatus(False, "no NVIDIA driver is installed")
+    try:
+        from cuda.core import Device
+    except ImportError as error:
+        return GpuStatus(False, f"cuda-core 1.0 or later is not installed ({error}): {INSTALL}")
+    try:
+        device = Device(0)
+        device.set_current()
+        capability = f"{device.compute_capability.major}.{device.compute_capability.minor}"
+        total = _memory_info()[1]
+    except Exception as error:
+        # A missing driver, a driver without a GPU, and a GPU in use exclusively all raise different classes.
+        return GpuStatus(False, f"no NVIDIA GPU can be used ({_first_sentence(error)})")
+    reason = f"{device.name}, compute capability {capability}, {total / 2**30:.1f} GiB"
+    return GpuStatus(True, reason, device.name, capability, total)
+
+
+def _has_driver() -> bool:
+    """Whether the driver's library can be loaded; costs nothing where it cannot, unlike importing cuda.core."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text.split(". ")[0].rstrip(".")
+
+
+def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values behind the status of a ``cuda.bindings.driver`` call.
+
+    Raises:
+        RuntimeError: the call failed.
+    """
+    status, *values = result
+    if int(status) != 0:
+        raise RuntimeError(f"the CUDA driver reports {status.name}")
+    return tuple(values)
+
+
+def _memory_info() -> tuple[int, int]:
+    """Free and total bytes of the current device."""
+    from cuda.bindings import driver
+
+    free, total = _check(driver.cuMemGetInfo())
+    return int(free), int(total)
+
+
+class Gpu:
+    """GPU 0 with the stream that everything runs on unless said otherwise.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def __init__(self) -> None:
+        status = probe()
+        if not status.found:
+            raise UserError(f"device cuda cannot be used: {status.reason}.")
+        from cuda.core import Device, LegacyPinnedMemoryResource
+
+        self.name, self.compute_capability = status.name, status.compute_capability
+        self._device = Device(0)
+        self._device.set_current()
+        self._pinned = LegacyPinnedMemoryResource()
+        self.stream = self.new_stream()
+
+    def make_current(self) -> None:
+        """Let the calling thread use the GPU; the driver keeps this per thread."""
+        self._device.set_current()
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes of device memory."""
+        return _memory_info()
+
+    def driver_version(self) -> str:
+        """The newest CUDA that the driver knows, as "13.0"."""
+        from cuda.bindings import driver
+
+        (version,) = _check(driver.cuDriverGetVersion())
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    # -- streams and events --------------------------------------------------------------------------------------------
+
+    def new_stream(self) -> Any:
+        """A stream that does not wait for the default one."""
+        return self._device.create_stream()
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Let a stream wait for an event of another; the host goes on."""
+        stream.wait(event)
+
+    def record(self, stream: Any) -> Any:
+        """An event behind the work enqueued so far: ``sync()``, ``is_done``, and ``later - earlier`` milliseconds."""
+        from cuda.core import EventOptions
+
+        # Blocking: the waiting thread sleeps, so that a video encoder has the processor.
+        return stream.record(options=EventOptions(timing_enabled=True, blocking_sync=True))
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int) -> Block:
+        """Device memory, freed in the order of :attr:`stream`.
+
+        Raises:
+            UserError: the GPU has no room for it.
+        """
+        try:
+            buffer = self._device.allocate(nbytes, stream=self.stream)
+        except Exception as error:
+            free, total = self.free_and_total()
+            raise UserError(
+                f"the GPU has no room for {nbytes / 2**20:.0f} MiB more ({free / 2**20:.0f} of {total / 2**20:.0f} MiB "
+                f"are free; {_first_sentence(error)}): close other programs that use it, or pass --low-vram."
+            ) from None
+        return Block(int(buffer.handle), nbytes, buffer)
+
+    def allocate_pinned(self, nbytes: int) -> tuple[Block, NDArray[np.uint8]]:
+        """Host memory that the GPU copies to and from without the processor, and its bytes as an array."""
+        buffer = self._pinned.allocate(nbytes)
+        address = int(buffer.handle)
+        view = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        return Block(address, nbytes, buffer), view
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        """Copy between addresses, host or device, in the order of the stream.
+
+        From and to pinned memory this returns at once; ordinary host memory is read, or written, before it returns.
+        """
+        from cuda.bindings import driver
+
+        _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))
+
+    def fill(self, address: int, nbytes: int, byte: int, stream: Any) -> None:
+        """Set every byte."""
+        from cuda.bindings import driver
+
+        _check(driver.cuMemsetD8Async(address, byte, nbytes, stream.handle))
+
+    # -- graphs and kernels --------------------------------------------------------------------------------------------
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """What `work` enqueues on :attr:`stream`, as a graph with ``launch(stream)``; nothing of it runs now.
+
+        Raises:
+            Exception: whatever `work` raises, or the driver where it does something that cannot be captured.
+        """
+        builder = self.stream.create_graph_builder()
+        # "relaxed": a runtime may allocate or query on the way; what that breaks, the check of the graph finds.
+        builder.begin_building("relaxed")
+        try:
+            work()
+        except BaseException:
+            # The stream has to leave capture, whatever state it is in.
+            with suppress(Exception):
+                builder.end_building()
+            builder.close()
+            raise
+        graph = builder.end_building().complete()
+        builder.close()
+        return graph
+
+    def load_kernels(self, name: str, cubin: bytes) -> Any:
+        """A kernel source's entry points: ``launch(stream, entry, **values)``."""
+        from ...kernels.cuda.launch import LoadedKernels
+
+        return LoadedKernels(name, cubin)
+
+
+@lru_cache(maxsize=1)
+def open_gpu() -> Gpu:
+    """The one :class:`Gpu` of the process: all sessions share its stream, and with it their scratch memory."""
+    return Gpu()

@@ -1,0 +1,138 @@
+"""The GPU backends as ``runtime/backends.py`` lists them: is it there, does the bundle fit, load a stage."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from functools import lru_cache
+
+from ..bundle import Bundle
+from ..engine_match import build_command, check_engine
+from ..engine_source import engine_graph, staleness
+from ..errors import UserError
+from ..jit_cache import CacheKey, JitCache
+from ..manifest import STAGES, EngineSpec
+from ..session import Session
+from ..stage_graphs import Availability, stage_graph
+from .device import Gpu, open_gpu, probe
+from .engine_choice import Machine, engines_fit, find_engine
+from .memory import SharedScratch, WeightTurns
+
+TITLES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
+_EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+
+
+@lru_cache(maxsize=1)
+def shared() -> tuple[Gpu, SharedScratch, WeightTurns]:
+    """What all sessions of the process share: the GPU with its stream, the scratch block, the turns of weights."""
+    gpu = open_gpu()
+    return gpu, SharedScratch(gpu), WeightTurns(gpu)
+
+
+def probe_engines(flavour: str) -> Availability:
+    """Is the library installed, and a GPU there?"""
+    from .tensorrt_session import MODULES, load_module
+
+    title, install = TITLES[flavour], f"pip install 'consisti2v-rt[{_EXTRAS[flavour]}]'"
+    # Neither its libraries nor cuda.core are loaded where there is no GPU: that would cost every start a second.
+    if importlib.util.find_spec(MODULES[flavour]) is None:
+        return Availability(False, f"{title} is not installed: {install}")
+    status = probe()
+    if not status.found:
+        return Availability(False, status.reason)
+    try:
+        module = load_module(flavour)
+    except Exception as error:
+        # Beside ImportError: the module may be there and its libraries not.
+        return Availability(False, f"{title} cannot be imported ({error}): {install}")
+    return Availability(True, f"{title} {module.__version__}; {status.reason}")
+
+
+def machine(flavour: str) -> Machine:
+    """This machine, as an engine of the flavour sees it; after a usable probe."""
+    from .tensorrt_session import load_module
+
+    return Machine(probe().compute_capability, {flavour: load_module(flavour).__version__})
+
+
+def fit_engines(flavour: str, bundle: Bundle, precision: str) -> Availability:
+    """Does the bundle hold engines for this machine, built from the graphs it holds?"""
+    found = engines_fit(bundle.manifest, flavour, precision, machine(flavour))
+    if not found.usable:
+        return found
+    for stage in STAGES:
+        engine = find_engine(bundle.manifest, stage, flavour, precision, machine(flavour))
+        assert engine is not None
+        reason = staleness(engine, bundle.manifest)
+        if reason is not None:
+            return Availability(False, f"{reason}: {build_command(engine)}")
+    return found
+
+
+def load_engine(
+    flavour: str, bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str
+) -> Session:
+    """One stage from its engine.
+
+    Raises:
+        UserError: no engine fits, or the library refuses it.
+    """
+    from .tensorrt_session import Engine, TensorRTSession, load_module
+
+    module = load_module(flavour)
+    spec = find_engine(bundle.manifest, stage, flavour, precision, machine(flavour))
+    if spec is None:
+        raise UserError(f"{engines_fit(bundle.manifest, flavour, precision, machine(flavour)).reason}.")
+    sizes = with_nearest_rows(spec, dims)
+    check_engine(spec, bundle.manifest, machine(flavour), sizes)
+    gpu, scratch, turns = shared()
+    gpu.make_current()
+    graph = engine_graph(spec, bundle.manifest) or bundle.manifest.stages[stage]
+    onnx, cache = bundle.file(graph.file), _jit_cache(bundle, spec, gpu)
+    engine = Engine(bundle.file(spec.file), spec, module, turns, onnx, cache)
+    return TensorRTSession(gpu, engine, graph, sizes, scratch)
+
+
+def with_nearest_rows(spec: EngineSpec, dims: Mapping[str, int]) -> dict[str, int]:
+    """The sizes with a guidance batch that the engine has: the largest within what is asked for, or its smallest; more
+    rows then run in turns, and fewer leave some unused.
+    """
+    held = sorted(profile.rows for profile in spec.profiles if profile.rows is not None)
+    if not held or "rows" not in dims:
+        return dict(dims)
+    return {**dims, "rows": max((rows for rows in held if rows <= dims["rows"]), default=held[0])}
+
+
+def _jit_cache(bundle: Bundle, spec: EngineSpec, gpu: Gpu) -> JitCache | None:
+    """What this GPU compiled before, beside the engine; TensorRT compiles when it builds and has none."""
+    if spec.flavour != "tensorrt-rtx":
+        return None
+    library = f"{spec.flavour} {spec.version}"
+    key = CacheKey(bundle.manifest.files[spec.file].sha256, gpu.name, gpu.driver_version(), library)
+    return JitCache(bundle.file(spec.file).with_name(key.file_name(spec.stage)))
+
+
+def probe_onnx() -> Availability:
+    """Has ONNX Runtime its CUDA provider, and is a GPU there?"""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Availability(False, f"onnxruntime cannot be imported ({error}): pip install 'consisti2v-rt[cuda]'")
+    version = f"onnxruntime {onnxruntime.__version__}"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return Availability(
+            False,
+            f"{version} has no CUDA provider: pip uninstall onnxruntime, then pip install 'consisti2v-rt[cuda]'",
+        )
+    status = probe()
+    return Availability(status.found, f"{version}; {status.reason}")
+
+
+def load_onnx(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> Session:
+    """One stage in ONNX Runtime's CUDA provider."""
+    from .onnx_cuda_session import OnnxCudaGraph, OnnxCudaSession
+
+    gpu, _, turns = shared()
+    gpu.make_current()
+    spec = stage_graph(bundle, stage, precision)
+    return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, turns, bundle.file(spec.file), precision), spec, dims)

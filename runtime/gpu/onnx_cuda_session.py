@@ -1,0 +1,149 @@
+"""ONNX Runtime's CUDA provider: the fallback where no engine fits, on our stream and our buffers.
+
+The provider takes our stream (``user_compute_stream``) and does not wait at the end of a run
+(``disable_synchronize_execution_providers``), so its runs stand in order with our kernels and can be captured too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..manifest import StageSpec
+from .device import Gpu
+from .device_session import DeviceSession
+from .memory import STORAGE, DeviceArray, WeightTurns
+
+_PROVIDER = "CUDAExecutionProvider"
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; NumPy has no such type to say it with
+
+
+class OnnxCudaGraph:
+    """A loaded graph: the weights, shared by every session over it.
+
+    Args:
+        gpu: where it runs.
+        turns: whose weights may be on the GPU.
+        path: the ONNX file; its weights lie beside it.
+        precision: of the graph; in fp32 the tensor cores' shortened float32 (TF32) is switched off.
+
+    Raises:
+        UserError: the provider cannot be had, or cannot load the graph.
+    """
+
+    def __init__(self, gpu: Gpu, turns: WeightTurns, path: Path, precision: str) -> None:
+        self._gpu, self._turns, self._path, self._precision = gpu, turns, path, precision
+        self._session: Any | None = None
+        self.moves = 0
+        """Counts up when the weights leave the GPU or come back, each time to another place."""
+        self.bindings: dict[int, Any] = {}
+        """Of the sessions over this graph, by their identity."""
+        self._load()
+
+    @property
+    def session(self) -> Any:
+        """ONNX Runtime's session, its weights on the GPU."""
+        self._turns.use(self)
+        if self._session is None:
+            self._load()
+        return self._session
+
+    def release(self) -> None:
+        """Free the weights. Nothing may be under way."""
+        if self._session is not None:
+            self._session = None
+            self.bindings.clear()  # they keep the session alive
+            self.moves += 1
+
+    def _load(self) -> None:
+        import onnxruntime
+
+        self._turns.use(self)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        cuda = (_PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
+        try:
+            session = onnxruntime.InferenceSession(
+                os.fspath(self._path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
+            )
+        except Exception as error:
+            first_line = str(error).splitlines()[0]
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path.name} on the GPU ({first_line}): "
+                "update onnxruntime-gpu, or pass --device cpu."
+            ) from None
+        # Where its libraries are missing the provider is dropped with no more than a line in the log.
+        if _PROVIDER not in session.get_providers():
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} has its CUDA provider but cannot start it (cuDNN 9 and the "
+                "CUDA libraries must be installed): install them, or pass --device cpu."
+            )
+        self._session = session
+        self.moves += 1
+
+
+class OnnxCudaSession(DeviceSession):
+    """One stage in ONNX Runtime's CUDA provider.
+
+    Args:
+        gpu: where it runs.
+        graph: the loaded graph.
+        stage: names, dtypes and shapes, from the manifest.
+        dims: sizes of dynamic dimensions.
+    """
+
+    def __init__(self, gpu: Gpu, graph: OnnxCudaGraph, stage: StageSpec, dims: Mapping[str, int]) -> None:
+        import onnxruntime
+
+        super().__init__(gpu, stage.inputs, stage.outputs)
+        self._graph, self._stage = graph, stage
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.allocate(dims)
+
+    def _set_sizes(self, dims: Mapping[str, int]) -> None:
+        self._graph.bindings.pop(id(self), None)
+
+    def _set_address(self, name: str, array: DeviceArray) -> None:
+        binding = self._graph.bindings.get(id(self))
+        if binding is not None:
+            self._bind(binding, name, array)
+
+    def _bind(self, binding: Any, name: str, array: DeviceArray) -> None:
+        bind = binding.bind_input if name in self.device_inputs else binding.bind_output
+        element_type: Any = _BFLOAT16 if array.dtype == "bfloat16" else STORAGE[array.dtype]
+        bind(name, "cuda", 0, element_type, list(array.shape), array.address)
+
+    def _enqueue(self, stream: Any) -> None:
+        if stream is not self._gpu.stream:
+            raise ValueError("ONNX Runtime runs on the stream it was loaded with")
+        session = self._graph.session
+        binding = self._graph.bindings.get(id(self))
+        if binding is None:
+            self._graph.bindings[id(self)] = binding = session.io_binding()
+            for name, array in self._bound.items():
+                self._bind(binding, name, array)
+        session.run_with_iobinding(binding, self._run_options)
+
+    def with_dims(self, dims: Mapping[str, int]) -> OnnxCudaSession:
+        return OnnxCudaSession(self._gpu, self._graph, self._stage, dims)
+
+    def release(self) -> None:
+        self._graph.release()
+
+    @property
+    def generation(self) -> tuple[int, ...]:
+        return (self._graph.moves,)
+
+
+def provider_options(stream: int, precision: str) -> dict[str, str]:
+    """Options of the CUDA provider: our stream, memory no larger than asked for, float32 that is float32."""
+    return {
+        "device_id": "0",
+        "user_compute_stream": str(stream),
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0" if precision == "fp32" else "1",
+    }

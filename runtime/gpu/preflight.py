@@ -1,0 +1,156 @@
+"""Does it fit? Needed against free memory, before anything is loaded.
+
+On Windows a GPU whose memory is full goes on in the computer's own, ten times slower and without a word. So what is
+needed is added up first, from the manifest and from the facts beside each engine, and told in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..bundle import Bundle
+from ..errors import UserError
+from ..manifest import EngineSpec, StageSpec
+from .memory import STORAGE
+
+RESERVE = 256 << 20
+"""Assumed, not measured: what the libraries keep beside our buffers (kernels, cuFFT's work area, fragments)."""
+_GIB = float(1 << 30)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of device memory, by stage."""
+
+    weights: Mapping[str, int]
+    scratch: Mapping[str, int]
+    """Working memory of engines; the largest is shared by all. Of ONNX graphs it is not known before they run."""
+    buffers: int
+    """Inputs, outputs and the loop's own arrays."""
+    known: bool = True
+    """Whether `scratch` is complete."""
+
+    @property
+    def resident(self) -> int:
+        """Every stage's weights at once: nothing is loaded twice."""
+        return sum(self.weights.values()) + max(self.scratch.values(), default=0) + self.buffers + RESERVE
+
+    @property
+    def one_stage(self) -> int:
+        """The weights of the stage that runs, and no others."""
+        largest = max(self.weights.values(), default=0)
+        return largest + max(self.scratch.values(), default=0) + self.buffers + RESERVE
+
+    @property
+    def overlapped(self) -> int:
+        """All weights, and working memory for a decoder that runs beside the U-Net."""
+        return self.resident + self.scratch.get("vae_decoder", 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a generation uses the memory there is."""
+
+    low_vram: bool
+    """Only one stage's weights on the GPU at a time."""
+    overlap: bool
+    """The VAE decodes a clip beside the next one's denoising."""
+    warning: str | None = None
+
+
+def plan(need: Need, free: int, total: int, low_vram: bool | None) -> Plan:
+    """Choose how to run in the memory that is free.
+
+    Args:
+        free, total: bytes of the GPU's memory.
+        low_vram: True: as little as possible; False: everything stays on the GPU; None: the second where it fits.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    at_least = "" if need.known else "at least "
+    there = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB are free"
+    lean = f"{at_least}{need.one_stage / _GIB:.1f} GiB"
+    full = f"{at_least}{need.resident / _GIB:.1f} GiB"
+    if need.one_stage > free:
+        raise UserError(
+            f"this bundle needs {lean} of GPU memory even with --low-vram, and {there}: close other programs that use "
+            "the GPU, choose a smaller size or precision, or pass --device cpu."
+        )
+    if need.resident > free:
+        if low_vram is False:
+            raise UserError(
+                f"this bundle needs {full} of GPU memory, and {there}: pass --low-vram ({lean}), or close other "
+                "programs that use the GPU."
+            )
+        warning = None
+        if low_vram is None:
+            warning = (
+                f"{full} of GPU memory would be needed to keep all stages there, and {there}: going on as --low-vram"
+            )
+        return Plan(True, False, warning)
+    if low_vram:
+        return Plan(True, False)
+    return Plan(False, need.known and need.overlapped <= free)
+
+
+def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Mapping[str, int], rows: int) -> Need:
+    """What engines need, from their files and the facts beside them.
+
+    Args:
+        engines: stage -> engine.
+        dims: sizes of dynamic dimensions.
+        rows: of the loop's buffers: guidance branches times videos.
+    """
+    weights = {stage: bundle.manifest.files[engine.file].bytes for stage, engine in engines.items()}
+    scratch: dict[str, int] = {}
+    for stage, engine in engines.items():
+        size = _scratch_of(bundle, engine)
+        if size is not None:
+            scratch[stage] = size
+    stages = {stage: bundle.manifest.stages[stage] for stage in engines}
+    return Need(weights, scratch, _buffers(stages, dims, rows), known=len(scratch) == len(engines))
+
+
+def need_of_graphs(bundle: Bundle, stages: Mapping[str, StageSpec], dims: Mapping[str, int], rows: int) -> Need:
+    """What ONNX graphs need at least: their weights and our buffers."""
+    weights = {}
+    for stage, spec in stages.items():
+        folder = spec.file.rsplit("/", 1)[0] + "/"
+        weights[stage] = sum(r.bytes for path, r in bundle.manifest.files.items() if path.startswith(folder))
+    return Need(weights, {}, _buffers(stages, dims, rows), known=False)
+
+
+def _scratch_of(bundle: Bundle, engine: EngineSpec) -> int | None:
+    """Working memory of an engine by its facts; None where they do not say."""
+    if not engine.facts:
+        return None
+    try:
+        facts: Any = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
+        return max(int(size) for size in facts["activation_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _buffers(stages: Mapping[str, StageSpec], dims: Mapping[str, int], rows: int) -> int:
+    """Every stage's inputs and outputs; the loop's rows, states and noise (eight times its rows, generously)."""
+    total = 0
+    for stage in stages.values():
+        total += sum(_bytes(spec.shape, spec.dtype, dims) for spec in (*stage.inputs, *stage.outputs))
+    sample = next((spec for spec in stages["unet"].inputs if spec.name == "sample"), None) if "unet" in stages else None
+    if sample is not None:
+        one_row = _bytes(sample.shape, sample.dtype, dims) // max(_size(sample.shape[0], dims), 1)
+        total += 8 * rows * one_row
+    return total
+
+
+def _bytes(shape: tuple[int | str, ...], dtype: str, dims: Mapping[str, int]) -> int:
+    return prod(_size(size, dims) for size in shape) * STORAGE[dtype]().itemsize
+
+
+def _size(size: int | str, dims: Mapping[str, int]) -> int:
+    return size if isinstance(size, int) else dims[size]

@@ -1,0 +1,302 @@
+"""TensorRT engines, TensorRT for RTX and TensorRT alike: their Python interfaces are the same but for the module name.
+
+Checked against tensorrt_rtx 1.7.1.116: a context without memory of its own (USER_MANAGED) takes the shared scratch
+block; weights are loaded apart from the plan, so that a stage can drop them and keep its compiled kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..engine_refit import refit_from_onnx
+from ..errors import UserError
+from ..jit_cache import JitCache
+from ..manifest import EngineSpec, StageSpec, TensorSpec
+from .device import Gpu
+from .device_session import DeviceSession, check_same_tensors
+from .memory import DeviceArray, SharedScratch, WeightTurns
+
+_log = logging.getLogger("consisti2v_rt")
+
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "UINT8": "uint8",
+}
+
+
+class Engine:
+    """A plan on the GPU: the weights, shared by every session over it.
+
+    Args:
+        path: the plan.
+        spec: what the manifest says about it.
+        module: tensorrt_rtx or tensorrt.
+        turns: whose weights may be on the GPU.
+        onnx: the graph it was built from; a stripped engine takes its weights from there.
+        jit_cache: kernels compiled on this machine before; None: compiled anew.
+
+    Raises:
+        UserError: the library refuses the plan; its own reason is in the sentence.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: EngineSpec,
+        module: Any,
+        turns: WeightTurns,
+        onnx: Path,
+        jit_cache: JitCache | None = None,
+    ) -> None:
+        self.path, self.spec, self.module, self._turns, self._onnx = path, spec, module, turns, onnx
+        self._jit_cache = jit_cache
+        self._saved = False
+        self._logger = _collecting_logger(module)
+        self._runtime = module.Runtime(self._logger)
+        self._engine: Any | None = None
+        self.generation = 0
+        """Counts up when contexts made before cannot be used any more."""
+        self.moves = 0
+        """Counts up when the weights leave the GPU or come back, each time to another place."""
+        self._load()
+
+    def _load(self) -> None:
+        self._turns.use(self)
+        # Apart from the kernels, so that release() can drop the weights alone (TensorRT for RTX 1.7).
+        # A stripped engine has none to load.
+        self._deferred = hasattr(self._runtime, "defer_weights_loading") and not self.spec.stripped
+        if self._deferred:
+            self._runtime.defer_weights_loading = True
+        plan = self.path.read_bytes()
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise UserError(
+                f"{self.module.__name__} {self.module.__version__} refuses the engine {self.path.name} "
+                f"({self._logger.last() or 'no reason given'}): build it for this machine with "
+                "'consisti2v build BUNDLE --target current'."
+            )
+        if self.spec.stripped:
+            refit_from_onnx(self.module, self._engine, self._onnx, self._logger)
+        # An engine built for weight streaming keeps on the GPU what fits there; others have nothing to stream.
+        if getattr(self._engine, "streamable_weights_size", 0) > 0:
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        self.generation += 1
+        self.moves += 1
+        if self._deferred:
+            self._load_weights(plan)
+
+    def _load_weights(self, plan: bytes) -> None:
+        assert self._engine is not None
+        if not self._engine.load_weights(plan):
+            raise UserError(
+                f"the weights of {self.path.name} cannot be loaded ({self.failure()}): close other programs that use "
+                "the GPU, or pass --low-vram."
+            )
+
+    @property
+    def engine(self) -> Any:
+        """The deserialised engine with its weights on the GPU."""
+        self._turns.use(self)
+        if self._engine is None:
+            self._load()
+        assert self._engine is not None
+        if self._deferred and not self._engine.weights_loaded:
+            self._load_weights(self.path.read_bytes())
+            self.moves += 1
+        return self._engine
+
+    def release(self) -> None:
+        """Free the weights; kernels and contexts stay where the library can keep them. Nothing may be under way."""
+        if self._engine is None:
+            return
+        self.moves += 1
+        if self._deferred:
+            if self._engine.weights_loaded:
+                self._engine.unload_weights()
+        else:
+            self._engine = None
+
+    def create_context(self) -> Any:
+        """An execution context without working memory of its own.
+
+        Raises:
+            UserError: the library makes none, for want of memory for example.
+        """
+        engine, strategy = self.engine, self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if hasattr(engine, "create_runtime_config"):
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            if self._jit_cache is not None:
+                self._jit_cache.attach(config)
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(strategy)
+        if context is None:
+            raise UserError(f"{self.path.name} cannot be prepared for running ({self._logger.last()}).")
+        return context
+
+    def save_jit_cache(self) -> None:
+        """Keep what was compiled for this card, once: later runs compile nothing."""
+        if self._jit_cache is not None and not self._saved:
+            self._jit_cache.save()
+            self._saved = True
+
+    def tensors(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Inputs and outputs as the engine itself names them; dynamic sizes as in the manifest, by name."""
+        engine, names = self.engine, {spec.name: spec for spec in (*self.spec.inputs, *self.spec.outputs)}
+        found: dict[bool, list[TensorSpec]] = {True: [], False: []}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            sizes = tuple(engine.get_tensor_shape(name))
+            known = names[name].shape if name in names else sizes
+            shape = tuple(size if size >= 0 else known[axis] for axis, size in enumerate(sizes))
+            spec = TensorSpec(name, _DTYPES[engine.get_tensor_dtype(name).name], shape)
+            found[engine.get_tensor_mode(name) == self.module.TensorIOMode.INPUT].append(spec)
+        return found[True], found[False]
+
+    def failure(self) -> str:
+        return str(self._logger.last() or "no reason given")
+
+
+def load_module(flavour: str) -> Any:
+    """The library of a flavour.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    return importlib.import_module(MODULES[flavour])
+
+
+class TensorRTSession(DeviceSession):
+    """A stage through a TensorRT engine.
+
+    Args:
+        gpu: where it runs.
+        engine: the plan.
+        stage: the bundle's stage the engine was built from.
+        dims: sizes of dynamic dimensions.
+        scratch: working memory, shared with every engine on the same stream.
+    """
+
+    def __init__(
+        self, gpu: Gpu, engine: Engine, stage: StageSpec, dims: Mapping[str, int], scratch: SharedScratch
+    ) -> None:
+        inputs, outputs = engine.tensors()
+        check_same_tensors(engine.spec.stage, (*inputs, *outputs), stage, engine.path.name)
+        super().__init__(gpu, inputs, outputs)
+        self._engine, self._stage, self._scratch = engine, stage, scratch
+        self._context: Any | None = None
+        self._made_for = -1
+        self._scratch_set = -1
+        self._profile = 0
+        self._sizes: dict[str, int] = {}
+        self.allocate(dims)
+
+    def _set_sizes(self, dims: Mapping[str, int]) -> None:
+        self._profile = choose_profile(self._engine.spec, dims)
+        self._sizes = dict(dims)
+        self._scratch.reserve(int(self._engine.engine.get_device_memory_size_for_profile_v2(self._profile)))
+        self._context = None
+
+    def _set_address(self, name: str, array: DeviceArray) -> None:
+        if self._context is None or self._made_for != self._engine.generation:
+            self._ready_context()  # takes every bound array, this one included
+        elif not self._context.set_tensor_address(name, array.address):
+            raise RuntimeError(f"{self._engine.path.name} does not take an address for {name}")
+
+    def _ready_context(self) -> Any:
+        """The context, made anew where the sizes or the engine changed."""
+        engine = self._engine.engine
+        if self._context is None or self._made_for != self._engine.generation:
+            self._context = self._engine.create_context()
+            self._made_for, self._scratch_set = self._engine.generation, -1
+            if self._profile and not self._context.set_optimization_profile_async(
+                self._profile, int(self._gpu.stream.handle)
+            ):
+                raise RuntimeError(f"{self._engine.path.name} has no profile {self._profile}")
+            for spec in self._specs["in"]:
+                shape = tuple(size if isinstance(size, int) else self._sizes[size] for size in spec.shape)
+                if any(size < 0 for size in engine.get_tensor_shape(spec.name)):
+                    self._context.set_input_shape(spec.name, shape)
+            for name, array in self._bound.items():
+                self._set_address(name, array)
+        return self._context
+
+    def _enqueue(self, stream: Any) -> None:
+        context = self._ready_context()
+        if self._scratch_set != self._scratch.generation:
+            context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+            self._scratch_set = self._scratch.generation
+        if not context.execute_async_v3(int(stream.handle)):
+            raise RuntimeError(f"{self._engine.path.name} did not run ({self._engine.failure()})")
+
+    def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
+        return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)
+
+    def on_scratch(self, scratch: SharedScratch) -> TensorRTSession:
+        """The same stage with working memory of its own, to run beside others on another stream."""
+        return TensorRTSession(self._gpu, self._engine, self._stage, self._dims or {}, scratch)
+
+    def release(self) -> None:
+        self._engine.release()
+
+    def finished(self) -> None:
+        self._engine.save_jit_cache()
+
+    @property
+    def generation(self) -> tuple[int, ...]:
+        return self._engine.moves, self._scratch.generation
+
+
+def choose_profile(spec: EngineSpec, dims: Mapping[str, int]) -> int:
+    """Number of the profile that takes these sizes; 0 where the engine has one, or only fixed sizes.
+
+    Raises:
+        UserError: no profile takes them; the sentence names what there is.
+    """
+    if not spec.profiles:
+        return 0
+    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
+    for number, profile in enumerate(spec.profiles):
+        if all(
+            low <= (size if isinstance(size, int) else dims[size]) <= high
+            for name, ranges in profile.inputs.items()
+            for size, low, high in zip(shapes[name], ranges.minimum, ranges.maximum, strict=True)
+        ):
+            return number
+    asked = ", ".join(f"{name} {size}" for name, size in dims.items())
+    rows = ", ".join(str(profile.rows) for profile in spec.profiles if profile.rows is not None)
+    held = f"guidance batches {rows}" if rows else "other sizes"
+    raise UserError(
+        f"the engine of stage {spec.stage} was built for {held}, not for {asked}: build it with "
+        "'consisti2v build BUNDLE --dynamic', or ask for a size it has."
+    )
+
+
+def _collecting_logger(module: Any) -> Any:
+    """A logger that keeps errors: the library reports failures by returning None and logging why."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR):
+                self._errors.append(" ".join(message.split()))
+            elif severity == module.ILogger.Severity.WARNING:
+                _log.debug("%s: %s", module.__name__, message)
+
+        def last(self) -> str | None:
+            return self._errors[-1][:300] if self._errors else None
+
+    return Logger()

@@ -1,0 +1,157 @@
+"""The U-Net as the device loop sees it: branches and videos as rows of buffers that stay on the GPU.
+
+Rows are branch-major and independent, as in ``runtime/unet_rows.py``. Where there are more rows than the session's
+batch they run in turns, each turn reading and writing its own part of the same buffers: nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .device import Gpu
+from .device_session import DeviceSession
+from .kernels import ELEMENT_SUFFIX, GpuKernels
+from .memory import Array, DeviceArray, GpuMemory
+
+_ALIGNMENT = 256
+"""Bytes, of the memory an engine reads and writes."""
+
+Texts = Sequence[Sequence[Mapping[str, Array]]]
+
+
+class DeviceUNet:
+    """Buffers of all rows, and the turns that fill them.
+
+    Args:
+        gpu, kernels: where and with what.
+        session: the U-Net stage; its batch is a turn's size.
+        branches, videos: guidance branches of a step, and videos of the call.
+    """
+
+    def __init__(self, gpu: Gpu, kernels: GpuKernels, session: DeviceSession, branches: int, videos: int) -> None:
+        self._kernels, self.memory = kernels, GpuMemory(gpu)
+        self.branches, self.videos = branches, videos
+        self._session = session
+        sample, prediction = session.device_inputs["sample"], session.device_outputs["noise_pred"]
+        if sample.dtype != prediction.dtype:
+            raise UserError(
+                f"the U-Net reads {sample.dtype} and writes {prediction.dtype}: build its engine again with this "
+                "version."
+            )
+        self.suffix = ELEMENT_SUFFIX[sample.dtype]
+        self._all = _Turns(branches * videos, sample.shape[0])
+        # Zeros, so that the rows that fill up a turn are numbers.
+        self.rows = self.memory.zeros((self._all.padded, *sample.shape[1:]), sample.dtype)
+        self.predictions = self.memory.zeros((self._all.padded, *prediction.shape[1:]), prediction.dtype)
+        frame = session.device_inputs["first_frame_latents"]
+        # The prompt's rows begin in the middle and may fill a turn up with rows behind the last.
+        behind = self._all.count + self._all.batch
+        self.first_frames = self.memory.zeros((behind, *frame.shape[1:]), frame.dtype)
+        self._frame_suffix = ELEMENT_SUFFIX[frame.dtype]
+        self.timestep = self.memory.zeros((1,), "int64")
+        self._guided = _RowSet(session, self._all, 0)
+        self._alone = self._guided if branches == 1 else self._prompt_rows()
+
+    def _prompt_rows(self) -> _RowSet:
+        """The prompt's rows, the last ones, for steps without guidance; in a batch of their own where there is one."""
+        session, first = self._session, (self.branches - 1) * self.videos
+        batch = session.device_inputs["sample"].shape[0]
+        if batch > self.videos and "rows" in session.dims:
+            # Where no such batch was built, a turn of the larger one does it, with rows to spare.
+            with suppress(UserError):
+                session = session.with_dims({**session.dims, "rows": self.videos})
+        return _RowSet(session, _Turns(self.videos, session.device_inputs["sample"].shape[0]), first)
+
+    def set_texts(self, texts: Texts, frame_stride: int) -> None:
+        """Keys and values of every branch and video, and the frame stride of all rows; kept until set again."""
+        flat = [text for branch in texts for text in branch]
+        for rows in {id(r): r for r in (self._guided, self._alone)}.values():
+            rows.set_texts(self.memory, flat, frame_stride)
+
+    def set_first_frames(self, clean: DeviceArray, noisy: DeviceArray | None) -> None:
+        """What each branch sees as frame 0, float32 [videos, c, 1, h, w]: the noisy one in the first branch where it is
+        given, the photo's in the others.
+        """
+        first = 0 if noisy is None else 1
+        if noisy is not None:
+            self._repeat(noisy, self.first_frames, 1, self._frame_suffix)
+        self._repeat(clean, self.first_frames[first * self.videos :], self.branches - first, self._frame_suffix)
+
+    def set_sample(self, latents: DeviceArray) -> None:
+        """float32 [videos, c, f-1, h, w] into every branch's rows; the step kernel does it from then on."""
+        self._repeat(latents, self.rows, self.branches, self.suffix)
+
+    def _repeat(self, source: DeviceArray, target: DeviceArray, copies: int, suffix: str) -> None:
+        elements = int(np.prod(source.shape))
+        self._kernels.launch(f"repeat_rows_{suffix}", latents=source, rows=target, copies=copies, elements=elements)
+
+    def enqueue(self, guided: bool) -> None:
+        """Predictions of all branches; or, without guidance, of the prompt's branch, into the first `videos` rows."""
+        (self._guided if guided else self._alone).enqueue(self)
+
+    @property
+    def generation(self) -> tuple[Any, ...]:
+        """Changes when captured work must not be replayed."""
+        return (self._guided.session.generation, self._alone.session.generation)
+
+
+class _Turns:
+    def __init__(self, count: int, batch: int) -> None:
+        self.count, self.batch = count, batch
+        self.turns = -(-count // batch)
+        self.padded = self.turns * batch
+
+
+class _RowSet:
+    """A range of rows and the session that runs them."""
+
+    def __init__(self, session: DeviceSession, turns: _Turns, first: int) -> None:
+        self.session, self._turns, self._first = session, turns, first
+        self._texts: list[dict[str, DeviceArray]] = []
+
+    def set_texts(self, memory: GpuMemory, flat: Sequence[Mapping[str, Array]], frame_stride: int) -> None:
+        last = self._first + self._turns.count - 1
+        batch = self._turns.batch
+        fresh = not self._texts
+        for turn in range(self._turns.turns):
+            chosen = [min(self._first + turn * batch + row, last) for row in range(batch)]
+            arrays = {name: np.concatenate([flat[row][name] for row in chosen]) for name in flat[0]}
+            if fresh:
+                specs = self.session.device_inputs
+                self._texts.append({name: memory.empty(specs[name].shape, specs[name].dtype) for name in arrays})
+            for name, array in arrays.items():
+                memory.upload(array, self._texts[turn][name])
+        if "frame_stride" in self.session.device_inputs:
+            memory.upload(np.array([frame_stride], np.int64), self.session.device_inputs["frame_stride"])
+
+    def enqueue(self, unet: DeviceUNet) -> None:
+        session, batch = self.session, self._turns.batch
+        session.bind("timestep", unet.timestep)
+        for turn in range(self._turns.turns):
+            for name, array in self._texts[turn].items():
+                session.bind(name, array)
+            # All branches hold the same sample, so the prompt's rows may read from the front.
+            part = slice(turn * batch, (turn + 1) * batch)
+            start = self._first + turn * batch
+            read = {"sample": unet.rows[part], "first_frame_latents": unet.first_frames[start : start + batch]}
+            for name, array in read.items():
+                _bind_or_copy(unet.memory, session, name, array)
+            predictions = unet.predictions[part]
+            direct = predictions.address % _ALIGNMENT == 0
+            session.bind("noise_pred", predictions if direct else session.device_outputs["noise_pred"])
+            session.enqueue()
+            if not direct:
+                unet.memory.copy(predictions, session.device_outputs["noise_pred"])
+
+
+def _bind_or_copy(memory: GpuMemory, session: DeviceSession, name: str, array: DeviceArray) -> None:
+    """Let the session read a part of a buffer in place, or from its own memory where the part is not aligned."""
+    if array.address % _ALIGNMENT:
+        memory.copy(session.device_inputs[name], array)
+        array = session.device_inputs[name]
+    session.bind(name, array)

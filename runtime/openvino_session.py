@@ -1,0 +1,192 @@
+"""Sessions in OpenVINO's processor plug-in: the faster one on most processors, and the one with bf16 where it exists.
+
+Needs the extra ``[openvino]``. Like every session, its inputs and outputs are persistent NumPy arrays; OpenVINO reads
+and writes them in place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CancelledError, UserError
+from .manifest import MANIFEST_NAME, StageSpec
+from .openvino_winograd import use_winograd
+from .session import Array, resolve_shape
+
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""OpenVINO's name of the precision that a float32 graph is computed in."""
+
+
+def runtime() -> Any:
+    """The openvino module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(f"device openvino needs OpenVINO ({error}): pip install 'consisti2v-rt[openvino]'.") from None
+    return openvino
+
+
+def native_precisions() -> tuple[str, ...]:
+    """The precisions this processor computes in; others would be computed in float32."""
+    found = runtime().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in HINTS if name.upper() in found)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what the processor cannot do: OpenVINO would silently compute in float32, no faster and no smaller.
+
+    Raises:
+        UserError: no such precision here.
+    """
+    if precision not in HINTS:
+        raise UserError(f"OpenVINO runs float32 graphs in {', '.join(HINTS)}, not {precision}: choose one of these.")
+    if precision not in native_precisions():
+        need = {"bf16": "AVX512-BF16 or AMX-BF16", "fp16": "AMX-FP16 or ARM's FP16"}[precision]
+        raise UserError(
+            f"this processor has no {precision} instructions ({need}), OpenVINO would compute in float32 instead: "
+            "use --precision fp32."
+        )
+
+
+class OpenVinoSession:
+    """One stage in OpenVINO on the processor.
+
+    The graph is compiled for fixed sizes: :meth:`allocate` with other sizes compiles it again.
+
+    Args:
+        path: the ONNX file (float32, or a quantised one); its weights lie beside it.
+        stage: names, dtypes and shapes, from the manifest.
+        dims: sizes of dynamic dimensions.
+        threads: None leaves the choice to OpenVINO (one per physical core).
+        precision: what float32 operations are computed in: fp32, or bf16 and fp16 where the processor has them.
+        cache: folder for compiled graphs; None: nothing is written. A full U-Net takes as much there as its weights.
+        winograd: 3-tap convolutions by minimal filtering, in fp32 only; see :mod:`.openvino_winograd`.
+
+    Raises:
+        UserError: OpenVINO is not installed, the processor lacks the precision, or the graph is not what the manifest
+            says.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stage: StageSpec,
+        dims: Mapping[str, int] | None = None,
+        threads: int | None = None,
+        *,
+        precision: str = "fp32",
+        cache: Path | None = None,
+        winograd: bool = True,
+    ) -> None:
+        self._openvino = runtime()
+        check_precision(precision)
+        self._core = self._openvino.Core()
+        self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        if cache is not None:
+            self._config["CACHE_DIR"] = os.fspath(cache)
+        self._winograd = winograd and precision == "fp32"
+        self._path, self._stage = path, stage
+        try:
+            self._model = self._core.read_model(os.fspath(path))
+        except RuntimeError as error:
+            raise self._refusal(error) from None
+        self._check_names()
+        self._cancelled = False
+        self._dims: dict[str, int] | None = None
+        self.allocate(dims or {})
+
+    def _refusal(self, error: RuntimeError) -> UserError:
+        last_line = str(error).strip().splitlines()[-1]
+        return UserError(
+            f"OpenVINO {self._openvino.__version__} cannot load {self._path.name} ({last_line}): "
+            "update openvino, export the bundle again, or use --device cpu."
+        )
+
+    def _check_names(self) -> None:
+        """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
+        for kind, ports, specs in (
+            ("inputs", self._model.inputs, self._stage.inputs),
+            ("outputs", self._model.outputs, self._stage.outputs),
+        ):
+            found = {port.any_name: (port.element_type.to_dtype().name, port.partial_shape) for port in ports}
+            fits = found.keys() == {spec.name for spec in specs} and all(
+                found[spec.name][0] == spec.dtype
+                and found[spec.name][1].compatible(
+                    self._openvino.PartialShape([size if isinstance(size, int) else -1 for size in spec.shape])
+                )
+                for spec in specs
+            )
+            if not fits:
+                raise UserError(
+                    f"{self._path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again."
+                )
+
+    def allocate(self, dims: Mapping[str, int]) -> None:
+        """Compile for these dynamic sizes and make the persistent buffers, unless they already fit."""
+        used = {size for spec in self._stage.inputs + self._stage.outputs for size in spec.shape}
+        wanted = {name: size for name, size in dims.items() if name in used}
+        if wanted == self._dims:
+            return
+        # The compiled graph of the old sizes goes first: both would need twice the memory.
+        self._request: Any = None
+        self._dims = None
+        model = self._model.clone()
+        try:
+            if model.is_dynamic():
+                model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
+            if self._winograd:
+                use_winograd(model)
+            self._request = self._core.compile_model(model, "CPU", self._config).create_infer_request()
+        except RuntimeError as error:
+            raise self._refusal(error) from None
+        self._dims = wanted
+        self.inputs: dict[str, Array] = {}
+        self.outputs: dict[str, Array] = {}
+        for spec in self._stage.inputs:
+            self.bind_input(spec.name, np.zeros(resolve_shape(spec, dims), spec.dtype))
+        for spec in self._stage.outputs:
+            buffer = np.empty(resolve_shape(spec, dims), spec.dtype)
+            self._request.set_tensor(spec.name, self._openvino.Tensor(buffer, shared_memory=True))
+            self.outputs[spec.name] = buffer
+
+    def bind_input(self, name: str, array: Array) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError(f"input {name}: a bound array must be contiguous")
+        bound = self.inputs.get(name)
+        if bound is not None and (bound.shape, bound.dtype) != (array.shape, array.dtype):
+            raise ValueError(
+                f"input {name}: {array.dtype} {list(array.shape)} in place of {bound.dtype} {list(bound.shape)}"
+            )
+        self._request.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
+        self.inputs[name] = array
+
+    def run(self) -> None:
+        if self._cancelled:
+            raise CancelledError
+        try:
+            self._request.infer(share_inputs=True)
+        except RuntimeError:
+            if self._cancelled:
+                raise CancelledError from None
+            raise
+
+    def cancel(self) -> None:
+        """Make a run in another thread, or the next one, end at its next operation with :class:`CancelledError`."""
+        self._cancelled = True
+        if self._request is not None:
+            self._request.cancel()
+
+    def resume(self) -> None:
+        """Take a cancellation back: the next run is a run again."""
+        self._cancelled = False

@@ -1,0 +1,46 @@
+"""A bundle's graphs by stage and precision, and the two words every backend answers with: usable, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .bundle import Bundle
+from .errors import UserError
+from .manifest import STAGES, StageSpec
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether something can be used, and why or why not, in one sentence."""
+
+    usable: bool
+    reason: str
+
+
+def stage_graph(bundle: Bundle, stage: str, precision: str) -> StageSpec:
+    """The stage's ONNX graph in a precision; fp32 is the one every bundle has.
+
+    Raises:
+        UserError: the bundle has no such variant.
+    """
+    manifest = bundle.manifest
+    if precision == "fp32":
+        return manifest.stages[stage]
+    variant = manifest.variants.get(precision, {})
+    if stage not in variant:
+        held = ", ".join(["fp32", *(name for name, stages in manifest.variants.items() if stage in stages)])
+        raise UserError(
+            f"this bundle has no {precision} graph of stage {stage} (it has {held}): choose one of these, "
+            f"or make it with 'consisti2v build BUNDLE --precision {precision}'."
+        )
+    return variant[stage]
+
+
+def has_graphs(bundle: Bundle, precision: str) -> Availability:
+    """Whether every stage is there as ONNX in this precision."""
+    try:
+        for stage in STAGES:
+            stage_graph(bundle, stage, precision)
+    except UserError as error:
+        return Availability(False, str(error))
+    return Availability(True, f"the bundle holds every stage as {precision} ONNX")

@@ -1,0 +1,48 @@
+"""Records made by hand, for what reads records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from consisti2v_rt.benchmarks.bench.record import Record, Row, Subject
+
+MACHINE = {
+    "cpu": "Some CPU",
+    "architecture": "x86_64",
+    "physical_cores": 2,
+    "logical_cores": 2,
+    "usable_cores": 2,
+    "instruction_sets": ["avx2"],
+    "memory_bytes": 8 * 2**30,
+    "system": "Linux 6",
+    "gpus": [],
+}
+BUNDLE = {"name": "some_bundle", "sha256": "0" * 64, "bytes": 1, "frames": 16, "height": 128, "width": 128}
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    """A record of a kind with two rows, the given seconds being those of its main one."""
+
+    def make(kind: str = "latency", seconds: Sequence[float] = (1.0, 1.1, 0.9, 1.0, 1.05)) -> Record:
+        seconds = tuple(seconds)
+        rows = {
+            "latency": [Row("U-Net", seconds, 50, 2.0), Row("video", tuple(1.25 * s for s in seconds), 1, 4.0)],
+            "side_by_side": [Row("forward", seconds, 1, 2.0)],
+            "scaling": [Row("frames 8", tuple(s / 2 for s in seconds)), Row("frames 16", seconds)],
+        }[kind]
+        first = {"start": 0.1, "open": 0.2, "load": 0.3, "first_run": 0.4}
+        subject = Subject("onnxruntime-cpu fp32", "onnxruntime-cpu", "fp32", "cpu", rows=rows, first=first)
+        subject.host_peak_bytes = 300 * 2**20
+        if kind == "side_by_side":
+            subject.relative_l2, subject.speed_up = 1e-6, 1.5
+        missing = Subject("tensorrt fp16", "tensorrt", "fp16", "cuda", "there is no GPU")
+        what, created = "one thing", "2026-01-01T00:00:00Z"
+        settings = {"rounds": len(seconds), "warmup": 1, "resident": True, "num_inference_steps": 50}
+        return Record(
+            kind, what, created, MACHINE, {"python": "3.11"}, BUNDLE, settings, [subject, missing], {"numpy": 10**7}
+        )
+
+    return make

@@ -1,0 +1,77 @@
+"""The child process: what ends it, what it says, and what it took."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from consisti2v_rt.benchmarks.bench.machine import describe_machine, processor_flags, versions
+from consisti2v_rt.benchmarks.bench.resident_memory import own_peak_bytes
+from consisti2v_rt.benchmarks.bench.worker_process import WorkerProcess, WorkFailedError
+
+
+def video(bundle: Path, photo: Path) -> dict[str, object]:
+    return {
+        "subject": "video",
+        "bundle": str(bundle),
+        "backend": "onnxruntime-cpu",
+        "precision": "fp32",
+        "image": str(photo),
+        "prompt": "",
+        "options": {"num_inference_steps": 1},
+        "threads": 1,
+    }
+
+
+def children() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children() if "bench.worker" in " ".join(process.cmdline())]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process with another code")
+def test_a_process_that_is_killed_says_so(demo_bundle: Path, photo: Path) -> None:
+    with WorkerProcess(video(demo_bundle, photo)) as worker:
+        (child,) = children()
+        child.kill()
+        with pytest.raises(WorkFailedError, match="not enough memory"):
+            worker.ask("load")
+    assert children() == []
+
+
+def test_a_failure_is_told_and_the_process_stays_usable(demo_bundle: Path, tmp_path: Path) -> None:
+    with WorkerProcess(video(demo_bundle, tmp_path / "none.jpg")) as worker:
+        for _ in range(2):
+            with pytest.raises(WorkFailedError, match=r"none\.jpg"):
+                worker.ask("load")
+
+
+def test_memory_progress_and_end(demo_bundle: Path, photo: Path) -> None:
+    shares: list[float] = []
+    with WorkerProcess(video(demo_bundle, photo)) as worker:
+        assert worker.start_seconds > 0 and worker.ask("load")["seconds"] > 0
+        worker.ask("run", shares.append, number=0)
+        assert len(children()) == 1
+    assert shares == [1.0] and children() == []
+    # NumPy and ONNX Runtime with a model; this process, which may hold torch, is not counted.
+    assert 40 * 2**20 < worker.host_peak_bytes < 2**30
+    assert worker.device_peak_bytes is None or worker.device_peak_bytes >= 0
+
+
+def test_the_high_water_mark_stays() -> None:
+    before = own_peak_bytes()
+    block = bytearray(os.urandom(2**20) * 64)
+    risen = own_peak_bytes()
+    del block
+    assert own_peak_bytes() >= risen > before - 1 and risen > 64 * 2**20
+
+
+def test_the_machine_without_its_names() -> None:
+    machine = describe_machine()
+    assert machine["cpu"] and machine["usable_cores"] >= 1 and machine["memory_bytes"] > 2**28
+    known = {"cpu", "architecture", "physical_cores", "logical_cores", "usable_cores", "instruction_sets"}
+    assert set(machine) == known | {"memory_bytes", "system", "gpus"}
+    assert set(processor_flags()) == set(machine["instruction_sets"])
+    assert re.fullmatch(r"3\.\d+\.\d+\S*", versions()["python"]) and "onnxruntime" in versions()

@@ -1,0 +1,286 @@
+"""Real builds for a GPU that is not here: what comes out, what is refused, and what a stopped build leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consisti2v_rt import UserError
+from consisti2v_rt.export.engines import attention, bundle_engines, kernels, process
+from consisti2v_rt.export.engines.bundle_engines import build_engines
+from consisti2v_rt.export.engines.libraries import find_flavour, load_library
+from consisti2v_rt.export.engines.monitor import BuildProgress
+from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
+from consisti2v_rt.export.engines.shapes import engine_shapes
+from consisti2v_rt.export.engines.targets import TARGETS
+from consisti2v_rt.kernels.cuda.sources import SOURCES
+from consisti2v_rt.runtime.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.gpu.device import GpuStatus
+from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest, graph_sha256
+
+pytest.importorskip("tensorrt_rtx")
+
+NO_GPU = GpuStatus(False, "no NVIDIA driver is installed")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(bundle_engines, "probe", lambda: NO_GPU)
+        # All of them are compiled once, with the tiny model.
+        monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+
+
+def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
+    """Half precision: every attention of a possible head size is one kernel, or the build had failed."""
+    bundle = Bundle.open(built_tiny_bundle)
+    manifest = bundle.manifest
+    assert [engine.stage for engine in manifest.engines] == list(manifest.stages)
+    for engine in manifest.engines:
+        facts = json.loads(bundle.file(engine.facts).read_text())
+        assert engine.compute_capabilities == ("8.9",) and engine.platform == "" and engine.profiles == ()
+        assert engine.onnx_sha256 == graph_sha256(manifest, manifest.variants["fp16"][engine.stage])
+        assert {s.name: s.dtype for s in engine.inputs} == {
+            s.name: s.dtype for s in manifest.variants["fp16"][engine.stage].inputs
+        }
+        assert facts["plan_bytes"] == manifest.files[engine.file].bytes > facts["weight_bytes"] > 0
+        assert facts["layers"]["total"] > 5
+        assert len(facts["activation_bytes"]) == 1 and facts["build_seconds"] > 0
+    unet = json.loads(bundle.file("engines/sm89-tensorrt-rtx-fp16/unet.json").read_text())
+    assert len(unet["attentions"]["fused"]) == 12
+    assert len(unet["attentions"]["decomposed"]) == 6, "head size 8"
+    assert all("head size" in entry["reason"] for entry in unet["attentions"]["decomposed"])
+    assert unet["layers"]["kinds"]["convolution"] > 20
+    assert {(kernel.name, kernel.compute_capability) for kernel in manifest.kernels} == {(s, "8.9") for s in SOURCES}
+    assert all(bundle.file(kernel.file).read_bytes().startswith(b"\x7fELF") for kernel in manifest.kernels)
+
+
+def test_one_profile_for_each_guidance_batch(toy_bundle: Path) -> None:
+    seen: list[BuildProgress] = []
+    (unet,) = build_engines(toy_bundle, "rtx4060", precision="fp32", stages=["unet"], on_progress=seen.append)
+    assert [profile.rows for profile in unet.profiles] == [1, 2, 3]
+    assert [profile.inputs["x"].minimum for profile in unet.profiles] == [(1, 2, 8, 16), (2, 2, 8, 16), (3, 2, 8, 16)]
+    assert all(sizes.minimum == sizes.maximum for profile in unet.profiles for sizes in profile.inputs.values())
+    assert unet.inputs[0].shape == ("rows", 2, 8, 16) and unet.target == "rtx4060"
+    facts = json.loads((toy_bundle / unet.facts).read_text())
+    assert len(facts["activation_bytes"]) == 3
+    assert facts["attentions"]["fused"] == []
+    assert [(e["name"], "float" in e["reason"]) for e in facts["attentions"]["decomposed"]] == [
+        ("only_attention", True)
+    ]
+    assert seen and all(progress.step <= max(progress.steps, 1) for progress in seen)
+
+
+def test_a_named_range_is_one_profile(toy_bundle: Path) -> None:
+    (unet,) = build_engines(toy_bundle, "sm86", precision="fp32", stages=["unet"], dynamic=["rows=1:2:8"])
+    (profile,) = unet.profiles
+    sizes = profile.inputs["x"]
+    assert (sizes.minimum[0], sizes.optimum[0], sizes.maximum[0]) == (1, 2, 8) and profile.rows is None
+
+
+def test_targets_live_side_by_side_and_rebuilding_replaces(
+    make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_toy("fp16")
+    monkeypatch.setattr(bundle_engines, "_with_variant", lambda job, on_phase: job.bundle)
+    build_engines(toy, "sm89", precision="fp16", stages=["unet", "vae_decoder"])
+    first = Bundle.open(toy).manifest
+    build_engines(toy, "sm120", precision="fp16", stages=["unet"])
+    build_engines(toy, "sm89", precision="fp16", stages=["unet"])
+    manifest = Bundle.open(toy).manifest
+    found = [(engine.target, engine.stage) for engine in manifest.engines]
+    assert sorted(found) == [("sm120", "unet"), ("sm89", "unet"), ("sm89", "vae_decoder")]
+    plan = "engines/sm89-tensorrt-rtx-fp16/unet.plan"
+    assert manifest.files[plan].sha256 == first.files[plan].sha256, "two builds of one graph are the same bytes"
+    assert {kernel.compute_capability for kernel in manifest.kernels} == {"8.9", "12.0"}
+    facts = json.loads((toy / "engines/sm89-tensorrt-rtx-fp16/unet.json").read_text())
+    assert facts["attentions"] == {"fused": ["only_attention"], "decomposed": []}
+
+
+def test_the_portable_target(toy_bundle: Path) -> None:
+    (unet,) = build_engines(toy_bundle, "rtx", precision="fp32", stages=["unet"])
+    assert unet.compute_capabilities == ("8.0+",)
+    manifest = Bundle.open(toy_bundle).manifest
+    assert {kernel.compute_capability for kernel in manifest.kernels} == {"8.0", "8.9", "9.0", "12.0"}
+
+
+def test_an_attention_that_should_fuse_and_cannot_fails_the_build(
+    make_toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check itself: head size 8 has no kernel, and said to have one it must not build."""
+    bundle = Bundle.open(make_toy("fp16", head_size=8))
+    graph = bundle.manifest.stages["unet"]
+    shapes = engine_shapes(graph, bundle.manifest.model, {})
+    flavour = find_flavour("tensorrt-rtx")
+    request = PlanRequest("unet", bundle.file(graph.file), shapes, flavour, TARGETS["sm89"])
+    library, plan = load_library(flavour), tmp_path / "unet.plan"
+    decomposed = build_plan(library, request, plan, lambda progress: None).attentions.decomposed
+    assert [entry.reason for entry in decomposed] == ["no fused kernel takes head size 8"]
+    plan.unlink()
+    monkeypatch.setattr(attention, "SMALLEST_HEAD", 8)
+    with pytest.raises(UserError, match="cannot build stage unet for sm89"):
+        build_plan(library, request, plan, lambda progress: None)
+    assert not plan.exists()
+
+
+REFUSALS = [
+    ({"target": "rtx5090"}, "target 'rtx5090' is unknown: choose rtx4060"),
+    ({"target": "current"}, "target current needs a GPU (no NVIDIA driver is installed)"),
+    ({"flavour": "onnx"}, "flavour 'onnx' is unknown"),
+    ({"precision": "fp4"}, "precision 'fp4' is unknown"),
+    ({"precision": "fp8", "target": "sm86"}, "precision fp8 needs compute capability 8.9"),
+    ({"precision": "fp8", "target": "rtx"}, "precision fp8 needs compute capability 8.9"),
+    ({"stages": ["vae"]}, "the bundle has no stage 'vae': choose of text_encoder"),
+    ({"dynamic": ["height=64:128:256"]}, "this bundle's size is fixed at 128x128: export it with --dynamic"),
+    ({"dynamic": ["rows=3:2:1"]}, "give three rising numbers from 1 to 64"),
+    ({"dynamic": ["rows=1"]}, "is not a range"),
+    ({"dynamic": ["depth=1:2:3"]}, "is not a range"),
+    ({"stripped": True}, "--strip needs a GPU with its driver"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSALS)
+def test_refused_before_anything_is_written(
+    toy_bundle: Path, options: dict[str, Any], sentence: str, listing: Callable[[Path], dict[str, int]]
+) -> None:
+    before = listing(toy_bundle)
+    arguments = {"target": "sm89", "precision": "fp32"} | options
+    with pytest.raises(UserError) as refused:
+        build_engines(toy_bundle, **arguments)
+    assert sentence in str(refused.value) and str(refused.value).endswith(".")
+    assert listing(toy_bundle) == before
+
+
+def test_a_missing_library_names_the_extra(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(UserError, match=r"pip install 'consisti2v-rt\[rtx\]'"):
+        build_engines(toy_bundle, "sm89", precision="fp32")
+
+
+def test_the_other_flavour_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_engines, "load_library", lambda flavour: None)
+    with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself, and there is none"):
+        build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
+    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(True, "", "H100", "9.0", 1))
+    with pytest.raises(UserError, match=r"compute capability 9\.0\), not for 8\.9"):
+        build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
+
+
+def test_damaged_graphs(toy_bundle: Path, listing: Callable[[Path], dict[str, int]]) -> None:
+    graph = toy_bundle / "unet" / "unet.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"!")
+    before = listing(toy_bundle)
+    with pytest.raises(UserError, match=r"unet/unet\.onnx was altered"):
+        build_engines(toy_bundle, "sm89", precision="fp32", stages=["unet"])
+    assert listing(toy_bundle) == before
+
+
+def test_a_graph_that_is_none(toy_bundle: Path, listing: Callable[[Path], dict[str, int]]) -> None:
+    """The parser's own reason comes out, and nothing stays."""
+    (toy_bundle / "unet" / "unet.onnx").write_bytes(b"no graph")
+    rehash(toy_bundle)
+    before = listing(toy_bundle)
+    with pytest.raises(UserError, match=r"TensorRT for RTX cannot read unet\.onnx \("):
+        build_engines(toy_bundle, "sm89", precision="fp32", stages=["unet"])
+    assert listing(toy_bundle) == before
+
+
+def rehash(folder: Path) -> None:
+    """Record the files as they are now."""
+    manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text())
+    changed = dataclasses.replace(manifest, files=hash_files(folder, manifest.files))
+    (folder / MANIFEST_NAME).write_text(changed.to_json())
+
+
+def test_a_full_disk(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, listing: Callable[[Path], dict[str, int]]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = listing(toy_bundle)
+    monkeypatch.setattr(bundle_engines, "write_cubins", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
+    assert listing(toy_bundle) == before
+
+
+def test_a_failure_while_moving_leaves_a_whole_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second manifest cannot be written: the bundle is what it was before, without the replaced engine."""
+    build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
+    real, calls = bundle_engines.rewrite_manifest, []
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(bundle_engines, "rewrite_manifest", second_fails)
+    with pytest.raises(UserError, match="No space left"):
+        build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
+    manifest = Bundle.open(toy_bundle).manifest
+    assert manifest.engines == () and manifest.kernels == ()
+    assert not list(toy_bundle.rglob("*.plan")) and not list(toy_bundle.rglob("*.cubin"))
+
+
+def test_ctrl_c_ends_the_builder_at_once(toy_bundle: Path, listing: Callable[[Path], dict[str, int]]) -> None:
+    """Asked from another process, as a terminal does: it and its builder are gone, and nothing is left."""
+    before = listing(toy_bundle)
+    command = [sys.executable, "-m", "consisti2v_rt", "build", str(toy_bundle), "--target", "sm89"]
+    child = subprocess.Popen(
+        [*command, "--precision", "fp32"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(toy_bundle.glob("engines/.*")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and "stopped; nothing half-written is left" in errors
+    assert listing(toy_bundle) == before
+
+
+def test_a_builder_that_dies_is_told(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT for RTX ends its process where refitting meets no driver; the program must survive it."""
+    dying = tmp_path / "dying.py"
+    dying.write_text("import os, sys; sys.stderr.write('CHECK CUDA_SUCCESS\\n'); sys.stderr.flush(); os.abort()")
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        process.subprocess, "Popen", lambda command, **options: real([sys.executable, str(dying)], **options)
+    )
+    with pytest.raises(UserError, match=r"ended while it built stage unet \(exit code -6, CHECK CUDA_SUCCESS\)"):
+        build_engines(toy_bundle, "sm89", precision="fp32", stages=["unet"])
+
+
+def test_the_command(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+    done = consisti2v("build", toy_bundle, "--target", "sm89", "--precision", "fp32", "--stages", "unet")
+    assert done.code == 0 and "1 engines for sm89" in done.stdout
+    assert "decomposed, no fused kernel takes float: only_attention" in done.stderr
+    shown = consisti2v("inspect", toy_bundle, "--engine", "unet")
+    assert "compute capability 8.9, Linux and Windows" in shown.stdout and "profile 2" in shown.stdout
+    facts = json.loads(consisti2v("inspect", toy_bundle, "--engine", "all", "--json").stdout)
+    assert [entry["stage"] for entry in facts] == ["unet"]
+    assert "has no engine 'vae'" in consisti2v("inspect", toy_bundle, "--engine", "vae").refusal()
+    assert (
+        "there is no GPU" in consisti2v("build", toy_bundle, "--target", "sm89", "--compare", "onnxruntime").refusal()
+    )
+
+
+def test_bad_bundles(tmp_path: Path, consisti2v: Callable[..., Any]) -> None:
+    assert "does not exist" in consisti2v("build", tmp_path / "none", "--target", "sm89").refusal()
+    assert "is not a bundle" in consisti2v("build", tmp_path, "--target", "sm89").refusal()

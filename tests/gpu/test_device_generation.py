@@ -1,0 +1,140 @@
+"""A whole generation on the stand-in GPU gives what the processor gives, whatever is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.runtime.errors import CancelledError
+from consisti2v_rt.runtime.gpu import frame_init
+from consisti2v_rt.runtime.gpu_options import GpuOptions
+
+FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
+CASES: dict[str, dict[str, Any]] = {
+    "both_rescaled": {"guidance_scale_txt": 7.5, "guidance_scale_img": 1.5, "guidance_rescale": 0.7},
+    "two_videos_eta": {"eta": 1.0, "num_inference_steps": 4, "num_videos_per_prompt": 2},
+    "interval_two_state_solver": {
+        "guidance_scale_txt": 7.5,
+        "guidance_interval": (0.4, 1.0),
+        "scheduler": "dpmpp_2m",
+        "num_inference_steps": 3,
+    },
+    "two_clips_no_frameinit": {"autoregress_steps": 2, "use_frameinit": False},
+}
+
+
+@pytest.fixture(scope="module")
+def on_processor(demo_bundle):
+    return ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu")
+
+
+@pytest.fixture
+def on_gpu(fake_cuda, demo_bundle):
+    return ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_makes_the_processor_s_video(case, on_processor, on_gpu, photo, relative_l2):
+    options = {**FAST, **CASES[case]}
+    expected, result = on_processor(photo, "a cat", **options), on_gpu(photo, "a cat", **options)
+    assert relative_l2(result.latents, expected.latents) < 2e-5
+    assert result.frames.shape == expected.frames.shape and result.frames.dtype == np.uint8
+    # Truncation to 8 bits turns a last-bit difference into one level now and then.
+    assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
+    assert set(on_gpu._gpu.loop.graph_reasons.values()) == {""}, "the graph was not used"
+
+
+def test_a_second_call_captures_nothing(on_gpu, fake_cuda, photo):
+    first = on_gpu(photo, "a cat", **FAST)
+    captures = fake_cuda.captures
+    assert captures == 1
+    again = on_gpu(photo, "a dog", **FAST)
+    assert fake_cuda.captures == captures
+    assert not np.array_equal(again.latents, first.latents), "the graph reads the new text"
+
+
+def test_frames_are_handed_over_as_they_are_decoded(on_gpu, on_processor, photo):
+    for animate in (on_gpu, on_processor):
+        told: list[tuple[int, int, np.ndarray]] = []
+        options = {**FAST, "num_inference_steps": 1, "autoregress_steps": 2}
+        result = animate(photo, on_frames=lambda v, first, f, told=told: told.append((v, first, f.copy())), **options)
+        assert [(video, first) for video, first, _ in told] == [(0, n) for n in range(result.frames.shape[1])]
+        assert np.array_equal(np.concatenate([frames for _, _, frames in told]), result.frames[0])
+
+
+def test_without_a_graph(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(cuda_graph=False))
+    result = animate(photo, "a cat", **FAST)
+    assert fake_cuda.captures == 0 and set(animate._gpu.loop.graph_reasons.values()) == {"switched off"}
+    assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
+
+
+def test_progress_tells_every_step_with_its_latents(on_gpu, on_processor, photo):
+    told: dict[str, list[tuple[int, int, np.ndarray]]] = {"cpu": [], "gpu": []}
+    options = {**FAST, "num_inference_steps": 4}
+    for name, animate in (("cpu", on_processor), ("gpu", on_gpu)):
+        steps = told[name]
+        animate(photo, callback=lambda p, steps=steps: steps.append((p.step, p.timestep, p.latents.copy())), **options)
+    assert [step[:2] for step in told["gpu"]] == [step[:2] for step in told["cpu"]]
+    for (_, _, result), (_, _, expected) in zip(told["gpu"], told["cpu"], strict=True):
+        np.testing.assert_allclose(result, expected, atol=2e-4)
+
+
+def test_cancel_between_steps(on_gpu, photo):
+    steps: list[int] = []
+
+    def stop(progress: Any) -> None:
+        steps.append(progress.step)
+        on_gpu.cancel()
+
+    with pytest.raises(CancelledError):
+        on_gpu(photo, "a cat", callback=stop, **{**FAST, "num_inference_steps": 20})
+    assert len(steps) < 5
+    assert len(on_gpu(photo, "a cat", **FAST).frames) == 1, "the next call is a call again"
+
+
+def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(low_vram=True))
+    result = animate(photo, "a cat", **FAST)
+    assert all(
+        session.releases for session in animate._sessions.values() if session is not animate._sessions["vae_decoder"]
+    )
+    assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
+    # The U-Net's weights come back elsewhere: the old graph must not be replayed.
+    captures = fake_cuda.captures
+    animate(photo, "a cat", **FAST)
+    assert fake_cuda.captures == captures + 1
+
+
+def test_frame_init_on_the_processor_where_there_is_no_cufft(on_gpu, on_processor, photo, monkeypatch, relative_l2):
+    def missing(*_: Any) -> None:
+        raise RuntimeError("cuFFT is not installed")
+
+    monkeypatch.setattr(frame_init, "RealTransform", missing)
+    result = on_gpu(photo, "a cat", **FAST)
+    assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
+
+
+def test_device_noise(fake_cuda, demo_bundle, photo, on_processor):
+    gpu = GpuOptions(device_noise=True)
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=gpu)
+    options = {**FAST, "eta": 1.0, "num_inference_steps": 1}
+    one, again, other = (animate(photo, "a cat", **{**options, "seed": seed}).latents for seed in (3, 3, 4))
+    assert np.array_equal(one, again) and not np.allclose(one, other)
+    assert not np.allclose(one, on_processor(photo, "a cat", **options).latents)
+    assert "philox_normal" in fake_cuda.launches and "mix_noise_pyoco_mixed" in fake_cuda.launches
+
+
+def test_device_noise_needs_a_gpu(demo_bundle):
+    with pytest.raises(UserError, match="device_noise needs a GPU"):
+        ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu", gpu=GpuOptions(device_noise=True))
+
+
+def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cuda, photo):
+    fake_cuda.used = fake_cuda.total - (1 << 20)
+    with pytest.raises(UserError, match="even with --low-vram"):
+        on_gpu(photo, "a cat", **FAST)
+    assert not on_gpu._sessions

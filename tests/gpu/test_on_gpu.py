@@ -1,0 +1,187 @@
+"""On a real GPU: the driver layer and the loop by itself, stage parity, whole videos, memory.
+
+Everything here but the engines needs only a driver and cuda.core; what runs the stages is whatever the machine has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consisti2v_rt.benchmarks.device.engines import bundle_copy
+from consisti2v_rt.benchmarks.device.parity import LIMITS, cuda_backends, stage_parity
+from consisti2v_rt.benchmarks.device.videos import compare_video
+from consisti2v_rt.kernels.ddim import SchedulerConfig
+from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask
+from consisti2v_rt.kernels.schedulers import step_table
+from consisti2v_rt.runtime.backends import BACKENDS
+from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.denoise import FrameInitPlan, Guidance, denoise_clip
+from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.gpu.denoise import DeviceLoop
+from consisti2v_rt.runtime.gpu.device import open_gpu, probe
+from consisti2v_rt.runtime.gpu.device_session import DeviceSession
+from consisti2v_rt.runtime.gpu.frame_init import DeviceFrameInit
+from consisti2v_rt.runtime.gpu.kernels import GpuKernels
+from consisti2v_rt.runtime.gpu.memory import GpuMemory
+from consisti2v_rt.runtime.gpu.unet_on_device import DeviceUNet
+from consisti2v_rt.runtime.manifest import TensorSpec
+
+SHAPE = (1, 4, 16, 16, 16)
+
+
+class CopyingSession(DeviceSession):
+    """A "U-Net" of copies: frame 0's latents over its prediction's first frame, the sample over the others."""
+
+    def __init__(self, gpu: Any, rows: int) -> None:
+        video, frame = (rows, 4, 15, 16, 16), (rows, 4, 1, 16, 16)
+        inputs = [
+            TensorSpec("sample", "float32", video),
+            TensorSpec("first_frame_latents", "float32", frame),
+            TensorSpec("timestep", "int64", (1,)),
+            TensorSpec("text", "float32", (rows, 1)),
+        ]
+        super().__init__(gpu, inputs, [TensorSpec("noise_pred", "float32", video)])
+        self.allocate({})
+
+    def _set_sizes(self, dims: Any) -> None: ...
+
+    def _set_address(self, name: str, array: Any) -> None: ...
+
+    def _enqueue(self, stream: Any) -> None:
+        bound = self._bound
+        self._gpu.copy(bound["noise_pred"].address, bound["sample"].address, bound["sample"].nbytes, stream)
+        # The first branch sees other first frames in "both"; its first channel shows that it got them.
+        self._gpu.copy(bound["noise_pred"].address, bound["first_frame_latents"].address, 16 * 16 * 4, stream)
+
+    def with_dims(self, dims: Any) -> DeviceSession:
+        raise UserError("one batch only.")
+
+    def release(self) -> None: ...
+
+    @property
+    def generation(self) -> tuple[int, ...]:
+        return ()
+
+
+class CopyingPredictor:
+    """The same on the host; rows of all branches in one batch, so that only the first row's first frame is copied."""
+
+    def start(self, first_frames: Any) -> None:
+        self._first_frames = first_frames
+
+    def predict(self, sample: Any, timestep: int, guided: bool = True) -> Any:
+        branches = len(self._first_frames) if guided else 1
+        predictions = np.stack([sample] * branches)
+        frames = self._first_frames[0] if guided else self._first_frames[-1]
+        predictions[0, 0, 0, 0] = frames[0, 0, 0]
+        return predictions
+
+
+@pytest.fixture(params=["stand_in", pytest.param("real", marks=pytest.mark.gpu)])
+def any_gpu(request: pytest.FixtureRequest) -> Any:
+    """The stand-in here, and the GPU where there is one."""
+    if request.param == "stand_in":
+        return request.getfixturevalue("fake_cuda")
+    return request.getfixturevalue("real_gpu")
+
+
+@pytest.fixture(scope="session")
+def real_gpu() -> Any:
+    if not probe().found:
+        pytest.skip(f"needs an NVIDIA GPU: {probe().reason}")
+    return open_gpu()
+
+
+@pytest.mark.parametrize("use_graph", [True, False], ids=["graph", "eager"])
+@pytest.mark.parametrize("mode", ["none", "text", "both"])
+def test_the_loop_by_itself(any_gpu, demo_bundle, mode, use_graph, relative_l2):
+    generator = np.random.default_rng(5)
+    first, noise = (generator.standard_normal(s, np.float32) for s in ((1, 4, 1, 16, 16), SHAPE))
+    arguments: dict[str, Any] = {
+        "table": step_table("dpmpp_2m", SchedulerConfig(), 6, 0.0),
+        "guidance": Guidance(mode, 2.0, 1.5, 0.3, range(1, 6)),
+        "frame_init_plan": FrameInitPlan(0.1, frame_init_mask("gaussian", *SHAPE[2:], 0.25, 0.25)),
+        "draw_noise": lambda shape: np.zeros(shape, np.float32),
+    }
+    expected = denoise_clip(CopyingPredictor(), first, first, noise, **arguments)
+    branches = {"none": 1, "text": 2, "both": 3}[mode]
+    kernels = GpuKernels(any_gpu, Bundle.open(demo_bundle, verify=False))
+    session = CopyingSession(any_gpu, branches)
+    unet = DeviceUNet(any_gpu, kernels, session, branches, 1)
+    unet.set_texts([[{"text": np.zeros((1, 1), np.float32)}]] * branches, 3)
+    loop = DeviceLoop(any_gpu, kernels, use_graph=use_graph)
+    told: list[int] = []
+    result = loop.denoise_clip(
+        unet, first, first, noise, on_step=lambda step, timestep, latents: told.append(step), **arguments
+    )
+    assert relative_l2(result, expected) < 1e-5
+    assert told == list(range(6))
+    assert set(loop.graph_reasons.values()) == ({""} if use_graph else {"switched off"})
+
+
+@pytest.mark.gpu
+def test_frame_init_through_cufft(real_gpu, demo_bundle, relative_l2):
+    pytest.importorskip("cuda.pathfinder")
+    generator = np.random.default_rng(6)
+    shape = (2, 4, 16, 40, 64)
+    static, noise = (generator.standard_normal(s, np.float32) for s in ((2, 4, 1, 40, 64), shape))
+    plan = FrameInitPlan(0.0358, frame_init_mask("gaussian", *shape[2:], 0.25, 0.25))
+    kernels, memory = GpuKernels(real_gpu, Bundle.open(demo_bundle, verify=False)), GpuMemory(real_gpu)
+    device = DeviceFrameInit(real_gpu, kernels, shape)
+    latents = memory.empty((2, 4, 15, 40, 64), "float32")
+    first = device.initial_latents(static, noise, plan, latents)
+    if not device.on_device:
+        pytest.skip("cuFFT is not installed")
+    expected = frame_init(static, noise, plan.alpha_cumprod, plan.mask)
+    assert relative_l2(memory.download(latents), expected[:, :, 1:]) < 1e-6
+    assert relative_l2(memory.download(first), expected[:, :, :1]) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def built_bundle(real_gpu, demo_bundle, tmp_path_factory) -> Path:
+    """The demo bundle with what can be had here: half-precision graphs and engines for this card."""
+    bundle = bundle_copy(demo_bundle, tmp_path_factory.mktemp("gpu_bundle"))
+    try:
+        from consisti2v_rt.export.engines.bundle_engines import build_engines
+
+        build_engines(bundle, "current")
+    except (ImportError, UserError) as error:
+        print(f"no engines on this machine: {error}")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def each_choice(built_bundle) -> Callable[[], Iterator[tuple[Any, str]]]:
+    found = cuda_backends(Bundle.open(built_bundle, verify=False))
+    if not found:
+        reasons = "; ".join(f"{b.title}: {b.probe().reason}" for b in BACKENDS if b.device == "cuda")
+        pytest.skip(f"nothing on this machine runs a bundle on its GPU ({reasons})")
+    return lambda: iter(found)
+
+
+@pytest.mark.gpu
+def test_stage_parity_at_every_batch_and_three_seeds(built_bundle, each_choice):
+    for backend, precision in each_choice():
+        errors = stage_parity(built_bundle, backend, precision)
+        over = {name: error for name, error in errors.items() if not error <= LIMITS[precision]}
+        assert not over, (backend.name, precision, over)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "eager"])
+def test_a_whole_video_and_its_memory(built_bundle, each_choice, cuda_graph):
+    for backend, precision in each_choice():
+        if precision not in ("fp32", "fp16"):
+            continue
+        report = compare_video(built_bundle, backend.name, precision, cuda_graph=cuda_graph, steps=25, rounds=1)
+        assert report["psnr_db"] >= 35, report
+        if cuda_graph and backend.name != "onnxruntime-cuda":
+            assert set(report["graph"].values()) == {""}, report["graph"]
+        memory = report["memory"]
+        if memory["plan"]["overlap"]:  # then all of it was known before
+            assert memory["free_before"] - memory["free"] <= memory["needed"], memory

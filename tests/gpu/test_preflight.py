@@ -1,0 +1,123 @@
+"""Memory: what is needed, what is chosen, what is refused, and the scratch block."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from consisti2v_rt import UserError
+from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
+from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
+from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord
+
+GIB = 1 << 30
+# Full size in FP16, rounded up from shared/gpu.md: U-Net 2411 MiB of weights and 296 MiB of working memory.
+NEED = Need({"unet": 3 * GIB, "vae_decoder": GIB}, {"unet": GIB // 2, "vae_decoder": GIB}, 0)
+
+
+def test_the_sums():
+    assert NEED.resident == 5 * GIB + RESERVE
+    assert NEED.one_stage == 4 * GIB + RESERVE
+    assert NEED.overlapped == 6 * GIB + RESERVE
+
+
+@pytest.mark.parametrize(
+    ("free", "low_vram", "expected"),
+    [
+        (8, None, (False, True)),
+        (5.5, None, (False, False)),
+        (4.5, None, (True, False)),
+        (8, True, (True, False)),
+        (8, False, (False, True)),
+    ],
+)
+def test_the_choice(free, low_vram, expected):
+    chosen = plan(NEED, int(free * GIB), 8 * GIB, low_vram)
+    assert (chosen.low_vram, chosen.overlap) == expected
+    assert (chosen.warning is not None) == (free == 4.5)
+
+
+def test_going_lean_is_told():
+    warning = plan(NEED, int(4.5 * GIB), 8 * GIB, None).warning
+    assert warning == (
+        "5.2 GiB of GPU memory would be needed to keep all stages there, and 4.5 of 8.0 GiB are free: "
+        "going on as --low-vram"
+    )
+
+
+def test_refusals_say_how_to_mend_it():
+    with pytest.raises(UserError, match=r"needs 5\.2 GiB .* 4\.5 of 8\.0 GiB are free: pass --low-vram \(4\.2 GiB\)"):
+        plan(NEED, int(4.5 * GIB), 8 * GIB, False)
+    with pytest.raises(UserError, match=r"needs 4\.2 GiB of GPU memory even with --low-vram"):
+        plan(NEED, 4 * GIB, 8 * GIB, None)
+    with pytest.raises(UserError, match=r"needs at least 4\.2 GiB"):
+        plan(replace(NEED, known=False), 4 * GIB, 8 * GIB, None)
+
+
+def test_unknown_working_memory_means_no_overlap():
+    assert not plan(replace(NEED, known=False), 100 * GIB, 100 * GIB, None).overlap
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle):
+    return Bundle.open(demo_bundle, verify=False)
+
+
+DIMS = {"rows": 2, "latent_height": 16, "latent_width": 16, "height": 128, "width": 128}
+
+
+def test_graphs_count_their_files_and_buffers(bundle):
+    need = need_of_graphs(bundle, bundle.manifest.stages, DIMS, rows=2)
+    files = bundle.manifest.files
+    assert need.weights["unet"] == files["unet/unet.onnx"].bytes + files["unet/unet.onnx.data"].bytes
+    assert not need.known and not need.scratch
+    more = need_of_graphs(bundle, bundle.manifest.stages, DIMS, rows=4)
+    # 4 x 15 x 16 x 16 float32 a row, eight times.
+    assert more.buffers - need.buffers == 2 * 8 * 4 * 15 * 16 * 16 * 4
+
+
+def test_engines_count_plans_and_facts(bundle, tmp_path):
+    engine = EngineSpec("unet", "e/unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", facts="facts.json")
+    files = {**bundle.manifest.files, "e/unet.plan": FileRecord("0", 1000)}
+    copy = Bundle(tmp_path, replace(bundle.manifest, files=files))
+    unknown = need_of_engines(copy, {"unet": engine}, DIMS, 2)
+    assert unknown.weights == {"unet": 1000} and not unknown.known
+    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [5000, 7000]}))
+    known = need_of_engines(copy, {"unet": engine}, DIMS, 2)
+    assert known.known and known.scratch == {"unet": 7000}
+    (tmp_path / "facts.json").write_text("[]")
+    assert not need_of_engines(copy, {"unet": engine}, DIMS, 2).known
+
+
+def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):
+    scratch = SharedScratch(gpu)
+    scratch.reserve(1000)
+    place, generation = scratch.address, scratch.generation
+    scratch.reserve(500)
+    assert (scratch.address, scratch.generation, scratch.nbytes) == (place, generation, 1000)
+    scratch.reserve(5000)
+    assert scratch.nbytes == 5000 and scratch.generation == generation + 1
+    assert scratch.address % 256 == 0
+
+
+class Weights:
+    def __init__(self) -> None:
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_weights_take_turns_only_where_they_have_to(gpu):
+    turns, first, second = WeightTurns(gpu), Weights(), Weights()
+    turns.use(first)
+    turns.use(second)
+    assert first.released == second.released == 0
+    turns.exclusive = True
+    turns.use(second)
+    assert second.released == 0, "already its turn"
+    turns.use(first)
+    assert (first.released, second.released) == (0, 1)

@@ -1,0 +1,167 @@
+"""Every kernel compiles for every architecture with no GPU; signatures, hashes and refusals."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from consisti2v_rt.kernels.cuda import compile as compiling
+from consisti2v_rt.kernels.cuda.compile import FOLDER, compile_cubin, kernel_file, source_hash
+from consisti2v_rt.kernels.cuda.signatures import Argument, EntryPoint, elementwise, per_row
+from consisti2v_rt.kernels.cuda.sources import SOURCES
+from consisti2v_rt.runtime.errors import UserError
+
+LETTERS = {"pointer": "p", "int32": "i", "int64": "l", "uint64": "u", "float32": "f"}
+FUNCTION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?([\w#]+)\(([^)]*)\)\s*\{')
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_90", "sm_120"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_compiles_for(name, arch):
+    """Into registers alone: a spill would go to memory at every use."""
+    pytest.importorskip("cuda.core", reason="needs cuda.core: pip install 'consisti2v-rt[kernels]'")
+    log = io.StringIO()
+    cubin = compile_cubin(name, arch, log)
+    assert cubin[:4] == b"\x7fELF"
+    for entry in SOURCES[name].entry_points:
+        assert f".text.{entry.name}\0".encode() in cubin
+    report = log.getvalue()
+    assert f"'{arch}'" in report
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(spills) == len(SOURCES[name].entry_points)
+    assert set(spills) == {("0", "0", "0")}
+
+
+def test_the_same_source_gives_the_same_bytes():
+    pytest.importorskip("cuda.core")
+    assert compile_cubin("noise", "sm_89") == compile_cubin("noise", "sm_89")
+
+
+def test_every_source_is_listed_and_has_a_reference():
+    assert {f"{name}.cu" for name in SOURCES} == {file.name for file in FOLDER.glob("*.cu")}
+    for name, source in SOURCES.items():
+        assert source.name == name
+        assert (FOLDER.parent / f"{source.reference}.py").is_file()
+    entries = [entry.name for source in SOURCES.values() for entry in source.entry_points]
+    assert len(set(entries)) == len(entries) > 20
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_arguments_are_those_of_the_source(host_machine, name):
+    """Types as the compiler deduces them, names as they are written: a swap of two pointers would pass unseen."""
+    text = kernel_file(name).read_text(encoding="utf-8").replace("\\\n", "\n")
+    written = {
+        function.partition("#")[0].rstrip("_"): [argument.split()[-1].lstrip("*") for argument in arguments.split(",")]
+        for function, arguments in FUNCTION.findall(text)
+    }
+    for entry in SOURCES[name].entry_points:
+        assert host_machine.signature(entry.name) == "".join(LETTERS[argument.type] for argument in entry.arguments)
+        (names,) = (names for prefix, names in written.items() if entry.name.startswith(prefix))
+        assert names == [argument.name for argument in entry.arguments]
+
+
+def test_the_hash_is_of_all_that_is_compiled(tmp_path, monkeypatch):
+    before = {name: source_hash(name) for name in SOURCES}
+    assert len(set(before.values())) == len(SOURCES)
+    folder = shutil.copytree(FOLDER, tmp_path / "cuda")
+    monkeypatch.setattr(compiling, "FOLDER", folder)
+    assert {name: source_hash(name) for name in SOURCES} == before
+
+    source = folder / "noise.cu"
+    source.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
+    assert source_hash("noise") == before["noise"]
+    source.write_text(source.read_text() + "// another comment\n")
+    assert source_hash("noise") != before["noise"] and source_hash("philox") == before["philox"]
+    header = folder / "element_types.cuh"
+    header.write_text(header.read_text() + "\n")
+    assert all(source_hash(name) != before[name] for name in SOURCES)
+    monkeypatch.undo()
+    monkeypatch.setattr(compiling, "OPTIONS", {"std": "c++17"})
+    assert source_hash("noise") != before["noise"]
+
+
+@pytest.mark.parametrize("arch", ["sm_13", "sm_999", "compute_89", "89", ""])
+def test_an_architecture_that_is_none(arch):
+    pytest.importorskip("cuda.core")
+    with pytest.raises(UserError, match=r"cannot compile for|no GPU architecture"):
+        compile_cubin("noise", arch)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    pytest.importorskip("cuda.core")
+    with monkeypatch.context() as patch:
+        patch.setattr("cuda.pathfinder.find_nvidia_header_directory", lambda name: None)
+        with pytest.raises(UserError, match=r"headers: pip install 'consisti2v-rt\[kernels\]'"):
+            compile_cubin("noise", "sm_89")
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(UserError, match=r"cuda.core .*: pip install 'consisti2v-rt\[kernels\]'"):
+        compile_cubin("noise", "sm_89")
+
+
+def test_unknown_names():
+    for function in (source_hash, kernel_file, lambda name: compile_cubin(name, "sm_89")):
+        with pytest.raises(ValueError, match="Unknown kernel 'nose': choose one of guided_step"):
+            function("nose")
+    with pytest.raises(ValueError, match="no entry point 'guided': choose one of guidance_moments_f32"):
+        SOURCES["guided_step"].entry_point("guided")
+
+
+ENTRY = EntryPoint(
+    "scale",
+    (
+        Argument("x", "pointer", "float32 [rows, elements]"),
+        Argument("y", "pointer", "float32 [rows, elements]", optional=True),
+        Argument("factor", "float32", "number"),
+        Argument("rows", "int32", "rows"),
+        Argument("elements", "int64", "elements"),
+        Argument("seed", "uint64", "seed"),
+        Argument("taps", "int32", "taps", most=8),
+    ),
+    per_row("elements", "rows"),
+)
+GOOD = {"x": 4096, "y": None, "factor": 1 / 3, "rows": 2, "elements": 1000, "seed": 2**64 - 1, "taps": 8}
+
+
+def test_a_call_puts_arguments_into_order_and_type():
+    call = ENTRY.call(**dict(reversed(GOOD.items())))
+    assert (call.grid, call.threads, call.is_empty) == ((4, 2, 1), 256, False)
+    assert [type(value) for value in call.values] == [int, int, np.float32, np.int32, np.int64, np.uint64, np.int32]
+    assert call.values == (4096, 0, np.float32(1 / 3), 2, 1000, 2**64 - 1, 8)
+
+
+@pytest.mark.parametrize("empty", [{"rows": 0}, {"elements": 0}])
+def test_nothing_to_do_is_an_empty_call(empty):
+    assert ENTRY.call(**GOOD | empty).is_empty
+
+
+def test_more_elements_than_blocks_are_strided_over():
+    rule = elementwise("elements")
+    assert rule({"elements": 2**40}) == ((2**20, 1, 1), 256)
+    assert rule({"elements": 2**28 - 300}) == ((2**20 - 1, 1, 1), 256)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"z": 1}, r"unknown arguments \['z'\] and lacks \[\]: it takes x, y, factor, rows, elements, seed, taps"),
+        ({"x": None}, r"needs memory for x \(float32 \[rows, elements\]\): it got none"),
+        ({"rows": 2**31}, "rows=2147483648: give a whole number from 0 to 2147483647"),
+        ({"rows": -1}, "rows=-1: give a whole number from 0"),
+        ({"seed": -1}, "seed=-1: give a whole number from 0"),
+        ({"taps": 9}, "taps=9: give a whole number from 0 to 8"),
+        ({"rows": 65536}, "split the work, 65535 at most"),
+    ],
+)
+def test_a_call_refuses(changed, message):
+    with pytest.raises(ValueError, match=message):
+        ENTRY.call(**GOOD | changed)
+
+
+def test_a_missing_argument_is_named():
+    with pytest.raises(ValueError, match=r"lacks \['factor'\]"):
+        ENTRY.call(**{name: value for name, value in GOOD.items() if name != "factor"})

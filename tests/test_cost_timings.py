@@ -1,0 +1,128 @@
+"""What a fit can be made of: records of ``bench`` on a GPU, and layers of an engine's profile; and presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consisti2v_rt.benchmarks.cost import kinds
+from consisti2v_rt.benchmarks.cost.fit import read_fit
+from consisti2v_rt.benchmarks.cost.gpus import find_gpu
+from consisti2v_rt.benchmarks.cost.layers import layer_work
+from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, stage_graph, unet_nodes
+from consisti2v_rt.benchmarks.cost.prediction import predict_model
+from consisti2v_rt.benchmarks.cost.record_timings import table_name
+from consisti2v_rt.benchmarks.cost.video_plans import plan_of_steps, preset_plans
+from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.presets import PRESETS
+
+LAPTOP = {"name": "NVIDIA GeForce RTX 4060 Laptop GPU", "power_limit_watts": 60.0}
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A record of ``bench BUNDLE`` on a laptop's GPU, with what a fit looks at."""
+    rows = [
+        {"name": "video", "seconds": [30.0], "runs": 1},
+        {"name": "U-Net", "seconds": [20.0, 26.0, 25.0], "runs": 50},
+        {"name": "VAE decoder", "seconds": [0.64], "runs": 16},
+    ]
+    torch = {"backend": "torch-eager", "device": "cuda", "unavailable": None, "precision": "fp16", "rows": []}
+    ours = {"backend": "tensorrt-rtx", "device": "cuda", "unavailable": None, "precision": "fp16", "rows": rows}
+    data = {
+        "bundle": {"frames": 16, "height": 256, "width": 256},
+        "machine": {"gpus": [LAPTOP]},
+        "subjects": [torch, ours],
+    }
+    return data | changes
+
+
+def save(path: Path, data: Any) -> Path:
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_a_record_of_bench_is_fitted_to(tmp_path: Path) -> None:
+    costs = load_costs(FULL_SIZE)
+    fit = read_fit(save(tmp_path / "record.json", record()), costs)
+    assert fit.timings == 2 and fit.residual < 0.05
+    # Half a second a step, and on the same card, at its limit of then, again.
+    again = predict_model(costs, find_gpu("rtx-4060-laptop", 60), plans=[plan_of_steps(50)], fit=fit)
+    assert {stage.name: stage.fitted for stage in again.stages}["unet"] == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bundle": {"frames": 16, "height": 128, "width": 128}}, "--bundle"),
+        ({"machine": {"gpus": []}}, "on a processor"),
+        ({"machine": {"gpus": [LAPTOP | {"name": "NVIDIA GeForce RTX 4070 Ti"}]}}, "not in the table"),
+        ({"subjects": []}, "--device cuda"),
+        ({"subjects": [{}]}, "it needs gpu"),
+    ],
+)
+def test_records_that_say_nothing_of_the_gpu(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_fit(save(tmp_path / "record.json", record(**changes)), load_costs(FULL_SIZE))
+
+
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", "rtx-4060-laptop"),
+        ("NVIDIA GeForce RTX 4060", "rtx-4060"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ],
+)
+def test_names_that_the_driver_reports(reported: str, name: str) -> None:
+    assert table_name(reported) == name
+
+
+def test_layers_of_a_profile(demo_bundle: Path, tmp_path: Path) -> None:
+    """A layer's work is that of its nodes; what passes between them is not traffic."""
+    pytest.importorskip("onnx")
+    graph = stage_graph(Bundle.open(demo_bundle, verify=False), "unet")
+    single = dict(unet_nodes(demo_bundle))
+    conv = next(
+        node for node in graph.nodes if node.op == "Conv" and graph.consumers[node.outputs[0]][0].name in single
+    )
+    follower = graph.consumers[conv.outputs[0]][0]
+    alone, pair = layer_work(graph, conv.name), layer_work(graph, f"{{{conv.name} + {follower.name}}}")
+    assert alone == single[conv.name]
+    assert pair.kind == alone.kind and pair.flops == alone.flops + single[follower.name].flops
+    assert pair.weights == alone.weights + single[follower.name].weights
+    lone_consumer = len(graph.consumers[conv.outputs[0]]) == 1
+    assert pair.read <= alone.read + single[follower.name].read - alone.written
+    assert pair.written == single[follower.name].written + (0 if lone_consumer else alone.written)
+    with pytest.raises(UserError, match="names no node"):
+        layer_work(graph, "foreignNode_12")
+
+    convs = [name for name, work in single.items() if work.kind == kinds.CONV_3X3][:3]
+    timings = [{"stage": "unet", "layer": name, "seconds": 1e-4} for name in convs]
+    path = save(tmp_path / "layers.json", {"gpu": "rtx-4090", "timings": timings})
+    costs = load_costs(demo_bundle)
+    assert set(read_fit(path, costs, demo_bundle).efficiency) == {kinds.CONV_3X3}
+    with pytest.raises(UserError, match="give its --bundle"):
+        read_fit(path, costs)
+
+
+def test_presets_cost_their_steps_and_branches() -> None:
+    plans = {plan.name: plan for plan in preset_plans("text")}
+    assert list(plans) == list(PRESETS) and plans["exact"].forwards == plans["exact"].steps == 50
+    for plan in plans.values():
+        assert plan.steps / 2 <= plan.forwards <= plan.steps
+    # With a single branch no step is cheaper than another.
+    assert all(plan.forwards == plan.steps for plan in preset_plans("none"))
+    prediction = predict_model(load_costs(FULL_SIZE), find_gpu("rtx-4060-laptop"), plans=list(plans.values()))
+    seconds = {video.name: video.stated for video in prediction.videos}
+    assert seconds["exact"] == max(seconds.values()) < 900 and seconds["fast"] < 0.5 * seconds["exact"]
+
+
+def test_memory_of_each_stage_is_judged_alone() -> None:
+    prediction = predict_model(load_costs(FULL_SIZE), find_gpu("rtx-4060-laptop"))
+    for stage in prediction.stages:
+        assert stage.memory == stage.weights + stage.activations + stage.scratch < prediction.memory_needed
+    assert max(prediction.stages, key=lambda stage: stage.memory).name == "unet"

@@ -1,0 +1,208 @@
+"""OpenVINO as a second session on the processor, against ONNX Runtime's."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from consisti2v_rt.runtime import openvino_backend, openvino_session
+from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.errors import CancelledError, UserError
+from consisti2v_rt.runtime.manifest import STAGES
+from consisti2v_rt.runtime.openvino_session import OpenVinoSession
+from consisti2v_rt.runtime.openvino_winograd import F2, F4, use_winograd
+from consisti2v_rt.runtime.pipeline import ImageToVideo
+from consisti2v_rt.runtime.session import OnnxCpuSession
+
+openvino = pytest.importorskip("openvino")
+
+
+def pair(folder: Path, stage: str, dims: dict[str, int]) -> tuple[OpenVinoSession, OnnxCpuSession]:
+    """The stage in both engines, with the same random inputs."""
+    bundle = Bundle.open(folder)
+    spec = bundle.manifest.stages[stage]
+    sessions = OpenVinoSession(bundle.file(spec.file), spec, dims), OnnxCpuSession(bundle.file(spec.file), spec, dims)
+    fill(*sessions)
+    return sessions
+
+
+def fill(*sessions: OpenVinoSession | OnnxCpuSession) -> None:
+    generator = np.random.default_rng(5)
+    for name, array in sessions[0].inputs.items():
+        if array.dtype == np.int64:
+            values = generator.integers(1, 900, array.shape)
+        else:
+            values = generator.standard_normal(array.shape, np.float32)
+        for session in sessions:
+            session.inputs[name][...] = values
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_equals_onnx_runtime(tiny_bundle, relative_l2, stage):
+    ours, exact = pair(tiny_bundle, stage, {})
+    for session in (ours, exact):
+        session.run()
+    assert ours.outputs.keys() == exact.outputs.keys()
+    for name, expected in exact.outputs.items():
+        assert ours.outputs[name].dtype == expected.dtype
+        assert relative_l2(ours.outputs[name], expected) < 2e-5
+
+
+def test_other_sizes_are_compiled_anew_and_equal(dynamic_bundle, relative_l2):
+    small, large = ({"rows": rows, "latent_height": h, "latent_width": w} for rows, h, w in ((2, 8, 8), (1, 16, 8)))
+    ours, exact = pair(dynamic_bundle, "unet", small)
+    for dims in (small, large):
+        for session in (ours, exact):
+            session.allocate(dims)
+        fill(ours, exact)
+        for session in (ours, exact):
+            session.run()
+        assert ours.outputs["noise_pred"].shape[:1] == (dims["rows"],)
+        assert relative_l2(ours.outputs["noise_pred"], exact.outputs["noise_pred"]) < 2e-5
+    buffers = ours.inputs["sample"], ours.outputs["noise_pred"]
+    ours.allocate(large | {"width": 64})
+    assert buffers[0] is ours.inputs["sample"] and buffers[1] is ours.outputs["noise_pred"]
+
+
+def test_bound_arrays_are_read_in_place(tiny_bundle):
+    session, _ = pair(tiny_bundle, "vae_decoder", {})
+    out = session.outputs["image"]
+    session.run()
+    first = out.copy()
+    latents = np.full_like(session.inputs["latents"], 0.5)
+    session.bind_input("latents", latents)
+    session.run()
+    second = out.copy()
+    latents *= -1
+    session.run()
+    assert session.outputs["image"] is out
+    assert not np.allclose(first, second) and not np.allclose(second, out)
+    with pytest.raises(ValueError, match="contiguous"):
+        session.bind_input("latents", latents[:, :, ::2])
+    with pytest.raises(ValueError, match="in place of"):
+        session.bind_input("latents", latents[:, :2].copy())
+
+
+def test_a_run_is_cancelled_and_runs_again(tiny_bundle):
+    session, exact = pair(tiny_bundle, "unet", {})
+    session.cancel()
+    with pytest.raises(CancelledError):
+        session.run()
+    session.resume()
+    stopper = threading.Timer(0.02, session.cancel)
+    stopper.start()
+    with pytest.raises(CancelledError):
+        for _ in range(10_000):
+            session.run()
+    session.resume()
+    session.run()
+    exact.run()
+    assert np.allclose(session.outputs["noise_pred"], exact.outputs["noise_pred"], atol=1e-4)
+
+
+def test_a_whole_video_equals_onnx_runtime(tiny_bundle, photo, relative_l2):
+    options = {"num_inference_steps": 3, "seed": 7}
+    latents = {}
+    for device in ("cpu", "openvino"):
+        animate = ImageToVideo.from_bundle(tiny_bundle, device=device)
+        assert animate.backend.backend.device == device
+        latents[device] = animate(photo, **options).latents
+    assert relative_l2(latents["openvino"], latents["cpu"]) < 2e-5
+
+
+def test_auto_stays_with_onnx_runtime(tiny_bundle):
+    assert ImageToVideo.from_bundle(tiny_bundle).backend.backend.name != "openvino"
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_precision_the_processor_lacks_is_refused(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(openvino_session, "native_precisions", lambda: ("fp32",))
+    with pytest.raises(UserError, match=r"no bf16 instructions .* use --precision fp32\.$"):
+        ImageToVideo.from_bundle(tiny_bundle, device="openvino", precision="bf16")
+
+
+def test_reduced_precision_is_asked_of_openvino_for_the_unet_alone(tiny_bundle, monkeypatch):
+    """What a processor with bf16 gets; elsewhere OpenVINO takes the hint and computes in float32."""
+    monkeypatch.setattr(openvino_session, "native_precisions", lambda: ("fp32", "bf16"))
+    bundle = Bundle.open(tiny_bundle)
+    assert openvino_backend.fits(bundle, "bf16").usable and not openvino_backend.fits(bundle, "fp16").usable
+    hints = {
+        stage: openvino_backend.load(bundle, stage, {}, 1, "bf16")._config["INFERENCE_PRECISION_HINT"]
+        for stage in ("unet", "vae_decoder")
+    }
+    assert hints == {"unet": "bf16", "vae_decoder": "f32"}
+
+
+def test_without_openvino_the_extra_is_named(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'consisti2v-rt\[openvino\]'"):
+        ImageToVideo.from_bundle(tiny_bundle, device="openvino")
+
+
+def test_another_graph_than_the_manifests_is_refused(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    spec, other = (bundle.manifest.stages[name] for name in ("unet", "vae_decoder"))
+    with pytest.raises(UserError, match="other inputs than"):
+        OpenVinoSession(bundle.file(other.file), spec)
+    wrong = replace(other, outputs=(replace(other.outputs[0], shape=(1, 3, 8, 8)),))
+    with pytest.raises(UserError, match="other outputs than"):
+        OpenVinoSession(bundle.file(other.file), wrong)
+
+
+def test_a_damaged_graph_is_refused(tiny_bundle, tmp_path):
+    damaged = tmp_path / "unet.onnx"
+    damaged.write_bytes(b"\x08\x07not a graph")
+    with pytest.raises(UserError, match=r"cannot load unet\.onnx"):
+        OpenVinoSession(damaged, Bundle.open(tiny_bundle).manifest.stages["unet"])
+
+
+# -- minimal filtering -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filtering", [F2, F4], ids=["F(2,3)", "F(4,3)"])
+def test_filtering_is_exact_algebra(filtering):
+    taps, inputs = np.array([2.0, -3.0, 5.0]), np.arange(1.0, filtering.outputs + 3) ** 2
+    products = (filtering.kernel_matrix @ taps) * (filtering.input_matrix @ inputs)
+    expected = np.correlate(inputs, taps, mode="valid")
+    np.testing.assert_allclose(filtering.output_matrix @ products, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "options", "rewritten"),
+    [
+        (16, 20, {}, 1),
+        (8, 10, {}, 1),
+        (8, 9, {}, 0),
+        (4, 4, {}, 0),
+        (16, 16, {"strides": [2, 2]}, 0),
+        (16, 16, {"pads": [0, 0]}, 0),
+        (16, 16, {"channels": 32}, 0),
+    ],
+    ids=["F(4,3)", "F(2,3)", "odd", "small", "stride 2", "no padding", "narrow"],
+)
+def test_convolutions_are_rewritten_where_they_gain(relative_l2, height, width, options, rewritten):
+    from openvino import opset13 as op
+
+    generator, channels = np.random.default_rng(1), options.get("channels", 64)
+    x = generator.standard_normal((2, channels, height, width), np.float32)
+    kernel = generator.standard_normal((96, channels, 3, 3), np.float32)
+    pads = options.get("pads", [1, 1])
+
+    def model() -> object:
+        parameter = op.parameter(list(x.shape), np.float32)
+        convolution = op.convolution(parameter, op.constant(kernel), options.get("strides", [1, 1]), pads, pads, [1, 1])
+        return openvino.Model([convolution], [parameter])
+
+    core, direct, changed = openvino.Core(), model(), model()
+    assert use_winograd(changed) == rewritten
+    kinds = {node.get_type_name() for node in changed.get_ordered_ops()}
+    assert ("Convolution" in kinds) == (not rewritten)
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    expected, got = (core.compile_model(graph, "CPU", config)([x])[0] for graph in (direct, changed))
+    assert relative_l2(got, expected) < 1e-5

@@ -1,0 +1,83 @@
+"""The comparison of presets: distances, verdicts, and the command on the demo bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("psutil")
+
+from consisti2v_rt.benchmarks.preset_quality import command, measurement, variants
+from consisti2v_rt.benchmarks.preset_quality.outcome import Distance, Outcome, distance, is_kept, verdicts
+from consisti2v_rt.benchmarks.preset_quality.variants import EXACT, Variant, all_variants
+from consisti2v_rt.runtime.presets import PRESETS
+from consisti2v_rt.runtime.settings import GenerationSettings
+
+OTHER_SEED = Distance(1.0, 15.0)
+TWO_STEPS = {**PRESETS[EXACT], "num_inference_steps": 2}
+SMALL = [
+    Variant(EXACT, TWO_STEPS, True),
+    Variant("fast", {**TWO_STEPS, "scheduler": "unipc"}, True),
+    Variant("the same as exact", dict(TWO_STEPS), False),
+    Variant("half guided", {**TWO_STEPS, "guidance_interval": (0.0, 0.5)}, False),
+]
+
+
+def outcome(l2: float, psnr: float) -> Outcome:
+    return Outcome("fast", {}, True, 1.0, 1.0, 10, Distance(l2, psnr))
+
+
+def test_the_photo_itself_does_not_count():
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, 4, 3, 2, 2)).astype(np.float32)
+    frames = rng.integers(0, 255, (2, 3, 16, 16, 3), np.uint8)
+    moved, changed = latents.copy(), frames.copy()
+    moved[:, :, 0] += 1
+    changed[:, 0] = 0
+    assert distance(moved, changed, latents, frames) == Distance(0.0, math.inf)
+    moved[:, :, 1:] *= 1.5
+    assert distance(moved, changed, latents, frames).latent_relative_l2 == pytest.approx(0.5)
+
+
+def test_a_preset_is_kept_where_it_is_clearly_closer_than_another_seed():
+    assert is_kept(outcome(0.4, 25.0), OTHER_SEED)
+    assert not is_kept(outcome(0.6, 25.0), OTHER_SEED)
+    assert not is_kept(outcome(0.4, 14.0), OTHER_SEED)
+    assert "preset fast: keep; its distance from exact is 40%" in verdicts([outcome(0.4, 25.0)], OTHER_SEED)[0]
+    assert "preset fast: drop" in verdicts([outcome(0.6, 25.0)], OTHER_SEED)[0]
+    assert verdicts([outcome(0.0, math.inf)], OTHER_SEED) == []
+
+
+def test_every_variant_is_a_possible_setting():
+    found = all_variants()
+    assert found[0].name == EXACT and [v.name for v in found if v.is_preset] == list(PRESETS)
+    assert len({v.name for v in found}) == len(found)
+    exact = GenerationSettings()
+    for variant in found:
+        assert (GenerationSettings.from_options(variant.options) == exact) == (variant.name == EXACT)
+
+
+def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle, photo, tmp_path):
+    monkeypatch.setattr(measurement, "MEASURES", ("temporal_flickering", "subject_consistency"))
+    monkeypatch.setattr(measurement, "_published_seconds", lambda *arguments: 1000.0)
+    monkeypatch.setattr(variants, "all_variants", lambda: SMALL)
+    assert measurement.steps_to_run(SMALL) == 8
+    command.quality(
+        demo_bundle, None, photo, ["zoom in"], 0, False, "cpu", None, threads=1, output=tmp_path / "presets.json"
+    )
+    record = json.loads((tmp_path / "presets.json").read_text())
+    outcomes = {entry["name"]: entry for entry in record["outcomes"]}
+    assert outcomes[EXACT]["distance"] == {"latent_relative_l2": 0.0, "psnr": "infinite"}
+    assert outcomes["the same as exact"]["seconds"] == outcomes[EXACT]["seconds"], "equal settings run once"
+    for name in ("fast", "half guided"):
+        assert outcomes[name]["distance"]["latent_relative_l2"] > 0 and outcomes[name]["distance"]["psnr"] < 100
+    assert record["another_seed"]["latent_relative_l2"] > 0.01
+    assert outcomes[EXACT]["row_forwards"] == 4 and "temporal_flickering" in outcomes[EXACT]["measures"]
+    assert "subject_consistency" in record["unavailable"]
+    assert outcomes["fast"]["speed_up_unet"] == pytest.approx(1000 / outcomes["fast"]["unet_seconds"])
+    assert [sentence.split(":")[0] for sentence in record["verdicts"]] == ["preset fast"]
+    shown = capsys.readouterr().out
+    assert "another seed" in shown and "preset fast:" in shown
