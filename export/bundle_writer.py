@@ -115,7 +115,7 @@ def write_bundle(
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
         sizes = dynamic_sizes(latent_multiple, model.vae_scale_factor)
-        exports = stages(model, height, width, rows, dynamic, cache_branch)
+        exports = stages(model, height, width, rows, dynamic, cache_branch=cache_branch)
         # From here on only the stages hold the modules, and each is let go after its export.
         del model
         for stage in exports:

@@ -88,8 +88,8 @@ def stages(
     width: int,
     rows: int | None,
     dynamic: bool,
-    cache_branch: int | None = None,
     seed: int = 0,
+    cache_branch: int | None = None,
 ) -> Iterator[StageExport]:
     """Every stage with random example inputs at the given pixel size; the U-Net, by far the largest, last.
 

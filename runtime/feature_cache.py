@@ -12,17 +12,14 @@ from collections.abc import Callable
 from .session import Array, Session
 
 
-class FeatureCache:
-    """Deep features of the last whole step, and when they are used.
+class CachePolicy:
+    """Which steps are whole ones.
 
     Args:
-        interval: every how many steps the whole U-Net runs; at least 2.
-        load: gives the session of the shallow step for a batch.
+        interval: every how many steps the whole U-Net runs; 1: always.
     """
 
-    def __init__(self, interval: int, load: Callable[[int], Session]) -> None:
-        self.load = load
-        self.features: list[Array] = []
+    def __init__(self, interval: int) -> None:
         self._interval = interval
         self._rows: object = None
         self._age = 0
@@ -37,8 +34,26 @@ class FeatureCache:
         if self._rows is rows and self._age < self._interval:
             return True
         self._rows, self._age = rows, 0
-        self.features = []
         return False
+
+
+class FeatureCache(CachePolicy):
+    """Deep features of the last whole step, on the host.
+
+    Args:
+        load: gives the session of the shallow step for a batch.
+    """
+
+    def __init__(self, interval: int, load: Callable[[int], Session]) -> None:
+        super().__init__(interval)
+        self.load = load
+        self.features: list[Array] = []
+
+    def reuses(self, rows: object) -> bool:
+        reuse = super().reuses(rows)
+        if not reuse:
+            self.features = []
+        return reuse
 
     def keep(self, features: Array, alone: bool) -> None:
         """Features of one turn of a whole step [rows, f, channels, h, w].

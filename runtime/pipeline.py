@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,26 +11,21 @@ from numpy.typing import NDArray
 
 from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
-from ..kernels.frames import frames_to_uint8
 from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
-from ..kernels.posterior import posterior_sample
 from .backends import Choice, choose
 from .bundle import Bundle
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .errors import CancelledError, UserError
-from .feature_cache import FeatureCache
+from .errors import UserError
 from .gpu.generation import GpuGeneration
 from .gpu_options import GpuOptions
 from .image import ImageSource, load_image, preprocess
 from .random_streams import RandomStreams
 from .request import Request, check_request
-from .session import Session
 from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
-from .text import PromptTokenizer, TextConditioner
+from .stages import Stages
 from .timings import Timings
-from .unet_rows import UNetRows
 from .video import GeneratedVideos
 
 _PLAIN = GpuOptions()
@@ -62,10 +56,7 @@ class ImageToVideo:
         self._gpu = None if self.backend.backend.device != "cuda" else GpuGeneration(bundle, self.backend, gpu)
         if self._gpu is None and gpu.device_noise:
             raise UserError("device_noise needs a GPU: pass device cuda, or leave it off.")
-        self._threads = threads
-        self._sessions: dict[str, Session] = {}
-        self._cancelled = False
-        self._text = TextConditioner(PromptTokenizer(bundle))
+        self._stages = Stages(bundle, self.backend, threads, self._gpu)
         try:
             self._scheduler = SchedulerConfig.from_dict(bundle.manifest.scheduler)
         except ValueError as error:
@@ -129,23 +120,21 @@ class ImageToVideo:
         request = self.check(image, prompt, settings=settings, **options)
         settings, prompts, streams = request.settings, request.prompts, request.streams
         assert settings.height is not None and settings.width is not None
-        clip_shape = self._clip_shape(request.videos, settings.height, settings.width)
+        clip_shape = self._stages.clip_shape(request.videos, settings.height, settings.width)
         if latents is not None and (latents.shape != clip_shape or not np.isfinite(latents).all()):
             raise UserError(f"latents must be finite numbers of shape {list(clip_shape)}, not {list(latents.shape)}.")
 
-        self._cancelled = False
-        for session in self._sessions.values():
-            session.resume()
+        self._stages.resume()
         if self._gpu is not None:
-            self._gpu.begin(self._dims(clip_shape, BRANCHES[settings.guidance]), request)
+            self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
         timings = Timings()
         with timings.measure("image"):
             pixels = [self._pixels(load_image(source), settings) for source in request.images]
-        static = self._encode_images(pixels, prompts, settings, streams, timings)
+        static = self._stages.encode_images(pixels, prompts, settings, streams, timings)
         first_frame = static[:, :, :1]
-        texts = self._texts(prompts, request.negatives, settings, timings)
+        texts = self._stages.texts(prompts, request.negatives, settings, timings)
         with timings.measure("load"):
-            unet = self._unet_rows(texts, clip_shape, settings, timings)
+            unet = self._stages.unet_rows(texts, clip_shape, settings, timings)
 
         clips = []
         for clip in range(settings.autoregress_steps):
@@ -176,12 +165,12 @@ class ImageToVideo:
                 )
             if self._gpu is not None:
                 # Where the memory allows it decodes beside the next clip, which shows this one's last frame once more.
-                self._gpu.decode(self._session("vae_decoder", clip_shape), clips[-1][:, :, min(clip, 1) :])
+                self._gpu.decode(self._stages.session("vae_decoder", clip_shape), clips[-1][:, :, min(clip, 1) :])
             # The next clip begins with the last latent frame, neither decoded nor encoded again.
             static = first_frame = clips[-1][:, :, -1:]
 
         result = np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
-        frames = self._decode(result, timings, on_frames)
+        frames = self._stages.decode(result, timings, on_frames)
         return GeneratedVideos(frames, result, settings, timings)
 
     def check(
@@ -204,42 +193,11 @@ class ImageToVideo:
         """Stop a call that runs in another thread, within one operation of the graph; it raises
         :class:`CancelledError`.
         """
-        self._cancelled = True
-        for session in list(self._sessions.values()):
-            session.cancel()
+        self._stages.cancel()
         if self._gpu is not None:
             self._gpu.cancel()
 
-    # -- stages --------------------------------------------------------------------------------------------------------
-
-    def _session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> Session:
-        """The stage's session, loaded at first use, its buffers fitting the clip."""
-        dims = self._dims(clip_shape, branches)
-        if stage not in self._sessions:
-            self._sessions[stage] = self.backend.load(self.bundle, stage, dims, self._threads)
-        # A session that was just loaded did not hear of it.
-        if self._cancelled:
-            raise CancelledError
-        self._sessions[stage].allocate(dims)
-        return self._sessions[stage]
-
-    def _dims(self, clip_shape: tuple[int, ...], branches: int) -> dict[str, int]:
-        """Sizes of the stages' dynamic dimensions, by name."""
-        model = self.bundle.manifest.model
-        height, width = clip_shape[-2:]
-        return {
-            # Independent rows: with a free batch one video's branches run together, whatever the number of videos.
-            "rows": model.rows or branches,
-            "latent_height": height,
-            "latent_width": width,
-            "height": height * model.vae_scale_factor,
-            "width": width * model.vae_scale_factor,
-        }
-
-    def _clip_shape(self, videos: int, height: int, width: int) -> tuple[int, ...]:
-        model = self.bundle.manifest.model
-        factor = model.vae_scale_factor
-        return (videos, model.latent_channels, model.frames, height // factor, width // factor)
+    # -- parts of a call ----------------------------------------------------------------------------------------------
 
     def _pixels(self, image: Any, settings: GenerationSettings) -> NDArray[np.float32]:
         """[1 or f, 3, height, width] in [-1, 1]: the photo, or the crops of a camera motion."""
@@ -250,85 +208,6 @@ class ImageToVideo:
             image, settings.camera_motion, settings.video_length, settings.height, settings.width
         )
 
-    def _encode_images(
-        self,
-        pixels: list[NDArray[np.float32]],
-        prompts: list[str],
-        settings: GenerationSettings,
-        streams: RandomStreams,
-        timings: Timings,
-    ) -> Latents:
-        """VAE latents [videos, c, 1 or f, h, w], each a posterior sample; an image is sampled once for all its
-        videos.
-        """
-        assert settings.height is not None and settings.width is not None
-        shape = self._clip_shape(len(prompts), settings.height, settings.width)
-        with timings.measure("load"):
-            session = self._session("vae_encoder", shape)
-        moments: list[tuple[Latents, Latents]] = []
-        with timings.measure("vae_encoder"):
-            for image in pixels:
-                parts = []
-                for frame in image:
-                    session.inputs["image"][0] = frame
-                    session.run()
-                    parts.append((session.outputs["mean"].copy(), session.outputs["logvar"].copy()))
-                moments.append((np.concatenate([m for m, _ in parts]), np.concatenate([v for _, v in parts])))
-            if len(moments) == 1:
-                moments = moments * len(prompts)
-            mean, logvar = (np.concatenate([pair[i] for pair in moments]) for i in (0, 1))
-            noise = streams.posterior(mean.shape, len(prompts))
-            frames = mean.shape[0] // len(prompts)
-            copies = noise.shape[0] // mean.shape[0]
-            mean, logvar = (np.repeat(_per_clip(t, frames), copies, axis=0) for t in (mean, logvar))
-            latents = posterior_sample(
-                mean, logvar, _per_clip(noise, frames), self.bundle.manifest.model.vae_scaling_factor
-            )
-            latents = np.repeat(latents, settings.num_videos_per_prompt // copies, axis=0)
-        return np.ascontiguousarray(latents.transpose(0, 2, 1, 3, 4))
-
-    def _texts(
-        self, prompts: list[str], negatives: list[str], settings: GenerationSettings, timings: Timings
-    ) -> list[list[dict[str, Any]]]:
-        """Keys and values for each branch and video."""
-        branches = {"none": [prompts], "text": [negatives, prompts], "both": [negatives, negatives, prompts]}
-        wanted = branches[settings.guidance]
-        shape = self._clip_shape(1, settings.height or 0, settings.width or 0)
-        known: dict[str, dict[str, Any]] = {}
-        for text in dict.fromkeys(text for branch in wanted for text in branch):
-            cached = self._text.cached(text)
-            if cached is None:
-                with timings.measure("load"):
-                    encoder, conditioning = self._session("text_encoder", shape), self._session("conditioning", shape)
-                with timings.measure("text_encoder"):
-                    embeddings = self._text.encode(text, encoder)
-                with timings.measure("conditioning"):
-                    cached = self._text.condition(text, embeddings, conditioning)
-            known[text] = cached
-        copies = settings.num_videos_per_prompt
-        return [[known[text] for text in branch for _ in range(copies)] for branch in wanted]
-
-    def _unet_rows(
-        self,
-        texts: list[list[dict[str, Any]]],
-        clip_shape: tuple[int, ...],
-        settings: GenerationSettings,
-        timings: Timings,
-    ) -> Any:
-        """The U-Net over all branches and videos, with the batch that the bundle and the settings allow; on a GPU as
-        :meth:`_denoise_clip` takes it there.
-        """
-        rows = 1 if settings.guidance_batch == "split" else len(texts)
-        session = self._session("unet", clip_shape, rows)
-        if self._gpu is not None:
-            return self._gpu.unet(session, texts, settings.frame_stride)
-        free = self.bundle.manifest.model.rows is None
-        resize = partial(self._session, "unet", clip_shape) if free else None
-        cache = None
-        if settings.cache_interval > 1:
-            cache = FeatureCache(settings.cache_interval, partial(self._session, "unet_shallow", clip_shape))
-        return UNetRows(session, texts, settings.frame_stride, timings, resize, cache)
-
     @property
     def gpu(self) -> GpuGeneration | None:
         """What runs on the GPU, and how; None on a processor."""
@@ -337,28 +216,6 @@ class ImageToVideo:
     @property
     def _denoise_clip(self) -> Callable[..., Latents]:
         return denoise_clip if self._gpu is None else self._gpu.denoise_clip
-
-    def _decode(self, latents: Latents, timings: Timings, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
-        """[videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3], one frame at a time as published."""
-        if self._gpu is not None:
-            with timings.measure("vae_decoder"):
-                return self._gpu.frames(self._sessions.values(), on_frames)
-        with timings.measure("load"):
-            session = self._session("vae_decoder", latents.shape)
-        with timings.measure("vae_decoder"):
-            videos = []
-            for index, video in enumerate(latents):
-                frames: list[NDArray[np.uint8]] = []
-                for frame in video.transpose(1, 0, 2, 3):
-                    session.inputs["latents"][0] = frame
-                    session.run()
-                    frames.append(frames_to_uint8(session.outputs["image"])[0])
-                    if on_frames is not None:
-                        on_frames(index, len(frames) - 1, frames[-1][None])
-                videos.append(np.stack(frames))
-            return np.stack(videos)
-
-    # -- numbers -------------------------------------------------------------------------------------------------------
 
     def _noise(self, shape: tuple[int, ...], settings: GenerationSettings, streams: RandomStreams, clip: int) -> Any:
         """The initial noise of a clip; on the GPU where it is drawn there."""
@@ -386,8 +243,3 @@ class ImageToVideo:
         assert level is not None and kind is not None and d_s is not None and d_t is not None and order is not None
         mask = frame_init_mask(kind, *clip_shape[2:], d_s, d_t, order)
         return FrameInitPlan(float(alphas_cumprod(self._scheduler)[level]), mask)
-
-
-def _per_clip(array: Latents, frames: int) -> Latents:
-    """[clips * frames, c, h, w] -> [clips, frames, c, h, w]."""
-    return array.reshape(-1, frames, *array.shape[1:])

@@ -45,10 +45,11 @@ class Session(Protocol):
 
 def resolve_shape(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
     """Sizes of a tensor, dynamic names looked up in `dims`; ``latent_height/2`` is half of ``latent_height``."""
-    return tuple(size if isinstance(size, int) else _dynamic_size(size, dims) for size in spec.shape)
+    return tuple(size if isinstance(size, int) else dynamic_size(size, dims) for size in spec.shape)
 
 
-def _dynamic_size(name: str, dims: Mapping[str, int]) -> int:
+def dynamic_size(name: str, dims: Mapping[str, int]) -> int:
+    """The size behind a name, or behind a part of one: ``latent_height/2``."""
     whole, _, divisor = name.partition("/")
     return dims[name] if name in dims else dims[whole] // int(divisor or 1)
 

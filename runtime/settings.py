@@ -192,7 +192,7 @@ class GenerationSettings:
         if self.guidance_batch == "split" and rows is not None and rows > 1:
             raise UserError(
                 f"guidance_batch 'split' does not fit: this bundle's U-Net always runs {rows} rows at once; leave it "
-                "at 'joint', or export with --guidance none or --dynamic."
+                "at 'joint', or export with --guidance any or none."
             )
 
     def _check_cache(self, manifest: Manifest) -> None:

@@ -209,4 +209,5 @@ def test_fp16_variant_of_a_dynamic_bundle(dynamic_bundle, tmp_path):
 
 def test_dynamic_sizes_are_multiples_of_the_coarsest_level():
     sizes = dynamic_sizes(8, 8)
-    assert set(sizes) == {"rows", "latent_height", "latent_width", "height", "width"}
+    parts = {f"latent_{axis}/{divisor}" for axis in ("height", "width") for divisor in (2, 4, 8)}
+    assert set(sizes) == {"rows", "latent_height", "latent_width", "height", "width"} | parts

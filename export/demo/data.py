@@ -20,7 +20,7 @@ from .moves import MOVES, STRIDES, extent, render
 _PYRAMID = (1.5, 2.0, 3.0, 4.5)
 FILM_STRIDE = 2
 """Film frames kept: every second, 12 a second; a stride of 1 in film is 1/12 s."""
-_FILM_SHARE = 0.12
+_FILM_SHARE = 0.05
 _STILL_PHOTO_SHARE = 0.4
 FILM_CAPTIONS = ("an animated film", "a scene of an animated film", "animated characters move")
 _Frames = NDArray[np.uint8]

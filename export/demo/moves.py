@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PAN_SPEED = 0.005
-"""Of the view's width, per frame and unit of stride: 4.8 px over 16 frames of 64 px at stride 1, 24 px at stride 5."""
-ZOOM_SPEED = 0.01
-"""Natural logarithm of the magnification, per frame and unit of stride: x1.16 at stride 1, x2.1 at stride 5."""
-TURN_SPEED = np.deg2rad(0.7)
-"""Radians per frame and unit of stride: 10 degrees at stride 1, 52 at stride 5."""
+PAN_SPEED = 0.004
+"""Of the view's width, per frame and unit of stride: 3.8 px over 16 frames of 64 px at stride 1, 19 px at stride 5."""
+ZOOM_SPEED = 0.008
+"""Natural logarithm of the magnification, per frame and unit of stride: x1.13 at stride 1, x1.82 at stride 5."""
+TURN_SPEED = np.deg2rad(0.5)
+"""Radians per frame and unit of stride: 7.5 degrees at stride 1, 37 at stride 5."""
 STRIDES = (1, 2, 3, 4, 5)
 MOVES = (
     "pan_left",

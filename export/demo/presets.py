@@ -24,6 +24,8 @@ class Preset:
     """Train the encoder too; else it stays the linear one it starts as, and latents do not change."""
     text_width: int
     text_layers: int
+    text_steps: int
+    """Steps of the text encoder's own training, before the U-Net's."""
     unet_widths: tuple[int, ...]
     unet_layers: int
     unet_heads: tuple[int, ...]
@@ -44,9 +46,9 @@ class Preset:
         return {
             "sample_size": self.size // self.vae_factor,
             "block_out_channels": list(self.unet_widths),
-            # The finest level has resnets only: its attentions would cost more than all the rest.
-            "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * (levels - 1)],
-            "up_block_types": [*["CrossAttnUpBlock2D"] * (levels - 1), "UpBlock2D"],
+            # Attention at every level: the finest is where the first frame is looked at.
+            "down_block_types": ["CrossAttnDownBlock2D"] * levels,
+            "up_block_types": ["CrossAttnUpBlock2D"] * levels,
             "attention_head_dim": list(self.unet_heads),
             "layers_per_block": self.unet_layers,
             "norm_num_groups": self.norm_groups,
@@ -68,16 +70,17 @@ _CPU = Preset(
     vae_batch=8,
     vae_learning_rate=2e-3,
     train_encoder=False,
-    text_width=64,
+    text_width=32,
     text_layers=2,
-    unet_widths=(32, 64),
+    text_steps=1500,
+    unet_widths=(64, 64),
     unet_layers=1,
-    unet_heads=(2, 4),
-    temporal_heads=4,
-    norm_groups=8,
-    clips=1500,
+    unet_heads=(1, 2),
+    temporal_heads=2,
+    norm_groups=1,
+    clips=600,
     batch=2,
-    learning_rate=5e-3,
+    learning_rate=3e-6,
 )
 PRESETS = {
     "cpu": _CPU,
@@ -90,14 +93,10 @@ PRESETS = {
         vae_batch=64,
         vae_learning_rate=1e-3,
         train_encoder=True,
-        text_width=64,
-        unet_widths=(64, 128, 160),
-        unet_heads=(2, 4, 5),
-        temporal_heads=8,
-        norm_groups=16,
+        unet_widths=(128, 128),
         clips=20000,
         batch=32,
-        learning_rate=5e-4,
+        learning_rate=1e-4,
     ),
     # For tests: trains a few steps in seconds.
     "tiny": replace(
@@ -107,8 +106,7 @@ PRESETS = {
         vae_widths=(16, 32, 64),
         vae_batch=2,
         text_width=16,
-        unet_widths=(32, 64),
-        unet_heads=(2, 2),
+        text_steps=2,
         clips=4,
         batch=2,
     ),

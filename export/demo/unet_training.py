@@ -18,7 +18,8 @@ from .latent_clips import LatentClips
 from .noising import noisy_batch, schedule
 from .presets import Preset
 from .text_encoder import CaptionEncoder, build_text_encoder
-from .unet_start import start_as_identity
+from .text_training import train_text_encoder
+from .unet_start import start_as_camera
 from .vae_training import TrainingRun
 from .weights import start_from
 
@@ -33,11 +34,46 @@ class TrainedPair(nn.Module):
         super().__init__()
         self.unet = VideoUNet.from_config(preset.unet_config())
         self.text_encoder: CLIPTextModel = build_text_encoder(preset)
-        start_as_identity(self.unet)
+        # As published, the U-Net's training leaves the text encoder alone: see .text_training.
+        self.text_encoder.requires_grad_(False)
+
+
+_START_CLIPS = 6
+
+
+def start_pair(pair: TrainedPair, preset: Preset, clips: LatentClips, seed: int, log: Callable[[str], None]) -> None:
+    """The text encoder's own training, and the U-Net's start (:mod:`.unet_start`), in place."""
+    encoder = pair.text_encoder
+    encoder.requires_grad_(True)
+    encoder.get_input_embeddings().requires_grad_(False)
+
+    def on_step(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            log(f"text step {step} loss {loss:.5f}")
+
+    train_text_encoder(encoder, preset.text_steps, seed=seed, on_step=on_step)
+    encoder.requires_grad_(False)
+    start_as_camera(pair.unet, clips.latents[:_START_CLIPS].float())
+
+
+class CaptionStates:
+    """States of captions, encoded once: the text encoder does not change any more."""
+
+    def __init__(self, encode: CaptionEncoder) -> None:
+        self._encode = encode
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> Tensor:
+        """n texts -> [n, 77, width]."""
+        for text in texts:
+            if text not in self._known:
+                self._known[text] = self._encode([text])[0]
+        return torch.stack([self._known[text] for text in texts])
 
 
 def unet_loss(
-    pair: TrainedPair, encode: CaptionEncoder, clips: LatentClips, rows: Tensor, abar: Tensor, rng: np.random.Generator
+    pair: TrainedPair, encode: CaptionStates, clips: LatentClips, rows: Tensor, abar: Tensor, rng: np.random.Generator
 ) -> Tensor:
     """Weighted squared error of the predicted noise for one batch of clips."""
     device = abar.device
@@ -86,14 +122,18 @@ def train_unet(
     if start is not None:
         start_from(start / "unet", pair.unet)
         start_from(start / "text_encoder", pair.text_encoder)
+    state = load_checkpoint(path, device)
+    if start is None and state is None:
+        start_pair(pair, preset, clips, seed, lambda line: log_line(work / "unet.log", line, echo))
+    torch.set_flush_denormal(True)  # far-off attention weights and silent branches make many numbers too small
     pair.to(device).train()
-    encode = CaptionEncoder(pair.text_encoder)
+    pair.text_encoder.eval()
+    encode = CaptionStates(CaptionEncoder(pair.text_encoder))
     optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.98))
     ema = Ema(pair, _EMA_DECAY)
     rng, generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
     abar = schedule().to(device)
     step, spent, mean_loss = 0, 0.0, float("nan")
-    state = load_checkpoint(path, device)
     if state is not None:
         pair.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -165,8 +205,5 @@ def trained_pair(preset: Preset, work: Path) -> TrainedPair:
 
 
 def _parameter_groups(pair: TrainedPair) -> list[dict[str, Any]]:
-    """No weight decay on the text encoder (most of its tokens never occur), gates, norms and biases."""
-    decayed = [p for p in pair.unet.parameters() if p.ndim > 1 and p.requires_grad]
-    known = {id(p) for p in decayed}
-    others = [p for p in pair.parameters() if id(p) not in known and p.requires_grad]
-    return [{"params": decayed, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0.0}]
+    """No weight decay: the start's few large weights are meant."""
+    return [{"params": [p for p in pair.parameters() if p.requires_grad], "weight_decay": 0.0}]

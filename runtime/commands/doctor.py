@@ -22,6 +22,8 @@ _EXTRAS = {
     "cuda": ("onnxruntime-gpu",),
     "rtx": ("tensorrt-rtx", "cuda-core", "nvidia-cufft"),
     "tensorrt": ("tensorrt", "cuda-core", "nvidia-cufft"),
+    "openvino": ("openvino",),
+    "bench": ("matplotlib", "nvidia-ml-py", "psutil"),
 }
 
 

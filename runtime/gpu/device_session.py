@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CancelledError, UserError
 from ..manifest import StageSpec, TensorSpec
+from ..session import resolve_shape
 from .device import Gpu
 from .memory import Array, DeviceArray, GpuMemory
 
@@ -78,7 +79,8 @@ class DeviceSession(ABC):
 
     def allocate(self, dims: Mapping[str, int]) -> None:
         """Make the buffers for these dynamic sizes, unless they already fit."""
-        used = {size for specs in self._specs.values() for spec in specs for size in spec.shape}
+        shapes = [size for specs in self._specs.values() for spec in specs for size in spec.shape]
+        used = {size.partition("/")[0] for size in shapes if isinstance(size, str)}
         wanted = {name: size for name, size in dims.items() if name in used}
         if wanted == self._dims:
             return
@@ -93,7 +95,7 @@ class DeviceSession(ABC):
             self.bind(name, array)
 
     def _make(self, direction: str, dims: Mapping[str, int]) -> dict[str, DeviceArray]:
-        return {spec.name: self._memory.zeros(_sizes(spec, dims), spec.dtype) for spec in self._specs[direction]}
+        return {spec.name: self._memory.zeros(resolve_shape(spec, dims), spec.dtype) for spec in self._specs[direction]}
 
     @property
     def dims(self) -> dict[str, int]:
@@ -182,10 +184,6 @@ def check_same_tensors(stage_name: str, found: Iterable[TensorSpec], stage: Stag
             f"{what} has other inputs or outputs than stage {stage_name} of this bundle: build it again with "
             "'consisti2v build'."
         )
-
-
-def _sizes(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else dims[size] for size in spec.shape)
 
 
 def is_finite(array: Array) -> bool:

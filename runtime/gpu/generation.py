@@ -15,6 +15,7 @@ from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape
 from ..bundle import Bundle
 from ..denoise import Latents
+from ..errors import UserError
 from ..gpu_options import GpuOptions
 from ..manifest import STAGES
 from ..request import Request
@@ -92,13 +93,19 @@ class GpuGeneration:
             self._decoder[1].resume()
         if self.plan is None:
             free, total = self._gpu.free_and_total()
-            need = self._need(dims, rows)
+            shallow = ("unet_shallow",) if request.settings.cache_interval > 1 else ()
+            need = self._need((*STAGES, *shallow), dims, rows)
             self.plan = plan(need, free, total, self.options.low_vram)
             self._free_before, self._needed = free, need.one_stage if self.plan.low_vram else need.resident
             if self.plan.warning:
                 _log.warning("%s", self.plan.warning)
             # All sessions of a process take turns as soon as one generation has to.
             self._turns.exclusive = self._turns.exclusive or self.plan.low_vram
+        if self.plan.low_vram and request.settings.cache_interval > 1:
+            raise UserError(
+                "cache_interval above 1 needs two U-Nets on the GPU, and with --low-vram one stage is there at a time: "
+                "leave it at 1."
+            )
 
     def cancel(self) -> None:
         """Stop before the next step, or the next chunk of frames."""
@@ -106,15 +113,15 @@ class GpuGeneration:
         if self._decoder:
             self._decoder[1].cancel()
 
-    def _need(self, dims: Mapping[str, int], rows: int) -> Need:
+    def _need(self, stages: tuple[str, ...], dims: Mapping[str, int], rows: int) -> Need:
         if self._backend in MODULES:
             machine = entry.machine(self._backend)
             found = {
                 stage: find_engine(self._bundle.manifest, stage, self._backend, self._precision, machine)
-                for stage in STAGES
+                for stage in stages
             }
             return need_of_engines(self._bundle, {s: e for s, e in found.items() if e is not None}, dims, rows)
-        graphs = {stage: stage_graph(self._bundle, stage, self._precision) for stage in STAGES}
+        graphs = {stage: stage_graph(self._bundle, stage, self._precision) for stage in stages}
         return need_of_graphs(self._bundle, graphs, dims, rows)
 
     def memory_report(self) -> dict[str, Any]:
@@ -162,13 +169,21 @@ class GpuGeneration:
 
     # -- U-Net, loop and decoder --------------------------------------------------------------------------------------
 
-    def unet(self, session: Session, texts: Texts, frame_stride: int) -> DeviceUNet:
+    def unet(
+        self,
+        session: Session,
+        texts: Texts,
+        frame_stride: int,
+        shallow: Session | None = None,
+        cache_interval: int = 1,
+    ) -> DeviceUNet:
         """The U-Net over all branches and videos; buffers are kept while their numbers stay."""
-        assert isinstance(session, DeviceSession)
-        key = (id(session), tuple(sorted(session.dims.items())), len(texts), len(texts[0]))
+        assert isinstance(session, DeviceSession) and isinstance(shallow, DeviceSession | None)
+        numbers = (len(texts), len(texts[0]))
+        key = (id(session), tuple(sorted(session.dims.items())), *numbers, id(shallow), cache_interval)
         if self._unet is None or self._unet[0] != key:
             self._unet = None
-            self._unet = (key, DeviceUNet(self._gpu, self._kernels, session, len(texts), len(texts[0])))
+            self._unet = (key, DeviceUNet(self._gpu, self._kernels, session, *numbers, shallow, cache_interval))
         self._unet[1].set_texts(texts, frame_stride)
         return self._unet[1]
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..errors import UserError
 from ..manifest import EngineSpec, StageSpec
+from ..session import dynamic_size
 from .memory import STORAGE
 
 RESERVE = 256 << 20
@@ -153,4 +154,4 @@ def _bytes(shape: tuple[int | str, ...], dtype: str, dims: Mapping[str, int]) ->
 
 
 def _size(size: int | str, dims: Mapping[str, int]) -> int:
-    return size if isinstance(size, int) else dims[size]
+    return size if isinstance(size, int) else dynamic_size(size, dims)

@@ -62,7 +62,7 @@ class StepWork:
         self.noise = memory.zeros(key.shape, "float32") if key.needs_noise else None
         self._seeds = memory.zeros((videos,), "uint64") if key.device_noise_stream is not None else None
         self._moments = memory.zeros((videos, MOMENT_BLOCKS, 4), "float64") if key.rescale > 0 else None
-        self._graphs: dict[bool, tuple[Any, StepGraph]] = {}
+        self._graphs: dict[tuple[bool, bool], tuple[Any, StepGraph]] = {}
 
     @property
     def latents(self) -> DeviceArray:
@@ -85,37 +85,41 @@ class StepWork:
         memory.upload(np.array([-1], np.int32), self._step)
         self._advance()
         self._unet.set_sample(self.latents)
+        self._unet.cache.clear()
 
     def run(self, guided: bool) -> None:
-        """Enqueue the next step, with guidance or the prompt's branch alone; returns at once."""
-        self._graph(guided).run()
+        """Enqueue the next step, with guidance or the prompt's branch alone, whole or shallow; returns at once."""
+        self._graph(guided, self._unet.cache.reuses(guided)).run()
 
     def graph_reasons(self) -> dict[str, str]:
         """Kind of step -> why it runs without a graph; empty text where it runs with one."""
-        return {"guided" if guided else "prompt alone": graph.reason for guided, (_, graph) in self._graphs.items()}
+        return {
+            ("guided" if guided else "prompt alone") + (", shallow" if reuse else ""): graph.reason
+            for (guided, reuse), (_, graph) in self._graphs.items()
+        }
 
-    def _graph(self, guided: bool) -> StepGraph:
-        known = self._graphs.get(guided)
+    def _graph(self, guided: bool, reuse: bool) -> StepGraph:
+        known = self._graphs.get((guided, reuse))
         if known is None or known[0] != self._unet.generation:
             graph = StepGraph(
                 self._gpu,
-                lambda: self._enqueue(guided),
+                lambda: self._enqueue(guided, reuse),
                 changes=[self.state, self._step, self._unet.timestep, self._unet.rows, self._unet.predictions],
                 poisoned=[self._unet.predictions],
                 compared=[self._used_predictions(guided), self.latents],
                 use_graph=self._use_graph,
             )
             # The first run may have brought weights back: what was captured is of the generation after it.
-            self._graphs[guided] = known = (self._unet.generation, graph)
+            self._graphs[guided, reuse] = known = (self._unet.generation, graph)
         return known[1]
 
     def _used_predictions(self, guided: bool) -> DeviceArray:
         rows = self._unet.videos * (self._unet.branches if guided else 1)
         return self._unet.predictions[:rows]
 
-    def _enqueue(self, guided: bool) -> None:
+    def _enqueue(self, guided: bool, reuse: bool) -> None:
         key, unet, launch = self.key, self._unet, self._kernels.launch
-        unet.enqueue(guided)
+        unet.enqueue(guided, reuse)
         if self.noise is not None and self._seeds is not None:
             assert key.device_noise_stream is not None
             launch(

@@ -16,6 +16,7 @@ from ..engine_refit import refit_from_onnx
 from ..errors import UserError
 from ..jit_cache import JitCache
 from ..manifest import EngineSpec, StageSpec, TensorSpec
+from ..session import dynamic_size
 from .device import Gpu
 from .device_session import DeviceSession, check_same_tensors
 from .memory import DeviceArray, SharedScratch, WeightTurns
@@ -268,7 +269,7 @@ def choose_profile(spec: EngineSpec, dims: Mapping[str, int]) -> int:
     shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
     for number, profile in enumerate(spec.profiles):
         if all(
-            low <= (size if isinstance(size, int) else dims[size]) <= high
+            low <= (size if isinstance(size, int) else dynamic_size(size, dims)) <= high
             for name, ranges in profile.inputs.items()
             for size, low, high in zip(shapes[name], ranges.minimum, ranges.maximum, strict=True)
         ):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..feature_cache import CachePolicy
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels
@@ -31,9 +32,21 @@ class DeviceUNet:
         gpu, kernels: where and with what.
         session: the U-Net stage; its batch is a turn's size.
         branches, videos: guidance branches of a step, and videos of the call.
+        shallow: the shallow step of feature caching; None: every step is a whole one.
+        cache_interval: every how many steps a whole one.
     """
 
-    def __init__(self, gpu: Gpu, kernels: GpuKernels, session: DeviceSession, branches: int, videos: int) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        kernels: GpuKernels,
+        session: DeviceSession,
+        branches: int,
+        videos: int,
+        shallow: DeviceSession | None = None,
+        cache_interval: int = 1,
+    ) -> None:
+        self._shallow, self.cache = shallow, CachePolicy(cache_interval)
         self._kernels, self.memory = kernels, GpuMemory(gpu)
         self.branches, self.videos = branches, videos
         self._session = session
@@ -54,7 +67,7 @@ class DeviceUNet:
         self.first_frames = self.memory.zeros((behind, *frame.shape[1:]), frame.dtype)
         self._frame_suffix = ELEMENT_SUFFIX[frame.dtype]
         self.timestep = self.memory.zeros((1,), "int64")
-        self._guided = _RowSet(session, self._all, 0)
+        self._guided = self._row_set(session, self._all, 0)
         self._alone = self._guided if branches == 1 else self._prompt_rows()
 
     def _prompt_rows(self) -> _RowSet:
@@ -65,7 +78,13 @@ class DeviceUNet:
             # Where no such batch was built, a turn of the larger one does it, with rows to spare.
             with suppress(UserError):
                 session = session.with_dims({**session.dims, "rows": self.videos})
-        return _RowSet(session, _Turns(self.videos, session.device_inputs["sample"].shape[0]), first)
+        return self._row_set(session, _Turns(self.videos, session.device_inputs["sample"].shape[0]), first)
+
+    def _row_set(self, session: DeviceSession, turns: _Turns, first: int) -> _RowSet:
+        shallow = self._shallow
+        if shallow is not None and shallow.device_inputs["sample"].shape[0] != turns.batch:
+            shallow = shallow.with_dims({**shallow.dims, "rows": turns.batch})
+        return _RowSet(self.memory, session, turns, first, shallow)
 
     def set_texts(self, texts: Texts, frame_stride: int) -> None:
         """Keys and values of every branch and video, and the frame stride of all rows; kept until set again."""
@@ -90,14 +109,17 @@ class DeviceUNet:
         elements = int(np.prod(source.shape))
         self._kernels.launch(f"repeat_rows_{suffix}", latents=source, rows=target, copies=copies, elements=elements)
 
-    def enqueue(self, guided: bool) -> None:
-        """Predictions of all branches; or, without guidance, of the prompt's branch, into the first `videos` rows."""
-        (self._guided if guided else self._alone).enqueue(self)
+    def enqueue(self, guided: bool, reuse: bool = False) -> None:
+        """Predictions of all branches; or, without guidance, of the prompt's branch, into the first `videos` rows.
+
+        With `reuse` by a shallow step, from the deep features of the last whole step of the same kind.
+        """
+        (self._guided if guided else self._alone).enqueue(self, reuse)
 
     @property
     def generation(self) -> tuple[Any, ...]:
         """Changes when captured work must not be replayed."""
-        return (self._guided.session.generation, self._alone.session.generation)
+        return (*self._guided.generation, *self._alone.generation)
 
 
 class _Turns:
@@ -108,11 +130,22 @@ class _Turns:
 
 
 class _RowSet:
-    """A range of rows and the session that runs them."""
+    """A range of rows and the sessions that run them: the whole step's, and with feature caching the shallow one's."""
 
-    def __init__(self, session: DeviceSession, turns: _Turns, first: int) -> None:
-        self.session, self._turns, self._first = session, turns, first
+    def __init__(
+        self, memory: GpuMemory, session: DeviceSession, turns: _Turns, first: int, shallow: DeviceSession | None
+    ) -> None:
+        self._session, self._shallow, self._turns, self._first = session, shallow, turns, first
         self._texts: list[dict[str, DeviceArray]] = []
+        self._features: list[DeviceArray] = []
+        if shallow is not None:
+            features = session.device_outputs["deep_features"]
+            self._features = [memory.zeros(features.shape, features.dtype) for _ in range(turns.turns)]
+
+    @property
+    def generation(self) -> tuple[Any, ...]:
+        sessions = (self._session,) if self._shallow is None else (self._session, self._shallow)
+        return tuple(session.generation for session in sessions)
 
     def set_texts(self, memory: GpuMemory, flat: Sequence[Mapping[str, Array]], frame_stride: int) -> None:
         last = self._first + self._turns.count - 1
@@ -122,19 +155,25 @@ class _RowSet:
             chosen = [min(self._first + turn * batch + row, last) for row in range(batch)]
             arrays = {name: np.concatenate([flat[row][name] for row in chosen]) for name in flat[0]}
             if fresh:
-                specs = self.session.device_inputs
+                specs = self._session.device_inputs
                 self._texts.append({name: memory.empty(specs[name].shape, specs[name].dtype) for name in arrays})
             for name, array in arrays.items():
                 memory.upload(array, self._texts[turn][name])
-        if "frame_stride" in self.session.device_inputs:
-            memory.upload(np.array([frame_stride], np.int64), self.session.device_inputs["frame_stride"])
+        for session in (self._session, self._shallow):
+            if session is not None and "frame_stride" in session.device_inputs:
+                memory.upload(np.array([frame_stride], np.int64), session.device_inputs["frame_stride"])
 
-    def enqueue(self, unet: DeviceUNet) -> None:
-        session, batch = self.session, self._turns.batch
+    def enqueue(self, unet: DeviceUNet, reuse: bool) -> None:
+        session, batch = (self._shallow if reuse else self._session), self._turns.batch
+        assert session is not None
         session.bind("timestep", unet.timestep)
         for turn in range(self._turns.turns):
             for name, array in self._texts[turn].items():
-                session.bind(name, array)
+                # A shallow step reads the text of its own layers only.
+                if name in session.device_inputs:
+                    session.bind(name, array)
+            if self._features:
+                session.bind("deep_features", self._features[turn])
             # All branches hold the same sample, so the prompt's rows may read from the front.
             part = slice(turn * batch, (turn + 1) * batch)
             start = self._first + turn * batch

@@ -94,7 +94,7 @@ def test_a_row_that_cannot_run_says_why(consisti2v: Callable[..., Any], demo_bun
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
 def test_ctrl_c_leaves_no_file_and_no_process(demo_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "consisti2v_rt", "bench", str(demo_bundle), "--steps", "1000", "-o", "run.json"]
+    command = [sys.executable, "-m", "consisti2v_rt", "bench", str(demo_bundle), "--steps", "500", "-o", "run.json"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             children: list[psutil.Process] = []

@@ -100,7 +100,9 @@ def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_pr
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(low_vram=True))
     result = animate(photo, "a cat", **FAST)
     assert all(
-        session.releases for session in animate._sessions.values() if session is not animate._sessions["vae_decoder"]
+        session.releases
+        for session in animate._stages.sessions.values()
+        if session is not animate._stages.sessions["vae_decoder"]
     )
     assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
     # The U-Net's weights come back elsewhere: the old graph must not be replayed.
@@ -137,4 +139,4 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cud
     fake_cuda.used = fake_cuda.total - (1 << 20)
     with pytest.raises(UserError, match="even with --low-vram"):
         on_gpu(photo, "a cat", **FAST)
-    assert not on_gpu._sessions
+    assert not on_gpu._stages.sessions
