@@ -33,6 +33,12 @@ def torch_flops(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+@pytest.fixture
+def demo_bundle() -> Path:
+    """The demo bundle's stages at the size and shape that the expected counts below are of."""
+    return Path(__file__).parent / "data" / "untrained_bundle"
+
+
 def test_unet_and_conditioning_cost_what_torch_counts(demo_bundle: Path) -> None:
     """The bundle's own U-Net, rebuilt in torch from the settings in its manifest."""
     torch = pytest.importorskip("torch")

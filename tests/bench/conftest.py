@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,11 @@ def make_record() -> Callable[..., Record]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with
+    numbers that half precision does not hold.
+    """
+    return Path(__file__).parents[1] / "data" / "untrained_bundle"

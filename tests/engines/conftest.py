@@ -92,3 +92,11 @@ def built_tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(tiny_bundle, folder)
     build_engines(folder, "sm89", precision="fp16")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with
+    numbers that half precision does not hold.
+    """
+    return Path(__file__).parents[1] / "data" / "untrained_bundle"

@@ -304,3 +304,11 @@ def fake_cuda(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu
 def device_view() -> Callable[[DeviceArray], Any]:
     """Array on the stand-in -> NumPy array over its memory."""
     return view
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with
+    numbers that half precision does not hold.
+    """
+    return Path(__file__).parents[1] / "data" / "untrained_bundle"

@@ -53,3 +53,11 @@ def change_weight() -> Callable[[Path, str, str, float], None]:
         (bundle / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     return change
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Path:
+    """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with
+    numbers that half precision does not hold.
+    """
+    return Path(__file__).parents[1] / "data" / "untrained_bundle"
