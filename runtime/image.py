@@ -189,7 +189,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         # After load: the TIFF reader turns the image itself and drops the tag.
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
-        return rgb.transpose(turn) if turn is not None else rgb
+        if turn is None:
+            return rgb
+        upright = rgb.transpose(turn)
+        # Without the tag, which came along: read again, the picture would turn again.
+        upright.info = {}
+        return upright
     except UserError:
         raise
     except Exception:  # broken data may raise anything at all inside a decoder

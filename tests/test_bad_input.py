@@ -183,8 +183,8 @@ OUTPUTS = [
 
 # Option, bad value, what the sentence says.
 VALUES = [
-    ("--height", "100", "multiple of 8"),
-    ("--width", "100", "multiple of 8"),
+    ("--height", "99", "multiple of 4"),
+    ("--width", "99", "multiple of 4"),
     ("--height", "8", "export again with --height 8"),
     ("--width", "4096", "export again with --width 4096"),
     ("--height", "0", "height 0"),

@@ -309,3 +309,15 @@ def test_preprocess_equals_torch(image_size, target):
     expected = tensor[:, :, top : top + height, left : left + width].sub(0.5).div(0.5).numpy()
     got = preprocess(Image.fromarray(pixels), height, width)
     assert np.abs(got - expected).max() <= 1e-6
+
+
+def test_an_upright_photo_stays_upright_when_it_is_read_again():
+    picture = np.zeros((30, 40, 3), np.uint8)
+    picture[15:] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    file = io.BytesIO()
+    Image.fromarray(picture[::-1, ::-1]).save(file, "PNG", exif=exif)
+    once = load_image(file.getvalue())
+    assert np.array_equal(np.asarray(once), picture)
+    assert np.array_equal(np.asarray(load_image(once)), picture)
