@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from . import openvino_backend
 from .bundle import Bundle
 from .errors import UserError
 from .gpu import entry as gpu
+from .openvino import backend as openvino_backend
 from .session import OnnxCpuSession, Session
 from .stage_graphs import Availability, has_graphs, stage_graph
 

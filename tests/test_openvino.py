@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consisti2v_rt.runtime import openvino_backend, openvino_session
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import CancelledError, UserError
 from consisti2v_rt.runtime.manifest import STAGES
-from consisti2v_rt.runtime.openvino_session import OpenVinoSession
-from consisti2v_rt.runtime.openvino_winograd import F2, F4, use_winograd
+from consisti2v_rt.runtime.openvino import backend as openvino_backend
+from consisti2v_rt.runtime.openvino import session as openvino_session
+from consisti2v_rt.runtime.openvino.session import OpenVinoSession
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 
 def pair(folder: Path, stage: str, dims: dict[str, int]) -> tuple[OpenVinoSession, OnnxCpuSession]:
@@ -160,49 +160,3 @@ def test_a_damaged_graph_is_refused(tiny_bundle, tmp_path):
     damaged.write_bytes(b"\x08\x07not a graph")
     with pytest.raises(UserError, match=r"cannot load unet\.onnx"):
         OpenVinoSession(damaged, Bundle.open(tiny_bundle).manifest.stages["unet"])
-
-
-# -- minimal filtering -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("filtering", [F2, F4], ids=["F(2,3)", "F(4,3)"])
-def test_filtering_is_exact_algebra(filtering):
-    taps, inputs = np.array([2.0, -3.0, 5.0]), np.arange(1.0, filtering.outputs + 3) ** 2
-    products = (filtering.kernel_matrix @ taps) * (filtering.input_matrix @ inputs)
-    expected = np.correlate(inputs, taps, mode="valid")
-    np.testing.assert_allclose(filtering.output_matrix @ products, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "options", "rewritten"),
-    [
-        (16, 20, {}, 1),
-        (8, 10, {}, 1),
-        (8, 9, {}, 0),
-        (4, 4, {}, 0),
-        (16, 16, {"strides": [2, 2]}, 0),
-        (16, 16, {"pads": [0, 0]}, 0),
-        (16, 16, {"channels": 32}, 0),
-    ],
-    ids=["F(4,3)", "F(2,3)", "odd", "small", "stride 2", "no padding", "narrow"],
-)
-def test_convolutions_are_rewritten_where_they_gain(relative_l2, height, width, options, rewritten):
-    from openvino import opset13 as op
-
-    generator, channels = np.random.default_rng(1), options.get("channels", 64)
-    x = generator.standard_normal((2, channels, height, width), np.float32)
-    kernel = generator.standard_normal((96, channels, 3, 3), np.float32)
-    pads = options.get("pads", [1, 1])
-
-    def model() -> object:
-        parameter = op.parameter(list(x.shape), np.float32)
-        convolution = op.convolution(parameter, op.constant(kernel), options.get("strides", [1, 1]), pads, pads, [1, 1])
-        return openvino.Model([convolution], [parameter])
-
-    core, direct, changed = openvino.Core(), model(), model()
-    assert use_winograd(changed) == rewritten
-    kinds = {node.get_type_name() for node in changed.get_ordered_ops()}
-    assert ("Convolution" in kinds) == (not rewritten)
-    config = {"INFERENCE_PRECISION_HINT": "f32"}
-    expected, got = (core.compile_model(graph, "CPU", config)([x])[0] for graph in (direct, changed))
-    assert relative_l2(got, expected) < 1e-5

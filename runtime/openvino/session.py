@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CancelledError, UserError
-from .manifest import MANIFEST_NAME, StageSpec
-from .openvino_winograd import use_winograd
-from .session import Array, resolve_shape
+from ..errors import CancelledError, UserError
+from ..manifest import MANIFEST_NAME, StageSpec
+from ..session import Array, resolve_shape
+from .rewrites import rewrite
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 """OpenVINO's name of the precision that a float32 graph is computed in."""
@@ -69,7 +69,7 @@ class OpenVinoSession:
         threads: None leaves the choice to OpenVINO (one per physical core).
         precision: what float32 operations are computed in: fp32, or bf16 and fp16 where the processor has them.
         cache: folder for compiled graphs; None: nothing is written. A full U-Net takes as much there as its weights.
-        winograd: 3-tap convolutions by minimal filtering, in fp32 only; see :mod:`.openvino_winograd`.
+        winograd: 3-tap convolutions by minimal filtering, in fp32 only; see :mod:`.rewrites`.
 
     Raises:
         UserError: OpenVINO is not installed, the processor lacks the precision, or the graph is not what the manifest
@@ -145,8 +145,7 @@ class OpenVinoSession:
         try:
             if model.is_dynamic():
                 model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
-            if self._winograd:
-                use_winograd(model)
+            rewrite(model, winograd=self._winograd)
             self._request = self._core.compile_model(model, "CPU", self._config).create_infer_request()
         except RuntimeError as error:
             raise self._refusal(error) from None

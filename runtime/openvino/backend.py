@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .bundle import Bundle
-from .errors import UserError
-from .openvino_session import HINTS, OpenVinoSession, check_precision, native_precisions, runtime
-from .stage_graphs import Availability, has_graphs, stage_graph
+from ..bundle import Bundle
+from ..errors import UserError
+from ..stage_graphs import Availability, has_graphs, stage_graph
+from .session import HINTS, OpenVinoSession, check_precision, native_precisions, runtime
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 

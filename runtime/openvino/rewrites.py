@@ -1,0 +1,36 @@
+"""What is rewritten in a loaded graph before OpenVINO compiles it. All of it is exact algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .spatial_winograd import use_spatial_winograd
+from .split_products import split_products
+from .temporal_winograd import use_temporal_winograd
+
+
+def rewrite(model: Any, *, winograd: bool) -> dict[str, int]:
+    """Rewrite an ``openvino.Model`` of fixed sizes, in place.
+
+    Args:
+        winograd: convolutions by minimal filtering: for float32 only, where it costs a few 1e-6 of rounding; in reduced
+            precision the rounding of its intermediate sums would show.
+
+    Returns:
+        Name of each rewrite -> how many nodes it changed.
+    """
+    _fold_constants(model)
+    done = {"split_products": split_products(model)}
+    if winograd:
+        done["spatial_winograd"] = use_spatial_winograd(model)
+        done["temporal_winograd"] = use_temporal_winograd(model)
+    return done
+
+
+def _fold_constants(model: Any) -> None:
+    """Kernels that the graph slices or reshapes become the constants that the rewrites look for."""
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)

@@ -1,0 +1,59 @@
+"""Convolutions along the frames, kernel (3, 1) over [frames, positions], by minimal filtering F(4, 3): half of the
+multiplications, twice the weights. A rewrite of the loaded graph.
+
+    frames -> 6 "kinds" of every 4 frames -> one matrix product per kind -> frames
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .minimal_filtering import F4
+from .nodes import constant, convolution_kernel, matmul, products_of_kinds, put_in_place, reshape, transpose
+
+# Below these sizes the transforms cost more than they save, or the weights do.
+MIN_CHANNELS = 64
+MIN_PRODUCT_ROWS = 64
+# One small matrix transforms the frames of all clips at once; the zeros in it grow with the square of their number.
+MAX_CLIPS = 4
+
+
+def use_temporal_winograd(model: Any) -> int:
+    """Rewrite the (3, 1) convolutions of an ``openvino.Model`` of fixed sizes that gain by it, in place.
+
+    Returns:
+        How many were rewritten.
+    """
+    count = 0
+    for node in model.get_ordered_ops():
+        kernel = convolution_kernel(node, (3, 1), (1, 0), MIN_CHANNELS)
+        if kernel is not None and _gains(node.input_value(0).get_shape()):
+            put_in_place(node, _winograd(node.input_value(0), np.asarray(kernel.data, np.float32)[..., 0]))
+            count += 1
+    return count
+
+
+def _gains(shape: Any) -> bool:
+    clips, _, frames, positions = shape
+    if frames % F4.outputs or clips > MAX_CLIPS:
+        return False
+    return bool(clips * frames // F4.outputs * positions >= MIN_PRODUCT_ROWS)
+
+
+def _winograd(data: Any, taps: NDArray[np.float32]) -> Any:
+    """The convolution of [clips, c_in, frames, positions] with [c_out, c_in, 3] as matrix products over tiles."""
+    clips, channels_in, frames, positions = data.get_shape()
+    channels_out, kinds, tiles = taps.shape[0], F4.kinds, frames // F4.outputs
+    # [kinds, clip, tile, clip, frame] and back: every clip sees its own frames alone.
+    own = np.eye(clips)
+    spread = np.einsum("ktf,ab->katbf", F4.tile_input(frames), own).reshape(kinds * clips * tiles, clips * frames)
+    gather = np.einsum("fkt,ab->afkbt", F4.tile_output(frames), own).reshape(clips * frames, kinds * clips * tiles)
+    x = reshape(transpose(data, 0, 2, 3, 1), clips * frames, positions * channels_in)
+    x = reshape(matmul(constant(spread), x), kinds, clips * tiles * positions, channels_in)
+    weights = np.einsum("kt,oit->kio", F4.kernel_matrix, taps).astype(np.float32)
+    x = products_of_kinds(x, weights)
+    x = matmul(constant(gather), reshape(x, kinds * clips * tiles, positions * channels_out))
+    return transpose(reshape(x, clips, frames, positions, channels_out), 0, 3, 1, 2)
