@@ -144,6 +144,30 @@ def test_halves_that_others_read_become_two_products(relative_l2):
         assert relative_l2(got, expected) < 1e-6
 
 
+def _pairs(parameter: Any, *, stops: tuple[int, int] = (1, 2), step: int = 1) -> list[Any]:
+    weight, offsets = draw(64, 24, seed=2), draw(64, seed=3)
+    product = op.add(op.matmul(parameter, op.constant(weight), False, True), op.constant(offsets))
+    pairs = op.reshape(product, op.constant(np.array([2, 5, 32, 2], np.int64)), False)
+    even, odd = (
+        op.slice(pairs, *(op.constant(np.array([value], np.int64)) for value in (start, stop, step, -1)))
+        for start, stop in zip((0, 1), stops, strict=True)
+    )
+    return [op.result(op.sin(even)), op.result(op.multiply(even, odd))]
+
+
+def test_even_and_odd_channels_become_two_products(relative_l2):
+    x = draw(2, 5, 24)
+    direct, changed = model_of(_pairs, x), model_of(_pairs, x)
+    assert split_products(changed) == 1 and "Slice" not in kinds(changed)
+    for got, expected in zip(outputs(changed, x), outputs(direct, x), strict=True):
+        assert got.shape == expected.shape and relative_l2(got, expected) < 1e-6
+
+
+def test_pairs_that_are_read_otherwise_are_left_alone():
+    changed = model_of(lambda parameter: _pairs(parameter, stops=(2, 2), step=1), draw(2, 5, 24))
+    assert split_products(changed) == 0 and "Slice" in kinds(changed)
+
+
 @pytest.mark.parametrize("case", ["unequal", "another axis", "product read elsewhere", "no constant weight"])
 def test_other_cuts_are_left_alone(relative_l2, case):
     x, weight = draw(2, 24, 24), draw(64, 24, seed=2)

@@ -46,11 +46,9 @@ def products_of_kinds(x: Any, weights: NDArray[np.float32]) -> Any:
     return op.concat([matmul(part, constant(weight)) for part, weight in zip(parts, weights, strict=True)], 0)
 
 
-def constant_value(node: Any) -> NDArray[np.float32] | None:
-    """The float32 values of a constant; None for any other node."""
-    if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() != "f32":
-        return None
-    return np.asarray(node.data, np.float32)
+def constant_value(node: Any) -> NDArray[Any] | None:
+    """The values of a constant; None for any other node."""
+    return np.asarray(node.data) if node.get_type_name() == "Constant" else None
 
 
 def convolution_kernel(node: Any, taps: Sequence[int], pads: Sequence[int], min_channels: int) -> Any:
