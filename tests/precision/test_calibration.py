@@ -238,7 +238,7 @@ def test_strides_meet_every_channel():
         assert stride >= count // 64 and all(stride == 1 or stride % prime for prime in (2, 3, 5, 7))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(INT8, 0.02), (FP8, 0.04)])
+@pytest.mark.parametrize(("kind", "expected"), [(INT8, 0.042), (FP8, 0.03)])
 def test_a_few_outliers_are_clipped_where_that_helps(kind, expected):
     values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     plain, spiked = ActivationRange(), ActivationRange()
@@ -248,8 +248,8 @@ def test_a_few_outliers_are_clipped_where_that_helps(kind, expected):
     spiked.add(20, values)
     assert spiked.scale(kind).loss < expected
     if kind == INT8:
-        # Between the bulk of the values, which end near 4.5, and the outlier.
-        assert 3 < 127 * spiked.scale(kind).scale < 20 and 127 * plain.scale(kind).scale < 5
+        # Between the bulk of the values, which end near 4.5, and the outlier; unclipped it would be 0.046.
+        assert 5 < 127 * spiked.scale(kind).scale < 15 and 3 < 127 * plain.scale(kind).scale < 5
 
 
 def test_nothing_and_infinity_are_ranges_too():
