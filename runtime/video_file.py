@@ -179,16 +179,16 @@ class Mp4Writer:
 
     Args:
         file: where to.
-        height, width: of the frames; an odd side is padded by its last row or column.
+        size: height and width of the frames; an odd side is padded by its last row or column.
         fps: frames a second.
     """
 
-    def __init__(self, file: Path, height: int, width: int, fps: float) -> None:
+    def __init__(self, file: Path, size: tuple[int, int], fps: float) -> None:
         encoder = _mp4_encoder()
         self._rate = Fraction(fps).limit_denominator(1001)
         # 4:2:0 halves both sides of the colour planes, so they must be even.
-        self._padding = ((0, height % 2), (0, width % 2), (0, 0))
-        height, width = height + height % 2, width + width % 2
+        self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+        height, width = (side + side % 2 for side in size)
         self._frames = 0
         # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
         options = {"movflags": "+faststart"}
@@ -229,7 +229,7 @@ class Mp4Writer:
 
 
 def _write_mp4(frames: Frames, file: Path, fps: float) -> None:
-    writer = Mp4Writer(file, *frames.shape[1:3], fps)
+    writer = Mp4Writer(file, (frames.shape[1], frames.shape[2]), fps)
     try:
         for pixels in frames:
             writer.add(pixels)

@@ -175,7 +175,7 @@ class _Mp4(_Video):
 
     def add(self, pixels: Frames) -> None:
         if self._writer is None:
-            self._writer = Mp4Writer(self.files[0], *pixels.shape[:2], self.fps)
+            self._writer = Mp4Writer(self.files[0], (pixels.shape[0], pixels.shape[1]), self.fps)
         self._writer.add(pixels)
         super().add(pixels)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.engines.libraries import find_flavour, load_library
 from ...export.engines.messages import Messages, make_logger
 from ...kernels.temporal_window_attention import rotation_table, window_positions
 from ...runtime.errors import UserError
@@ -99,10 +100,7 @@ def build_attention(graph: bytes, compute_capability: str) -> bytes:
     Raises:
         UserError: TensorRT for RTX is missing, or does not build for the card.
     """
-    try:
-        import tensorrt_rtx as library
-    except ImportError as error:
-        raise UserError(f"TensorRT for RTX cannot be imported ({error}): pip install 'consisti2v-rt[rtx]'.") from None
+    library: Any = load_library(find_flavour("tensorrt-rtx"))
     messages = Messages()
     logger = make_logger(library, messages)
     builder = library.Builder(logger)
@@ -130,8 +128,7 @@ class AttentionEngine:
     """
 
     def __init__(self, plan: bytes, addresses: dict[str, int]) -> None:
-        import tensorrt_rtx as library
-
+        library: Any = load_library(find_flavour("tensorrt-rtx"))
         messages = Messages()
         self._runtime = library.Runtime(make_logger(library, messages))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
