@@ -90,7 +90,7 @@ def check_limit(stage: str, recipe: Recipe, found: Sequence[Loss]) -> None:
         UserError: it does.
     """
     if recipe.limit is not None and worst(found) > recipe.limit:
-        others = "use fp16 or fp32 for this model, or allow more" if recipe.weights else "bf16 or fp32 for this model"
+        others = "fp16 or fp32 for this model, or allow more" if recipe.weights else "bf16 or fp32 for this model"
         raise UserError(
             f"stage {stage} in {recipe.name} differs from float32 by {worst(found):.1e} relative L2 "
             f"(allowed {recipe.limit:.0e}): use {others}."

@@ -14,7 +14,7 @@ from PIL import Image
 
 from consisti2v_rt.export.precision import VariantOptions, write_variant
 from consisti2v_rt.export.precision.calibration import calibrate, calibration_set, run
-from consisti2v_rt.export.precision.calibration.graph import _stride
+from consisti2v_rt.export.precision.calibration.graph import observe, thinned
 from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
 from consisti2v_rt.export.precision.calibration.samples import FEWEST_SAMPLES
 from consisti2v_rt.export.precision.graph import Graph
@@ -128,6 +128,14 @@ def test_loss_and_set_are_recorded(calibrated, listing, demo_bundle):
     assert all(stage.calibration is None for stage in Bundle.open(demo_bundle).manifest.stages.values())
 
 
+def test_inspect_shows_it(calibrated, consisti2v):
+    said = " ".join(consisti2v("inspect", calibrated).stdout.replace("│", " ").split())
+    entry = recorded(calibrated)
+    loss, count = entry["losses"][0]["relative_l2"], entry["graph"]["quantised_activations"]
+    assert f"{loss:.1e} (1 seed, batch 2) {count}, calibrated on photos.jsonl (4 samples, 2 steps each)" in said
+    assert "int8 unet" in said and "fp8 unet" in said
+
+
 def test_video_of_the_calibrated_bundle(calibrated, photo):
     """The graph itself runs: 8-bit activations are no noise."""
     frames = [
@@ -232,10 +240,25 @@ def test_what_is_noted_is_what_the_graph_holds(demo_bundle, tmp_path, listing, m
     assert sorted(bundle.path.rglob("*")) == before
 
 
-def test_strides_meet_every_channel():
-    for count in (1, 1000, 1 << 20, 2 * 15 * 16 * 1280):
-        stride = _stride(count, 64)
-        assert stride >= count // 64 and all(stride == 1 or stride % prime for prime in (2, 3, 5, 7))
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_every_channel_is_met_whatever_the_size(tmp_path, rows):
+    """A value of dynamic size, 320 channels: few values leave the graph, of all channels, the largest is exact."""
+    import onnxruntime
+
+    shape = ["rows", 16, 64, 320]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save_model(model, str(tmp_path / "g.onnx"))
+    observed = observe(Graph(tmp_path / "g.onnx"), ["x"], 1000)
+    x = np.broadcast_to(np.arange(320, dtype=np.float32), (rows, 16, 64, 320)).copy()
+    x[-1, 3, 5, 7] = -5000
+    session = onnxruntime.InferenceSession(observed.model, providers=["CPUExecutionProvider"])
+    _, largest, taken = session.run(None, {"x": x})
+    assert largest == 5000 and len(taken) < 31_000
+    kept = thinned(taken, observed.quota)
+    assert len(kept) == 1000
+    assert len(set(kept) - {-5000.0}) > 300
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(INT8, 0.042), (FP8, 0.03)])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..graph import Graph, Size
+from ..graph import Graph
 
 LARGEST, VALUES = "/largest", "/values"
 """Ends of the added outputs' names: the largest magnitude, and every so many values."""
+_PERIOD = 30
 _TO_THE_END = np.iinfo(np.int64).max
 
 
@@ -28,18 +29,21 @@ class ObservedGraph:
     """Folder of the file."""
     observed: tuple[str, ...]
     """Activations, by name."""
+    quota: int
+    """Values to keep of each run, :func:`thinned`; the graph gives up to 30 times as many."""
 
 
-def observe(graph: Graph, observed: Sequence[str], sizes: Mapping[str, int], quota: int) -> ObservedGraph:
-    """`graph` with two outputs more for each activation: its largest magnitude, and about `quota` of its values.
+def observe(graph: Graph, observed: Sequence[str], quota: int) -> ObservedGraph:
+    """`graph` with two outputs more for each activation: its largest magnitude, and some of its values.
 
-    Only these leave the graph, so that the memory is that of the graph itself.
+    Only these leave the graph, so that the memory is that of the graph itself. Values are taken at a stride that the
+    graph works out of the size it finds: 30 n + 1, which has no factor in common with numbers of channels, frames or
+    positions, so that every channel is met.
 
     Args:
         graph: as exported; it is not changed.
         observed: names of its values.
-        sizes: usual sizes of dynamic dimensions.
-        quota: values to take of each.
+        quota: values to keep of each.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -49,31 +53,32 @@ def observe(graph: Graph, observed: Sequence[str], sizes: Mapping[str, int], quo
         added.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
-    flat, zero, end = (constant(f"/observe/{n}", [v]) for n, v in (("flat", -1), ("zero", 0), ("end", _TO_THE_END)))
+    constants = (("flat", -1), ("zero", 0), ("end", _TO_THE_END), ("one", 1), ("period", _PERIOD))
+    flat, zero, end, one, period = (constant(f"/observe/{name}", [value]) for name, value in constants)
+    wanted = constant("/observe/wanted", [_PERIOD * quota])
     for name in observed:
-        size, line = f"{name}/size", f"{name}/line"
-        stride = constant(f"{name}/stride", [_stride(_count(graph.shape(name), sizes), quota)])
+        size, line = f"{name}/magnitude", f"{name}/line"
+        count, periods, steps, stride = (f"{name}/{part}" for part in ("count", "periods", "steps", "stride"))
         added.node.extend(
             [
                 helper.make_node("Abs", [name], [size]),
                 helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0),
                 helper.make_node("Reshape", [name, flat], [line]),
+                helper.make_node("Shape", [line], [count]),
+                helper.make_node("Div", [count, wanted], [periods]),
+                helper.make_node("Mul", [periods, period], [steps]),
+                helper.make_node("Add", [steps, one], [stride]),
                 helper.make_node("Slice", [line, zero, end, zero, stride], [name + VALUES]),
             ]
         )
         added.output.append(helper.make_tensor_value_info(name + LARGEST, TensorProto.FLOAT, []))
         added.output.append(helper.make_tensor_value_info(name + VALUES, TensorProto.FLOAT, [None]))
-    return ObservedGraph(graph.path.name, model.SerializeToString(), graph.path.parent.resolve(), tuple(observed))
+    weights = graph.path.parent.resolve()
+    return ObservedGraph(graph.path.name, model.SerializeToString(), weights, tuple(observed), quota)
 
 
-def _count(shape: tuple[Size, ...] | None, sizes: Mapping[str, int]) -> int:
-    """About how many values there are; formulas of sizes count as 1."""
-    return math.prod(size if isinstance(size, int) else sizes.get(str(size), 1) for size in shape or ())
-
-
-def _stride(count: int, quota: int) -> int:
-    """Steps that meet every channel in turn: no factor in common with numbers of channels, frames or positions."""
-    stride = max(1, count // quota)
-    while stride > 1 and any(stride % prime == 0 for prime in (2, 3, 5, 7)):
-        stride += 1
-    return stride
+def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:
+    """At most `quota` values of a line, evenly spread."""
+    if len(values) <= quota:
+        return values
+    return values[np.linspace(0, len(values) - 1, quota).astype(np.int64)]

@@ -61,15 +61,9 @@ def calibrate(
     Raises:
         UserError: a photo that cannot be read, or a graph that does not load.
     """
-    spec, model = bundle.manifest.stages[STAGE], bundle.manifest.model
-    graph = Graph(bundle.file(spec.file))
-    sizes = {
-        "rows": 2,
-        "latent_height": model.height // model.vae_scale_factor,
-        "latent_width": model.width // model.vae_scale_factor,
-    }
+    graph = Graph(bundle.file(bundle.manifest.stages[STAGE].file))
     quota = max(_VALUES // (len(samples.samples) * STEPS), _FEWEST_PER_RUN)
-    observed = observe(graph, observed_inputs(graph), sizes, quota)
+    observed = observe(graph, observed_inputs(graph), quota)
     ranges = {name: ActivationRange() for name in observed.observed}
 
     def load(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> Session:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ....runtime.errors import CancelledError, UserError
 from ....runtime.manifest import StageSpec
 from ....runtime.session import resolve_shape
-from .graph import LARGEST, VALUES, ObservedGraph
+from .graph import LARGEST, VALUES, ObservedGraph, thinned
 from .ranges import ActivationRange
 
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ class ObservedSession:
         for name, array in self.outputs.items():
             array[...] = found[name]
         for name in observed:
-            self._ranges[name].add(float(found[name + LARGEST]), found[name + VALUES])
+            self._ranges[name].add(float(found[name + LARGEST]), thinned(found[name + VALUES], self._graph.quota))
 
     def cancel(self) -> None:
         self._run_options.terminate = True
