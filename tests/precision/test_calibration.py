@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +261,45 @@ def test_every_channel_is_met_whatever_the_size(tmp_path, rows):
     kept = thinned(taken, observed.quota)
     assert len(kept) == 1000
     assert len(set(kept) - {-5000.0}) > 300
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np, onnx
+from onnx import TensorProto, helper
+from consisti2v_rt.export.precision.calibration.graph import observe
+from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
+from consisti2v_rt.export.precision.calibration.session import ObservedSession
+from consisti2v_rt.export.precision.graph import Graph
+from consisti2v_rt.runtime.manifest import StageSpec, TensorSpec
+
+path, shape, names = Path(sys.argv[1]), [8_000_000], ["x", *(f"a{i}" for i in range(24))]
+info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+nodes = [helper.make_node("Sin", [before], [after]) for before, after in zip(names, names[1:])]
+graph = helper.make_graph(nodes, "chain", info[:1], info[-1:], value_info=info[1:-1])
+onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), str(path))
+specs = [(TensorSpec(name, "float32", tuple(shape)),) for name in (names[0], names[-1])]
+ranges = {name: ActivationRange() for name in names[1:-1]}
+session = ObservedSession(
+    observe(Graph(path), names[1:-1], 100), StageSpec("", "fp32", *specs, 23), {}, 1, ranges
+)
+session.inputs["x"][...] = 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session.run()
+assert all(found.largest > 0.1 and len(found.values) == 100 for found in ranges.values())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_activations_are_not_kept_until_the_end(tmp_path):
+    """22 observed activations of 31 MiB: a few live at a time."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "chain.onnx")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < 7 * 31, "MiB"
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(INT8, 0.042), (FP8, 0.03)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,23 +57,28 @@ def observe(graph: Graph, observed: Sequence[str], quota: int) -> ObservedGraph:
     constants = (("flat", -1), ("zero", 0), ("end", _TO_THE_END), ("one", 1), ("period", _PERIOD))
     flat, zero, end, one, period = (constant(f"/observe/{name}", [value]) for name, value in constants)
     wanted = constant("/observe/wanted", [_PERIOD * quota])
+    following: dict[str, list[Any]] = {name: [] for name in observed}
     for name in observed:
         size, line = f"{name}/magnitude", f"{name}/line"
         count, periods, steps, stride = (f"{name}/{part}" for part in ("count", "periods", "steps", "stride"))
-        added.node.extend(
-            [
-                helper.make_node("Abs", [name], [size]),
-                helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0),
-                helper.make_node("Reshape", [name, flat], [line]),
-                helper.make_node("Shape", [line], [count]),
-                helper.make_node("Div", [count, wanted], [periods]),
-                helper.make_node("Mul", [periods, period], [steps]),
-                helper.make_node("Add", [steps, one], [stride]),
-                helper.make_node("Slice", [line, zero, end, zero, stride], [name + VALUES]),
-            ]
-        )
+        following[name] = [
+            helper.make_node("Abs", [name], [size]),
+            helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0),
+            helper.make_node("Reshape", [name, flat], [line]),
+            helper.make_node("Shape", [line], [count]),
+            helper.make_node("Div", [count, wanted], [periods]),
+            helper.make_node("Mul", [periods, period], [steps]),
+            helper.make_node("Add", [steps, one], [stride]),
+            helper.make_node("Slice", [line, zero, end, zero, stride], [name + VALUES]),
+        ]
         added.output.append(helper.make_tensor_value_info(name + LARGEST, TensorProto.FLOAT, []))
         added.output.append(helper.make_tensor_value_info(name + VALUES, TensorProto.FLOAT, [None]))
+    # Right behind what they look at, or every activation would be kept to the end (see session.py).
+    nodes = [node for name in graph.inputs for node in following.get(name, ())]
+    for node in graph.nodes:
+        nodes += [node, *(after for name in node.output for after in following.get(name, ()))]
+    del added.node[:]
+    added.node.extend(nodes)
     weights = graph.path.parent.resolve()
     return ObservedGraph(graph.path.name, model.SerializeToString(), weights, tuple(observed), quota)
 

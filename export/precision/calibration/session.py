@@ -42,6 +42,9 @@ class ObservedSession:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         options.enable_cpu_mem_arena = False
+        # Nodes in the order of the graph: by default those that lead to outputs of the graph come last, and every
+        # activation would wait for them.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.weights))
         try:
