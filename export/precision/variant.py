@@ -118,6 +118,7 @@ def write_variant(
             present = kept.get(stage)
             skipped = present is not None and _is_current(present, opened.manifest, stage, rules, options)
             if not skipped:
+                _keep_calibration(present, precision, options)
                 _check_source(opened, stage)
                 calibration = None
                 if options.calibration is not None and stage == CALIBRATED_STAGE:
@@ -157,6 +158,16 @@ def _check_options(options: VariantOptions, rules: Recipe, stages: Sequence[str]
         raise UserError(f"calibration is of stage {CALIBRATED_STAGE}: name it too, or leave the calibration out.")
     if options.max_loss is not None and not 0 < options.max_loss < 1:
         raise UserError(f"the largest loss is a relative L2 between 0 and 1, not {options.max_loss}: give 0.02 or so.")
+
+
+def _keep_calibration(present: dict[str, Any] | None, precision: str, options: VariantOptions) -> None:
+    """A calibration is hours of work at full size: it is not dropped without a word."""
+    held = None if present is None else present["source"].get("calibration")
+    if held is not None and options.calibration is None and not options.weight_only:
+        raise UserError(
+            f"the {precision} graph of {CALIBRATED_STAGE} is calibrated on {held['name']} and must be written or "
+            "checked anew: pass --calibrate again (or --quick-check, if only its check was quick), or --calibrate off."
+        )
 
 
 def _is_current(
@@ -266,7 +277,12 @@ def _attempt_calibrated(
 ) -> tuple[_Attempt, dict[str, Any]]:
     """As many activations in 8 bits as the limit allows, those first that lose least by themselves."""
     assert rules.weights is not None
-    scales = calibration.scales(rules.weights)
+    try:
+        scales = calibration.scales(rules.weights)
+    except OverflowError as error:
+        raise UserError(
+            f"calibration on {calibration.spec.name} fails ({error}): look at the bundle's weights."
+        ) from None
     ordered = sorted(scales, key=lambda name: scales[name].loss)
 
     def first(count: int) -> _Attempt:

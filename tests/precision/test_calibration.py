@@ -185,9 +185,25 @@ def test_kept_until_asked_otherwise(demo_bundle, tmp_path, listing, monkeypatch)
     assert build() == build(calibration=first) == (True, True)
     other = calibration_set(str(write_listing(tmp_path / "other", 5)))
     assert build(calibration=other) == (False, True)
+    with pytest.raises(UserError, match=r"calibrated on photos\.jsonl and must be written or checked anew: pass --cal"):
+        write_variant(bundle, "int8", ["unet"])  # the whole check: it was a quick one
     assert build(weight_only=True) == (False, False) and build(weight_only=True) == (True, False)
     assert calls == [first.sha256, other.sha256]
     Bundle.open(bundle)
+
+
+def test_activations_that_are_not_finite_are_told(demo_bundle, tmp_path, listing, monkeypatch):
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+
+    def infinite(opened, samples, on_sample):
+        broken = ActivationRange()
+        broken.add(float("inf"), np.zeros(3, np.float32))
+        return run.Calibration(run.calibration_spec(samples), {"x": broken})
+
+    monkeypatch.setattr("consisti2v_rt.export.precision.variant.calibrate", infinite)
+    options = VariantOptions(calibration=calibration_set(str(listing)))
+    with pytest.raises(UserError, match=r"calibration on photos\.jsonl fails .* not finite in float32"):
+        write_variant(bundle, "int8", ["unet"], options)
 
 
 def test_activations_that_cost_most_stay_in_half_precision(demo_bundle, tmp_path, listing, monkeypatch):
@@ -203,7 +219,7 @@ def test_activations_that_cost_most_stay_in_half_precision(demo_bundle, tmp_path
     assert len(kept["loss_of_those_left"]) == kept["of"] - kept["quantised"]
     # What weights alone cost cannot be kept by leaving activations out.
     with pytest.raises(UserError, match=r"unet in int8 differs from float32 by 1.* .allowed 1e-03.: use fp16 or fp32"):
-        write_variant(bundle, "int8", ["unet"], VariantOptions(max_loss=1e-3, quick_check=True))
+        write_variant(bundle, "int8", ["unet"], VariantOptions(max_loss=1e-3, weight_only=True, quick_check=True))
     assert recorded(bundle) == entry
 
 
