@@ -46,6 +46,7 @@ class VideoStream:
 
         Raises:
             UserError: a file could not be written.
+            ValueError: a video did not get all its frames.
         """
         started = time.perf_counter()
         for thread in self._threads:
@@ -53,6 +54,7 @@ class VideoStream:
         for thread in self._threads:
             thread.join()
             thread.check()
+            thread.check_complete()
         self.waited += time.perf_counter() - started
 
     @property
@@ -67,8 +69,8 @@ def streaming(
 ) -> Iterator[tuple[VideoStream, list[Path]]]:
     """Open a stream for `videos` videos of `frames` frames each; gives it and the files that there will be.
 
-    The files are put in place when the body ends, after :meth:`VideoStream.finish`; if it fails or is interrupted,
-    what was there before stays.
+    The files are put in place when the body has ended and everything is encoded; if it fails or is interrupted, what
+    was there before stays.
 
     Args:
         outputs: checked by ``check_output``; several videos are numbered.
@@ -88,8 +90,10 @@ def streaming(
             ]
             for thread in threads:
                 thread.start()
+            stream = VideoStream(threads)
             try:
-                yield VideoStream(threads), targets
+                yield stream, targets
+                stream.finish()  # nothing is left to do where the body did it
             finally:
                 for thread in threads:
                     thread.stop()
@@ -120,6 +124,12 @@ class _OutputThread(threading.Thread):
         """Raise what the thread met."""
         if self._error is not None:
             raise self._error
+
+    def check_complete(self) -> None:
+        """Every video has had all its frames."""
+        for number, video in enumerate(self._videos):
+            if video.count != self._frames:
+                raise ValueError(f"video {number} got {video.count} of {self._frames} frames")
 
     def stop(self) -> None:
         """End the thread; where it has not finished, its files are closed as they are."""

@@ -90,6 +90,24 @@ def test_what_is_hidden_is_the_time_nobody_waited(tmp_path, monkeypatch):
     assert stream.seconds >= 0.2 and stream.waited < 0.1
 
 
+def test_a_body_that_does_not_wait_still_gets_whole_files(tmp_path):
+    with streaming([tmp_path / "out.mp4"], 1, 12, 8) as (stream, _):
+        stream.on_frames(0, 0, moving())
+    (whole,) = save_frames(moving(), tmp_path / "whole.mp4", 8)
+    assert (tmp_path / "out.mp4").read_bytes() == whole.read_bytes()
+
+
+def test_a_video_without_all_its_frames_is_no_file(tmp_path):
+    with (
+        pytest.raises(ValueError, match="video 1 got 11 of 12 frames"),
+        streaming([tmp_path / "out.mp4"], 2, 12, 8) as (stream, _),
+    ):
+        stream.on_frames(0, 0, moving())
+        stream.on_frames(1, 0, moving(11))
+        stream.finish()
+    assert names(tmp_path) == []
+
+
 class Stop(KeyboardInterrupt):
     """Told apart from a real Ctrl-C."""
 
