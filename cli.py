@@ -82,6 +82,7 @@ def main() -> None:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("consisti2v_rt.memory").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

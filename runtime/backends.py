@@ -6,7 +6,8 @@ functions, so a new one is one entry of :data:`BACKENDS`; its packages are impor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,8 @@ from .gpu import entry as gpu
 from .openvino import backend as openvino_backend
 from .session import OnnxCpuSession, Session
 from .stage_graphs import Availability, has_graphs, stage_graph
+
+_log = logging.getLogger("consisti2v_rt")
 
 DEVICES = ("auto", "cpu", "cuda", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -135,30 +138,40 @@ class Row:
     backend: Backend
     used: bool
     reason: str
+    precision: str
+    """What it would run in."""
 
 
-def table(bundle: Bundle | None = None, device: str = "auto", precision: str | None = None) -> list[Row]:
+def table(
+    bundle: Bundle | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    without: Collection[str] = (),
+) -> list[Row]:
     """Every backend with the reason it is or is not used; the first usable one is. Without a bundle, the machine
-    alone is judged.
+    alone is judged. `without`: names of those that were tried and failed.
     """
     rows: list[Row] = []
     for backend in BACKENDS:
-        found, _ = _judge(backend, bundle, precision)
+        found, chosen = _judge(backend, bundle, precision)
         wanted = backend.automatic if device == "auto" else backend.device == device
-        taken = found.usable and wanted and not any(row.used for row in rows)
-        reason = found.reason
+        failed = backend.name in without
+        taken = found.usable and wanted and not failed and not any(row.used for row in rows)
+        reason = found.reason + ("; it was tried and does not load this bundle" if failed else "")
         if found.usable and not wanted:
             reason += f"; used with --device {backend.device}" if device == "auto" else f"; not what {device} asks for"
-        rows.append(Row(backend, taken, reason))
+        rows.append(Row(backend, taken, reason, chosen))
     return rows
 
 
-def choose(bundle: Bundle, device: str = "auto", precision: str | None = None) -> Choice:
-    """The first backend that can run this bundle.
+def choose(bundle: Bundle, device: str = "auto", precision: str | None = None, without: Collection[str] = ()) -> Choice:
+    """The first backend that can run this bundle. One that is installed and does not start is passed over with a
+    warning.
 
     Args:
         device: auto, cpu, cuda or openvino. "auto" takes a GPU where one can be used, else the processor.
         precision: fp32, fp16, bf16, int8, fp8; None: the best of what the backend and the bundle have.
+        without: names of backends that were tried and failed.
 
     Raises:
         UserError: nothing fits; the sentence gives every backend's reason.
@@ -169,11 +182,13 @@ def choose(bundle: Bundle, device: str = "auto", precision: str | None = None) -
         raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
     reasons: list[str] = []
     for backend in BACKENDS:
-        if not (backend.automatic if device == "auto" else backend.device == device):
+        if backend.name in without or not (backend.automatic if device == "auto" else backend.device == device):
             continue
         found, chosen = _judge(backend, bundle, precision)
         if found.usable:
             return Choice(backend, chosen, found.reason)
+        if found.failed and device == "auto":
+            _log.warning("%s is not used: %s.", backend.title, found.reason.rstrip("."))
         reasons.append(f"{backend.title}: {found.reason.rstrip('.')}")
     raise UserError(f"nothing can run this bundle with device {device}: {'; '.join(reasons) or 'no backend for it'}.")
 

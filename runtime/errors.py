@@ -13,3 +13,7 @@ class UserError(ValueError):
     The command line prints the sentence and exits with code 2, without a traceback. Library callers may catch it;
     it is a :class:`ValueError`.
     """
+
+
+class BackendError(UserError):
+    """A backend that was chosen cannot load a stage on this machine; with device "auto" the next one is taken."""

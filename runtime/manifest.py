@@ -34,6 +34,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class CalibrationSpec:
+    """What a graph's 8-bit activations were calibrated on."""
+
+    name: str
+    """Of the listing, or "demo"."""
+    sha256: str
+    """Of its files and captions."""
+    samples: int
+    steps: int
+    """Denoising steps of each sample."""
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One ONNX graph."""
 
@@ -42,6 +55,8 @@ class StageSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
+    calibration: CalibrationSpec | None = None
+    """None where activations are not in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +304,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     allowed = arguments if origin in (typing.Union, types.UnionType) else (kind,)
+    described = next((option for option in arguments if dataclasses.is_dataclass(option)), None)
+    if described is not None and isinstance(value, dict):
+        return _parse(described, value, where)
     if type(value) in allowed or (value is None and type(None) in allowed):
         return value
     if float in allowed and type(value) is int:

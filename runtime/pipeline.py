@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from .backends import Choice, choose
 from .bundle import Bundle
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .errors import UserError
+from .errors import BackendError, UserError
 from .gpu.generation import GpuGeneration
 from .gpu_options import GpuOptions
 from .image import ImageSource, load_image, preprocess
@@ -28,6 +29,7 @@ from .stages import Stages
 from .timings import Timings
 from .video import GeneratedVideos
 
+_log = logging.getLogger("consisti2v_rt")
 _PLAIN = GpuOptions()
 
 
@@ -52,15 +54,22 @@ class ImageToVideo:
     ) -> None:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
         self.bundle = bundle
-        self.backend = choose(bundle, device, precision) if choice is None else choice
-        self._gpu = None if self.backend.backend.device != "cuda" else GpuGeneration(bundle, self.backend, gpu)
-        if self._gpu is None and gpu.device_noise:
-            raise UserError("device_noise needs a GPU: pass device cuda, or leave it off.")
-        self._stages = Stages(bundle, self.backend, threads, self._gpu)
+        self._automatic = choice is None and device == "auto"
+        self._asked, self._failed = (threads, precision, gpu), set[str]()
+        self._use(choose(bundle, device, precision) if choice is None else choice)
         try:
             self._scheduler = SchedulerConfig.from_dict(bundle.manifest.scheduler)
         except ValueError as error:
             raise UserError(f"the bundle's scheduler cannot be used: {error}") from None
+
+    def _use(self, choice: Choice) -> None:
+        """Run everything by this choice from now on."""
+        threads, _, gpu = self._asked
+        self.backend = choice
+        self._gpu = None if choice.backend.device != "cuda" else GpuGeneration(self.bundle, choice, gpu)
+        if self._gpu is None and gpu.device_noise:
+            raise UserError("device_noise needs a GPU: pass device cuda, or leave it off.")
+        self._stages = Stages(self.bundle, choice, threads, self._gpu)
 
     @classmethod
     def from_bundle(
@@ -117,6 +126,28 @@ class ImageToVideo:
         Raises:
             UserError: bad input; nothing was computed.
         """
+        while True:
+            try:
+                return self._animate(image, prompt, settings, latents, callback, on_frames, options)
+            except BackendError as error:
+                # A stage is loaded before the first step and the first frame: nothing was told of this attempt.
+                if not self._automatic:
+                    raise
+                self._failed.add(self.backend.backend.name)
+                _log.warning("%s is not used: %s", self.backend.backend.title, error)
+                self._use(choose(self.bundle, "auto", self._asked[1], self._failed))
+
+    def _animate(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[str],
+        settings: GenerationSettings | None,
+        latents: NDArray[np.float32] | None,
+        callback: StepCallback | None,
+        on_frames: FramesCallback | None,
+        options: dict[str, Any],
+    ) -> GeneratedVideos:
+        """One attempt with the chosen backend; arguments as :meth:`__call__`."""
         request = self.check(image, prompt, settings=settings, **options)
         settings, prompts, streams = request.settings, request.prompts, request.streams
         assert settings.height is not None and settings.width is not None
@@ -134,6 +165,9 @@ class ImageToVideo:
         first_frame = static[:, :, :1]
         texts = self._stages.texts(prompts, request.negatives, settings, timings)
         with timings.measure("load"):
+            if self._gpu is not None:
+                # One that does not load is found before the loop, not after it.
+                self._stages.session("vae_decoder", clip_shape)
             unet = self._stages.unet_rows(texts, clip_shape, settings, timings)
 
         clips = []

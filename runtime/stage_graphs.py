@@ -15,6 +15,8 @@ class Availability:
 
     usable: bool
     reason: str
+    failed: bool = False
+    """It is installed and does not start: worth a warning where another takes its place."""
 
 
 def stage_graph(bundle: Bundle, stage: str, precision: str) -> StageSpec:

@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -102,23 +102,42 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) ->
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"the frame rate must be a number above 0, not {fps}, so set fps to 8 for example.")
 
-    suffix = target.suffix.lower()
-    targets = [target]
-    if suffix == ".png":
-        digits = max(3, len(str(len(frames) - 1)))
-        targets = [target.with_name(f"{target.stem}-{i:0{digits}d}{target.suffix}") for i in range(len(frames))]
+    targets = files_of(target, len(frames))
     try:
         with replacing(targets) as temporary:
-            if suffix == ".png":
+            if target.suffix.lower() == ".png":
                 for pixels, file in zip(frames, temporary, strict=True):
-                    Image.fromarray(pixels).save(file, "PNG")
+                    write_picture(pixels, file)
             else:
-                _WRITERS[suffix](frames, temporary[0], fps)
+                write_whole(frames, temporary[0], fps)
     except (OSError, av.FFmpegError) as error:
-        raise UserError(
-            f'"{target}" could not be written ({_reason(error)}), so check the free space and the permissions.'
-        ) from error
+        raise not_written(target, error) from error
     return targets
+
+
+def files_of(target: Path, frames: int) -> list[Path]:
+    """The files that a video becomes: one, or for .png one per frame."""
+    if target.suffix.lower() != ".png":
+        return [target]
+    digits = max(3, len(str(frames - 1)))
+    return [target.with_name(f"{target.stem}-{i:0{digits}d}{target.suffix}") for i in range(frames)]
+
+
+def write_picture(pixels: Frames, file: Path) -> None:
+    """One frame [height, width, 3] as a PNG."""
+    Image.fromarray(pixels).save(file, "PNG")
+
+
+def write_whole(frames: Frames, file: Path, fps: float) -> None:
+    """All frames of a video at once, in the format of the suffix."""
+    _WRITERS[file.suffix.lower()](frames, file, fps)
+
+
+def not_written(target: Path, error: Exception) -> UserError:
+    """The refusal for a file that could not be written."""
+    return UserError(
+        f'"{target}" could not be written ({_reason(error)}), so check the free space and the permissions.'
+    )
 
 
 @contextmanager
@@ -155,15 +174,26 @@ def _mp4_encoder() -> str:
     )
 
 
-def _write_mp4(frames: Frames, file: Path, fps: float) -> None:
-    encoder = _mp4_encoder()
-    rate = Fraction(fps).limit_denominator(1001)
-    # 4:2:0 halves both sides of the colour planes, so they must be even.
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    height, width = frames.shape[1:3]
-    # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
-    with av.open(str(file.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(encoder, rate=rate)
+class Mp4Writer:
+    """An mp4 that grows frame by frame; whole once it is closed.
+
+    Args:
+        file: where to.
+        size: height and width of the frames; an odd side is padded by its last row or column.
+        fps: frames a second.
+    """
+
+    def __init__(self, file: Path, size: tuple[int, int], fps: float) -> None:
+        encoder = _mp4_encoder()
+        self._rate = Fraction(fps).limit_denominator(1001)
+        # 4:2:0 halves both sides of the colour planes, so they must be even.
+        self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+        height, width = (side + side % 2 for side in size)
+        self._frames = 0
+        # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
+        options = {"movflags": "+faststart"}
+        self._container = av.open(str(file.absolute()), "w", format="mp4", options=options)
+        self._stream = stream = self._container.add_stream(encoder, rate=self._rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
@@ -173,16 +203,40 @@ def _write_mp4(frames: Frames, file: Path, fps: float) -> None:
         else:
             stream.bit_rate = max(200_000, int(height * width * fps * _FALLBACK_BITS_PER_PIXEL))
             _log.warning("libx264 is missing from the installed PyAV; %s is used instead, at lower quality", encoder)
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                format="yuv420p",
-                src_color_range=ColorRange.JPEG,
-                dst_color_range=ColorRange.MPEG,
-                dst_colorspace=Colorspace.ITU709,
-            )
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+
+    def add(self, pixels: Frames) -> None:
+        """One frame: uint8 RGB [height, width, 3]."""
+        padded = np.ascontiguousarray(np.pad(pixels, self._padding, mode="edge"))
+        frame = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU709,
+        )
+        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        self._frames += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Write what the encoder still holds, and the index."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Let go of the file, which is of no use then."""
+        with suppress(OSError, av.FFmpegError):
+            self._container.close()
+
+
+def _write_mp4(frames: Frames, file: Path, fps: float) -> None:
+    writer = Mp4Writer(file, (frames.shape[1], frames.shape[2]), fps)
+    try:
+        for pixels in frames:
+            writer.add(pixels)
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.close()
 
 
 def _write_gif(frames: Frames, file: Path, fps: float) -> None:

@@ -18,7 +18,8 @@ from consisti2v_rt.runtime.manifest import STAGES, Manifest
 COMMANDS = ("generate", "demo", "export", "inspect", "bench", "doctor")
 LAST_LINE = re.compile(
     r"(?P<videos>\d+) video\(s\) of (?P<frames>\d+) frames (?P<width>\d+)x(?P<height>\d+), seed (?P<seed>.+), "
-    r"(?P<total>[\d.]+) s: (?P<stages>.+)"
+    r"(?P<total>[\d.]+) s: (?P<stages>[^;]+)"
+    r"(; files took (?P<files>[\d.]+) s, (?P<hidden>[\d.]+) s of it while decoding)?"
 )
 
 

@@ -1,5 +1,7 @@
 """Time every CUDA kernel on this machine's GPU against plain torch, and write one JSON.
 
+Temporal attention is also timed as an engine has it: our kernel is worth a plugin where it is faster than that.
+
 ``python -m consisti2v_rt.benchmarks.kernels_on_gpu --output kernels.json``
 
 Both run as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python. Needs an
@@ -23,6 +25,7 @@ from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from .cases import Case, cases
+from .engine_attention import AttentionEngine, build_attention
 from .stopwatch import Stopwatch
 
 
@@ -91,9 +94,24 @@ def _measure(case: Case, device: Any, stream: Any, arch: str, rounds: int) -> di
     row: dict[str, Any] = {"name": case.name, "bytes_moved": case.bytes_moved}
     row["kernel_us"] = stopwatch.measure(enqueue, rounds)
     row["torch_us"] = _in_torch(case, stopwatch, stream, rounds)
+    if case.engine is not None:
+        row |= _in_engine(case.engine, buffers, stopwatch, stream, arch, rounds)
     for buffer in buffers.values():
         buffer.close()
     return row
+
+
+def _in_engine(
+    graph: bytes, buffers: dict[str, Any], stopwatch: Stopwatch, stream: Any, arch: str, rounds: int
+) -> dict[str, Any]:
+    """Microseconds of the same as an engine, or why there are none."""
+    capability = f"{arch[3:-1]}.{arch[-1]}"
+    try:
+        addresses = {name: int(buffers[name].handle) for name in ("query", "key", "value", "out")}
+        engine = AttentionEngine(build_attention(graph, capability), addresses)
+    except UserError as error:
+        return {"engine_us": None, "engine_refused": str(error)}
+    return {"engine_us": stopwatch.measure(lambda: engine.enqueue(int(stream.handle)), rounds)}
 
 
 def _in_torch(case: Case, stopwatch: Stopwatch, stream: Any, rounds: int) -> list[float] | None:
@@ -110,7 +128,8 @@ def _in_torch(case: Case, stopwatch: Stopwatch, stream: Any, rounds: int) -> lis
 
 
 def _show(record: dict[str, Any]) -> None:
-    table = Table("kernel", "µs", "GB/s", "torch µs", "torch / kernel", title=record["gpu"], title_justify="left")
+    columns = ("kernel", "µs", "GB/s", "torch µs", "torch / kernel", "engine / kernel")
+    table = Table(*columns, title=record["gpu"], title_justify="left")
     for row in record["kernels"]:
         own = statistics.median(row["kernel_us"])
         cells = [f"{own:.1f}", f"{row['bytes_moved'] / own / 1000:.0f}"]
@@ -119,6 +138,8 @@ def _show(record: dict[str, Any]) -> None:
         else:
             plain = statistics.median(row["torch_us"])
             cells += [f"{plain:.1f}", f"{plain / own:.2f}×"]
+        engine = row.get("engine_us")
+        cells.append("" if engine is None else f"{statistics.median(engine) / own:.2f}×")
         table.add_row(row["name"], *cells)
     Console().print(table)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...kernels.cuda.sources import MOMENT_BLOCKS
 from ...kernels.temporal_window_attention import rotation_table
+from .engine_attention import attention_graph
 
 VIDEOS, CHANNELS, FRAMES, SIDE, PIXELS = 1, 4, 16, 32, 256
 HEADS = 8
@@ -33,6 +34,7 @@ class Case:
         arrays: by argument name, shared by the launches.
         bytes_moved: what has to be read and written at least, for the share of the memory's bandwidth.
         in_torch: the plain formulation.
+        engine: the same as an ONNX graph, for kernels that could stand in an engine; None for the others.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Case:
     arrays: dict[str, NDArray[Any]]
     bytes_moved: int
     in_torch: Formulation
+    engine: bytes | None = None
 
 
 def cases() -> list[Case]:
@@ -189,4 +192,5 @@ def _attention(normal: Callable[..., Any], side: int, head_size: int) -> Case:
         arrays,
         4 * 2 * math.prod(shape),
         lambda tensors: torch_formulations.temporal_window_attention(tensors, HEADS, side, side),
+        attention_graph(clips, FRAMES, side, HEADS, head_size),
     )

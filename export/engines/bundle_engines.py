@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
@@ -25,6 +26,9 @@ from .process import run_build
 from .shapes import engine_shapes, parse_ranges
 from .targets import Target, check_precision, find_target
 from .worker import Order
+
+if TYPE_CHECKING:
+    from ..precision.variant import StageVariant, VariantOptions
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
@@ -70,7 +74,9 @@ def build_engines(
     stages: Sequence[str] | None = None,
     dynamic: Sequence[str] = (),
     stripped: bool = False,
+    variant: VariantOptions | None = None,
     on_phase: Callable[[str], None] = lambda phase: None,
+    on_variant: Callable[[StageVariant], None] = lambda variant: None,
     on_progress: Callable[[BuildProgress], None] = lambda progress: None,
     on_engine: Callable[[EngineReport], None] = lambda report: None,
 ) -> tuple[EngineSpec, ...]:
@@ -87,7 +93,9 @@ def build_engines(
         stages: names; None: all.
         dynamic: ranges such as "height=256:320:512"; sizes not named are fixed.
         stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
-        on_phase, on_progress, on_engine: what is being done; where the builder is; what one engine became.
+        variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
+        on_phase, on_variant, on_progress, on_engine: what is being done; what a graph in another precision became;
+            where the builder is; what one engine became.
 
     Returns:
         What the manifest says about the new engines.
@@ -98,7 +106,9 @@ def build_engines(
     """
     job = _settle(bundle, target, flavour, precision, stages, dynamic, stripped)
     if precision != "fp32":
-        job = replace(job, bundle=_with_variant(job, on_phase))
+        job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant))
+    elif variant is not None:
+        raise UserError("float32 graphs are the bundle's own: calibration and largest loss are for other precisions.")
     engines_folder = job.bundle.path.resolve() / "engines"
     temporary = engines_folder / f".{job.target.name}.partial-{os.getpid()}"
     try:
@@ -151,10 +161,15 @@ def _settle(
     return _Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped)
 
 
-def _with_variant(job: _Job, on_phase: Callable[[str], None]) -> Bundle:
+def _with_variant(
+    job: _Job,
+    options: VariantOptions | None,
+    on_phase: Callable[[str], None],
+    on_variant: Callable[[StageVariant], None],
+) -> Bundle:
     """The bundle with its graphs in the wanted precision; those up to date are kept."""
     try:
-        from ..precision import write_variant
+        from ..precision import VariantOptions, write_variant
     except ImportError as error:
         raise UserError(
             f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
@@ -163,7 +178,10 @@ def _with_variant(job: _Job, on_phase: Callable[[str], None]) -> Bundle:
         job.bundle.path,
         job.precision,
         job.stages,
+        options or VariantOptions(),
         on_stage_start=lambda stage: on_phase(f"{job.precision} graph of {stage}"),
+        on_stage=on_variant,
+        on_sample=lambda done, total: on_phase(f"calibrating on sample {done + 1} of {total}"),
     )
     return Bundle.open(job.bundle.path, verify=False)
 

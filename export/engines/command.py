@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from ..precision import StageVariant, VariantOptions
     from .bundle_engines import EngineReport
     from .monitor import BuildProgress
 
@@ -34,6 +35,22 @@ def build(
     strip: Annotated[
         bool, typer.Option("--strip", help="No weights in the engines; they are read from the ONNX. Needs a GPU.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="int8, fp8: the U-Net's activations in 8 bits too, by their ranges on a .csv or .jsonl listing of "
+            "photos or clips with captions, or demo (the example photo); off: weights alone."
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative L2 of a stage to float32; activations that cost most stay in half precision for it."
+        ),
+    ] = None,
+    quick_check: Annotated[
+        bool, typer.Option("--quick-check", help="Check each stage on one seed and batch, not three of each.")
+    ] = False,
     compare: Annotated[
         str | None, typer.Option(help="onnxruntime: run both on random inputs and compare. Needs a GPU.")
     ] = None,
@@ -43,6 +60,7 @@ def build(
     from .compare import check_comparison, compare_engines
 
     check_comparison(compare)
+    variant = _variant_options(precision, calibrate, max_loss, quick_check)
     if stages is not None and not stages.strip(", "):
         raise UserError("--stages is empty: name stages such as unet,vae_decoder, or leave it out.")
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -61,6 +79,13 @@ def build(
             description = f"{doing}: {state.phase[:40]}"
             progress.update(task, description=description, completed=state.step, total=max(state.steps, 1))
 
+        def on_variant(report: StageVariant) -> None:
+            if not report.skipped:
+                count = report.quantised_activations
+                narrow = f", {count} activations in 8 bits" if count else ""
+                line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
+                console.print(line + narrow, soft_wrap=True)
+
         def on_engine(report: EngineReport) -> None:
             for line in _lines(report):
                 console.print(line, soft_wrap=True)
@@ -73,7 +98,9 @@ def build(
             stages=None if stages is None else [name.strip() for name in stages.split(",") if name.strip()],
             dynamic=dynamic or (),
             stripped=strip,
+            variant=variant,
             on_phase=on_phase,
+            on_variant=on_variant,
             on_progress=on_progress,
             on_engine=on_engine,
         )
@@ -82,6 +109,27 @@ def build(
     if compare is not None:
         for line in compare_engines(bundle, engines):
             typer.echo(line)
+
+
+def _variant_options(
+    precision: str, calibrate: str | None, max_loss: float | None, quick_check: bool
+) -> VariantOptions | None:
+    """What was asked of the graphs in another precision; None: nothing. Refuses a set that cannot be used."""
+    if calibrate is None and max_loss is None and not quick_check:
+        return None
+    try:
+        from ..precision import VariantOptions
+        from ..precision.calibration import calibration_set
+    except ImportError as error:
+        raise UserError(
+            f"making {precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
+        ) from None
+    return VariantOptions(
+        calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate)),
+        weight_only=calibrate == "off",
+        max_loss=max_loss,
+        quick_check=quick_check,
+    )
 
 
 def _lines(report: EngineReport) -> list[str]:

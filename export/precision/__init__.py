@@ -1,6 +1,6 @@
 """A bundle's float32 graphs in other precisions, at the level of ONNX: no torch, no checkpoint."""
 
 from .recipe import PRECISIONS, Recipe
-from .variant import StageVariant, write_variant
+from .variant import StageVariant, VariantOptions, write_variant
 
-__all__ = ["PRECISIONS", "Recipe", "StageVariant", "write_variant"]
+__all__ = ["PRECISIONS", "Recipe", "StageVariant", "VariantOptions", "write_variant"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .attention_form import settle_attention_forms
 from .attention_scale import fold_attention_scales
 from .graph import Graph
 from .lowering import lower
-from .quantisation import quantise_weights
+from .quantisation import quantise
 from .recipe import Recipe
 
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
@@ -29,10 +30,15 @@ class ConversionFacts:
     decomposed_attentions: list[str]
     """By name: those for which no fused kernel exists, written as product, float32 softmax and product."""
     quantised_weights: int
+    quantised_activations: int
 
 
-def convert(source: Path, target: Path, recipe: Recipe) -> tuple[ConversionFacts, dict[str, str]]:
+def convert(
+    source: Path, target: Path, recipe: Recipe, scales: Mapping[str, float] | None = None
+) -> tuple[ConversionFacts, dict[str, str]]:
     """Write the graph at `source` to `target` in another precision; weights beside each.
+
+    `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights.
 
     Returns what was done, and the dtype of every input and output.
 
@@ -40,15 +46,15 @@ def convert(source: Path, target: Path, recipe: Recipe) -> tuple[ConversionFacts
         UserError: a graph or a weight that the rules do not cover.
     """
     graph = Graph(source)
-    scales = fold_attention_scales(graph)
+    folded = fold_attention_scales(graph)
     decomposed = settle_attention_forms(graph)
     lower(graph, recipe.activations)
-    quantised = 0
+    weights = activations = 0
     if recipe.weights is not None:
-        quantised = quantise_weights(graph, recipe.activations, recipe.weights)
+        weights, activations = quantise(graph, recipe.activations, recipe.weights, scales)
     graph.write(target)
     types = {name: DTYPES[kind] for name, kind in (graph.inputs | graph.outputs).items() if kind in DTYPES}
-    return ConversionFacts(scales.in_weights, scales.at_operand, decomposed, quantised), types
+    return ConversionFacts(folded.in_weights, folded.at_operand, decomposed, weights, activations), types
 
 
 def variant_spec(spec: StageSpec, file: str, precision: str, types: dict[str, str]) -> StageSpec:

@@ -1,43 +1,115 @@
-"""Weights of products in 8 bits behind a DequantizeLinear each; activations stay as they are.
+"""Products in 8 bits: weights behind a DequantizeLinear each, and where a calibration gave scales their inputs between
+a QuantizeLinear and a DequantizeLinear.
 
-Symmetric, one scale per output channel (Jacob et al. 2018, arXiv:1712.05877): INT8 over [-127, 127], FP8 E4M3 over
-[-448, 448]. Scales are float16 like the activations.
+Symmetric (Jacob et al. 2018, arXiv:1712.05877): INT8 over [-127, 127], FP8 E4M3 over [-448, 448]. A weight has one
+scale per output channel, an activation one. Scales are float16 like the activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from onnx import NodeProto, helper
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .graph import Graph, attribute
-from .lowering import PRODUCTS
+from .lowering import MOVEMENT, PRODUCTS
+from .weights import Weight
 
 # Products at the border of the network (4 latent channels) hold few weights and every bit of the result.
 _FEWEST_CHANNELS = 8
+# Of an activation: a product of one row per image (the time embedding's) takes no time, and its input is no average
+# over positions.
+_FEWEST_DIMENSIONS = 3
+_REARRANGED = MOVEMENT - {"Concat"}
 
 
-def quantise_weights(graph: Graph, activations: int, weights: int) -> int:
-    """Put the weights of the products of a lowered graph behind DequantizeLinear nodes; returns how many.
+def observed_inputs(graph: Graph) -> list[str]:
+    """Activations to quantise: what the quantised products of a float32 graph read, each once.
+
+    Products of two activations (scores and values of an attention) are none of them. Neither are those that read the
+    residual stream itself (shortcuts over a concatenated skip, resampling): nothing has normalised it, its two halves
+    have ranges of their own, and what is lost there stays in the stream (Li et al. 2023, arXiv:2302.04304, on the
+    shortcuts of diffusion U-Nets).
+    """
+    producers = graph.producers()
+    names = [node.input[0] for node in graph.nodes if _channel_axis(graph, node, TensorProto.FLOAT) is not None]
+    return [name for name in dict.fromkeys(names) if _is_wide(graph, name) and not _is_residual(graph, producers, name)]
+
+
+def quantise(
+    graph: Graph, activations: int, eight_bits: int, scales: Mapping[str, float] | None = None
+) -> tuple[int, int]:
+    """Put the products of a lowered graph into 8 bits.
 
     Args:
         graph: lowered to `activations`.
-        activations, weights: ONNX element types.
+        activations, eight_bits: ONNX element types.
+        scales: one for each activation to quantise, by its name in the float32 graph (:func:`observed_inputs`).
+
+    Returns:
+        How many weights, how many activations.
     """
     nodes: list[NodeProto] = []
     dequantised: dict[tuple[str, int], str] = {}
+    narrowed: dict[str, str] = {}
+    given, producers = scales or {}, graph.producers()
     for node in graph.nodes:
         axis = _channel_axis(graph, node, activations)
         if axis is not None:
-            name = node.input[1]
+            name, source = node.input[1], node.input[0]
             if (name, axis) not in dequantised:
-                dequantise = _dequantise(graph, name, axis, activations, weights)
+                dequantise = _dequantise(graph, name, axis, activations, eight_bits)
                 nodes.append(dequantise)
                 dequantised[name, axis] = dequantise.output[0]
             node.input[1] = dequantised[name, axis]
+            scale = given.get(source, given.get(_before_cast(producers, source)))
+            if scale is not None and _is_wide(graph, source):
+                if source not in narrowed:
+                    pair = _narrow(graph, source, scale, activations, eight_bits)
+                    nodes += pair
+                    narrowed[source] = pair[-1].output[0]
+                node.input[0] = narrowed[source]
         nodes.append(node)
     graph.nodes = nodes
-    return len(dequantised)
+    return len(dequantised), len(narrowed)
+
+
+def _is_residual(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> bool:
+    """Whether a value is a concatenation or a sum of two activations, perhaps rearranged."""
+    node = producers.get(name)
+    while node is not None and node.op_type in _REARRANGED:
+        node = producers.get(node.input[0])
+    if node is None:
+        return False
+    sum_of_two = node.op_type == "Add" and not any(operand in graph.weights for operand in node.input)
+    return node.op_type == "Concat" or sum_of_two
+
+
+def _is_wide(graph: Graph, name: str) -> bool:
+    shape = graph.shape(name)
+    return shape is not None and len(shape) >= _FEWEST_DIMENSIONS
+
+
+def _before_cast(producers: Mapping[str, NodeProto], name: str) -> str:
+    """The name of a value before it was lowered."""
+    node = producers.get(name)
+    return node.input[0] if node is not None and node.op_type == "Cast" else name
+
+
+def _narrow(graph: Graph, name: str, scale: float, activations: int, eight_bits: int) -> list[NodeProto]:
+    """To 8 bits and back."""
+    constant, narrow, back = (graph.fresh(f"{name}_{part}") for part in ("scale", "quantised", "dequantised"))
+    graph.weights[constant] = Weight(numpy_helper.from_array(np.array(scale, np.float32), constant), activations)
+    graph.set_value(narrow, eight_bits, graph.shape(name))
+    graph.set_value(back, activations, graph.shape(name))
+    return [
+        helper.make_node(
+            "QuantizeLinear", [name, constant], [narrow], name=f"quantise_{name}", output_dtype=eight_bits
+        ),
+        helper.make_node("DequantizeLinear", [narrow, constant], [back], name=f"dequantise_{name}"),
+    ]
 
 
 def _channel_axis(graph: Graph, node: NodeProto, activations: int) -> int | None:

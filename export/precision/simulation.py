@@ -37,7 +37,7 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
             value.type.tensor_type.elem_type = _WIDE
             renamed[value.name] = f"{value.name}/rounded"
             nodes += _rounding(value.name, renamed[value.name], rounded)
-    scales = {node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
+    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     for tensor in graph.initializer:
         if tensor.data_type == rounded and tensor.name not in scales:
             renamed[tensor.name] = f"{tensor.name}/wide"
@@ -45,6 +45,11 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+        if node.op_type == "QuantizeLinear":
+            # Its input is rounded already: a cast to the type of its scale is exact.
+            narrow = f"{node.output[0]}/narrow"
+            nodes.append(helper.make_node("Cast", [node.input[0]], [narrow], to=rounded))
+            node.input[0] = narrow
         if node.op_type == "Cast" and types[node.output[0]] == rounded:
             nodes += _rounding(node.input[0], node.output[0], rounded)
             continue

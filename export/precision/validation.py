@@ -61,11 +61,11 @@ def losses(
     """Compare outputs case by case.
 
     Raises:
-        UserError: an output is not finite, is constant, or is further off than the precision allows.
+        UserError: an output is not finite, or is constant.
     """
     found = []
     for case, wanted, outputs in zip(cases, expected, got, strict=True):
-        worst = 0.0
+        largest = 0.0
         for name, reference in wanted.items():
             exact, rounded = reference.astype(np.float64), outputs[name].astype(np.float64)
             if not np.isfinite(rounded).all() or (rounded.std() == 0 and exact.std() != 0):
@@ -73,16 +73,28 @@ def losses(
                     f"stage {stage} overflows or dies in {recipe.name} (output {name}, seed {case.seed}): "
                     "use bf16 or fp32 for this model."
                 )
-            worst = max(worst, float(np.linalg.norm(rounded - exact) / max(np.linalg.norm(exact), 1e-30)))
+            largest = max(largest, float(np.linalg.norm(rounded - exact) / max(np.linalg.norm(exact), 1e-30)))
         rows = next((t.shape[0] for t in spec.inputs if t.name == "sample"), None)
-        found.append(Loss(case.seed, case.dims.get("rows", rows if isinstance(rows, int) else None), worst))
-    largest = max(loss.relative_l2 for loss in found)
-    if recipe.limit is not None and largest > recipe.limit:
-        raise UserError(
-            f"stage {stage} in {recipe.name} differs from float32 by {largest:.1e} relative L2 "
-            f"(allowed {recipe.limit:.0e}): use bf16 or fp32 for this model."
-        )
+        found.append(Loss(case.seed, case.dims.get("rows", rows if isinstance(rows, int) else None), largest))
     return found
+
+
+def worst(found: Sequence[Loss]) -> float:
+    return max(loss.relative_l2 for loss in found)
+
+
+def check_limit(stage: str, recipe: Recipe, found: Sequence[Loss]) -> None:
+    """Refuse a stage that strays further than its precision allows.
+
+    Raises:
+        UserError: it does.
+    """
+    if recipe.limit is not None and worst(found) > recipe.limit:
+        others = "fp16 or fp32 for this model, or allow more" if recipe.weights else "bf16 or fp32 for this model"
+        raise UserError(
+            f"stage {stage} in {recipe.name} differs from float32 by {worst(found):.1e} relative L2 "
+            f"(allowed {recipe.limit:.0e}): use {others}."
+        )
 
 
 def _widened(spec: StageSpec) -> StageSpec:

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,35 @@ from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
 from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from ..manifest_file import rewrite_manifest
+from .calibration.run import STAGE as CALIBRATED_STAGE
+from .calibration.run import Calibration, calibrate, calibration_spec
+from .calibration.samples import CalibrationSet
 from .cases import Cases
-from .conversion import convert, variant_spec
+from .conversion import ConversionFacts, convert, variant_spec
+from .keep_loss import most_within
 from .recipe import RECIPE_VERSION, Recipe, recipe
-from .validation import losses, run_cases, run_variant
+from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
 
 LOSSES_FILE = "losses.json"
+
+
+@dataclass(frozen=True)
+class VariantOptions:
+    """How a variant is made and checked."""
+
+    calibration: CalibrationSet | None = None
+    """Put the U-Net's activations into 8 bits too, by their ranges on these photos; None: keep them as they are in the
+    bundle, weights alone in 8 bits where there are none yet."""
+    weight_only: bool = False
+    """Take the activations out of their 8 bits again."""
+    max_loss: float | None = None
+    """Largest relative L2 of a stage. Of a calibrated stage as many activations are in 8 bits as keep it; None: all."""
+    quick_check: bool = False
+    """Check each stage on one seed and its smallest batch alone: three seeds of three batches of the published size
+    take half an hour. The record says which were run."""
+
+
+_PLAIN = VariantOptions()
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class StageVariant:
     bytes: int
     relative_l2: float
     """The largest over all seeds and batch sizes, to the float32 graph."""
+    quantised_activations: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,11 @@ def write_variant(
     bundle: str | os.PathLike[str],
     precision: str,
     stages: Sequence[str] | None = None,
+    options: VariantOptions = _PLAIN,
     *,
     on_stage_start: Callable[[str], None] = lambda stage: None,
     on_stage: Callable[[StageVariant], None] = lambda variant: None,
+    on_sample: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, StageSpec]:
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
@@ -63,18 +90,22 @@ def write_variant(
         bundle: folder of a bundle with its float32 graphs.
         precision: fp16, bf16, int8 or fp8.
         stages: names; None: all of the manifest's stages.
-        on_stage_start, on_stage: progress.
+        options: calibration of activations, the loss that is allowed, the check.
+        on_stage_start, on_stage, on_sample: progress; the last while calibrating, samples done and all.
 
     Returns:
         stage -> what ``manifest.variants[precision][stage]`` says (those written before are left and returned too).
 
     Raises:
         UserError: unknown precision or stage, a damaged bundle, an operator without a rule, or a stage further from
-            its float32 graph than the precision allows. Nothing is left then.
+            its float32 graph than allowed. Nothing is left then.
     """
     rules = recipe(precision)
     opened = Bundle.open(bundle, verify=False)
     wanted = _known_stages(opened.manifest, stages)
+    _check_options(options, rules, wanted)
+    if options.max_loss is not None:
+        rules = replace(rules, limit=options.max_loss)
     kept = _recorded(opened, precision)
     folder = opened.path.resolve() / "variants"
     temporary = folder / f".{precision}.partial-{os.getpid()}"
@@ -85,14 +116,26 @@ def write_variant(
             on_stage_start(stage)
             started = time.perf_counter()
             present = kept.get(stage)
-            skipped = present is not None and present["source"] == _source(opened.manifest, stage)
+            skipped = present is not None and _is_current(present, opened.manifest, stage, rules, options)
             if not skipped:
+                _keep_calibration(present, precision, options)
                 _check_source(opened, stage)
-                written[stage] = _write_stage(opened, stage, rules, cases, temporary)
+                calibration = None
+                if options.calibration is not None and stage == CALIBRATED_STAGE:
+                    calibration = calibrate(opened, options.calibration, on_sample=on_sample)
+                written[stage] = _write_stage(opened, stage, rules, cases, temporary, options, calibration)
             record = present if present is not None and skipped else written[stage].record
-            worst = max(loss["relative_l2"] for loss in record["losses"])
-            seconds = time.perf_counter() - started
-            on_stage(StageVariant(stage, precision, skipped, seconds, record["bytes"], worst))
+            on_stage(
+                StageVariant(
+                    stage,
+                    precision,
+                    skipped,
+                    time.perf_counter() - started,
+                    record["bytes"],
+                    max(loss["relative_l2"] for loss in record["losses"]),
+                    record["graph"].get("quantised_activations", 0),
+                )
+            )
         if written:
             _put_in_place(opened.path.resolve(), precision, temporary, written, kept)
     except OSError as error:
@@ -106,6 +149,45 @@ def write_variant(
                 empty.rmdir()
     manifest = Bundle.open(bundle, verify=False).manifest
     return {stage: manifest.variants[precision][stage] for stage in wanted}
+
+
+def _check_options(options: VariantOptions, rules: Recipe, stages: Sequence[str]) -> None:
+    if options.calibration is not None and rules.weights is None:
+        raise UserError(f"calibration is for activations in 8 bits, not for {rules.name}: choose int8 or fp8.")
+    if options.calibration is not None and CALIBRATED_STAGE not in stages:
+        raise UserError(f"calibration is of stage {CALIBRATED_STAGE}: name it too, or leave the calibration out.")
+    if options.max_loss is not None and not 0 < options.max_loss < 1:
+        raise UserError(f"the largest loss is a relative L2 between 0 and 1, not {options.max_loss}: give 0.02 or so.")
+
+
+def _keep_calibration(present: dict[str, Any] | None, precision: str, options: VariantOptions) -> None:
+    """A calibration is hours of work at full size: it is not dropped without a word."""
+    held = None if present is None else present["source"].get("calibration")
+    if held is not None and options.calibration is None and not options.weight_only:
+        raise UserError(
+            f"the {precision} graph of {CALIBRATED_STAGE} is calibrated on {held['name']} and must be written or "
+            "checked anew: pass --calibrate again (or --quick-check, if only its check was quick), or --calibrate off."
+        )
+
+
+def _is_current(
+    present: dict[str, Any], manifest: Manifest, stage: str, rules: Recipe, options: VariantOptions
+) -> bool:
+    """Whether what is recorded is what would be written."""
+    source = present["source"]
+    if {name: source[name] for name in ("recipe", "sha256")} != _source(manifest, stage):
+        return False
+    made_quickly = source.get("quick_check", False)
+    if (made_quickly and not options.quick_check) or (
+        rules.limit is not None and max(loss["relative_l2"] for loss in present["losses"]) > rules.limit
+    ):
+        return False
+    held, asked = source.get("calibration"), options.calibration
+    if stage != CALIBRATED_STAGE or (asked is None and not options.weight_only):
+        return True
+    if asked is None or held is None:
+        return asked is None and held is None
+    return bool(held == asdict(calibration_spec(asked)) and source.get("max_loss") == options.max_loss)
 
 
 def _known_stages(manifest: Manifest, stages: Sequence[str] | None) -> list[str]:
@@ -140,21 +222,75 @@ def _recorded(bundle: Bundle, precision: str) -> dict[str, dict[str, Any]]:
     return {stage: entries[stage] for stage in held if stage in entries}
 
 
-def _write_stage(bundle: Bundle, stage: str, rules: Recipe, cases: Cases, temporary: Path) -> _Written:
+@dataclass(frozen=True)
+class _Attempt:
+    """A graph as it was written, and how far it strays."""
+
+    facts: ConversionFacts
+    spec: StageSpec
+    losses: list[Loss]
+
+
+def _write_stage(
+    bundle: Bundle,
+    stage: str,
+    rules: Recipe,
+    cases: Cases,
+    temporary: Path,
+    options: VariantOptions,
+    calibration: Calibration | None,
+) -> _Written:
     spec = bundle.manifest.stages[stage]
-    path = temporary / stage / f"{stage}.onnx"
-    facts, types = convert(bundle.file(spec.file), path, rules)
-    changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
-    trials = list(cases.of(stage))
-    expected = run_cases(bundle.file(spec.file), spec, trials)
-    found = losses(stage, spec, rules, trials, expected, run_variant(path, changed, rules, trials))
-    record = {
-        "source": _source(bundle.manifest, stage),
+    source, path = bundle.file(spec.file), temporary / stage / f"{stage}.onnx"
+    trials = list(islice(cases.of(stage), 1 if options.quick_check else None))
+    expected: list[dict[str, Any]] = []
+
+    def attempt(scales: Mapping[str, float]) -> _Attempt:
+        facts, types = convert(source, path, rules, scales)
+        changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
+        # After the conversion: a weight that does not fit is refused before anything is run.
+        expected.extend(run_cases(source, spec, trials) if not expected else ())
+        return _Attempt(
+            facts, changed, losses(stage, spec, rules, trials, expected, run_variant(path, changed, rules, trials))
+        )
+
+    record: dict[str, Any] = {"source": _source(bundle.manifest, stage)}
+    if options.quick_check:
+        record["source"]["quick_check"] = True
+    if calibration is None:
+        made = attempt({})
+    else:
+        made, record["activations"] = _attempt_calibrated(attempt, calibration, rules)
+        made = replace(made, spec=replace(made.spec, calibration=calibration.spec))
+        record["source"] |= {"calibration": asdict(calibration.spec), "max_loss": options.max_loss}
+    check_limit(stage, rules, made.losses)
+    record |= {
         "bytes": sum(file.stat().st_size for file in path.parent.iterdir()),
-        "graph": asdict(facts),
-        "losses": [asdict(loss) for loss in found],
+        "graph": asdict(made.facts),
+        "losses": [asdict(loss) for loss in made.losses],
     }
-    return _Written(changed, record)
+    return _Written(made.spec, record)
+
+
+def _attempt_calibrated(
+    attempt: Callable[[Mapping[str, float]], _Attempt], calibration: Calibration, rules: Recipe
+) -> tuple[_Attempt, dict[str, Any]]:
+    """As many activations in 8 bits as the limit allows, those first that lose least by themselves."""
+    assert rules.weights is not None
+    try:
+        scales = calibration.scales(rules.weights)
+    except OverflowError as error:
+        raise UserError(
+            f"calibration on {calibration.spec.name} fails ({error}): look at the bundle's weights."
+        ) from None
+    ordered = sorted(scales, key=lambda name: scales[name].loss)
+
+    def first(count: int) -> _Attempt:
+        return attempt({name: scales[name].scale for name in ordered[:count]})
+
+    count, made = most_within(first, len(ordered), lambda made: worst(made.losses), rules.limit)
+    left = {name: scales[name].loss for name in ordered[count:]}
+    return made, {"quantised": count, "of": len(ordered), "loss_of_those_left": left}
 
 
 def _put_in_place(

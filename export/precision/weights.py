@@ -25,8 +25,8 @@ NUMPY_TYPES: dict[int, Any] = {
     TensorProto.INT8: np.dtype(np.int8),
     TensorProto.FLOAT8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
 }
-# The largest value of a quantised weight. INT8 leaves -128 out, as TensorRT does: a symmetric range.
-_LARGEST = {TensorProto.INT8: 127.0, TensorProto.FLOAT8E4M3FN: 448.0}
+# The largest quantised value. INT8 leaves -128 out, as TensorRT does: a symmetric range.
+LARGEST = {TensorProto.INT8: 127.0, TensorProto.FLOAT8E4M3FN: 448.0}
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Weight:
         if self.factor != 1.0:
             values = values * np.float32(self.factor)
         quantised = self.scale_of if self.scale_of is not None else self.elem_type
-        if quantised in _LARGEST:
+        if quantised in LARGEST:
             assert self.channel_axis is not None
-            scales = channel_scales(values, self.channel_axis, _LARGEST[quantised])
+            scales = channel_scales(values, self.channel_axis, LARGEST[quantised])
             if self.scale_of is not None:
                 return scales.astype(NUMPY_TYPES[self.elem_type])
             return _quantise(values, scales, self.channel_axis, self.elem_type)

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..backends import table
+from ..backends import Row, table
 from ..bundle import Bundle
+from ..errors import BackendError
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich")
 _EXTRAS = {
@@ -51,9 +52,36 @@ def doctor(
             packages.add_row(f"[{extra}]".replace("[", "\\["), package, found or "-", _advice(extra, found))
     console.print(packages)
     backends = Table("backend", "device", "used", "why", title="sessions, in order of preference", title_justify="left")
-    for row in table(Bundle.open(bundle, verify=False) if bundle else None, device):
+    opened = Bundle.open(bundle, verify=False) if bundle else None
+    failed: set[str] = set()
+    while True:
+        rows = table(opened, device, without=failed)
+        used = next((row for row in rows if row.used), None)
+        refused = _does_not_load(opened, used)
+        if refused is None:
+            break
+        assert used is not None
+        failed.add(used.backend.name)
+        console.print(f"{used.backend.title} was tried: {refused}", markup=False, soft_wrap=True)
+    for row in rows:
         backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", escape(row.reason))
     console.print(backends)
+
+
+def _does_not_load(bundle: Bundle | None, used: Row | None) -> str | None:
+    """Why a GPU's backend that fits does not load a stage of the bundle, the smallest one; None: nothing speaks
+    against it, or nothing was tried.
+    """
+    if bundle is None or used is None or used.backend.device != "cuda":
+        return None
+    model = bundle.manifest.model
+    height, width = model.height // model.vae_scale_factor, model.width // model.vae_scale_factor
+    dims = {"rows": 1, "latent_height": height, "latent_width": width, "height": model.height, "width": model.width}
+    try:
+        used.backend.load(bundle, "conditioning", dims, None, used.precision)
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def _version(package: str) -> str | None:

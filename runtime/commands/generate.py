@@ -18,6 +18,7 @@ from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
 from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
+from ..video_stream import VideoStream, streaming
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
@@ -163,9 +164,10 @@ def animate_to_file(
     animate = ImageToVideo.from_bundle(bundle, verify=verify, **engine)
     prompt = prompts if len(prompts) > 1 else prompts[0]
     try:
-        videos_asked = animate.check(photos, prompt, settings=settings).videos
+        request = animate.check(photos, prompt, settings=settings)
     except UserError as error:
         raise UserError(_in_typed_words(str(error))) from None
+    videos_asked = request.videos
     for output in outputs:
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
@@ -178,19 +180,28 @@ def animate_to_file(
             f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any"
         )
     total_steps = settings.num_inference_steps * settings.autoregress_steps
-    with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
-        videos = animate(photos, prompt, settings=settings, callback=advance)
-    written: list[Path] = []
-    for output in outputs:
+    clip, clips = request.settings.video_length, request.settings.autoregress_steps
+    assert clip is not None
+    # A clip begins with the last frame of the one before.
+    frames = clip + (clips - 1) * (clip - 1)
+    with streaming(outputs, videos_asked, frames, request.settings.fps) as (stream, written):
+        with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
+            videos = animate(photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames)
         with videos.timings.measure("file"):
-            written += videos.save(output)
-    _, frames, height, width, _ = videos.frames.shape
+            stream.finish()
+    _, _, height, width, _ = videos.frames.shape
     for file in written if len(written) <= 8 else [*written[:3], written[-1]]:
         typer.echo(f"{file}  {file.stat().st_size / 1024:.0f} KiB")
     typer.echo(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
-        f"{videos.timings.total:.1f} s: {videos.timings.summary()}"
+        f"{videos.timings.total:.1f} s: {videos.timings.summary()}{_hidden(stream)}"
     )
+
+
+def _hidden(stream: VideoStream) -> str:
+    """What the files cost, where it was done while frames were still decoded."""
+    hidden = stream.seconds - stream.waited
+    return f"; files took {stream.seconds:.1f} s, {hidden:.1f} s of it while decoding" if hidden >= 0.05 else ""
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
 from .engine_tables import engine_facts, engine_table, find_engines
+from .variant_table import variant_table
 
 
 def inspect(
@@ -36,6 +37,8 @@ def inspect(
         console = Console(markup=False, emoji=False)
         console.print(_model_table(manifest))
         console.print(_stage_table(manifest))
+        if manifest.variants:
+            console.print(variant_table(opened, _size))
     if verify:
         started = time.perf_counter()
         opened.verify()

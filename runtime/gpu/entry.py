@@ -14,6 +14,7 @@ from ..jit_cache import CacheKey, JitCache
 from ..manifest import STAGES, EngineSpec
 from ..session import Session
 from ..stage_graphs import Availability, stage_graph
+from . import onnx_cuda_start
 from .device import Gpu, open_gpu, probe
 from .engine_choice import Machine, engines_fit, find_engine
 from .memory import SharedScratch, WeightTurns
@@ -113,19 +114,29 @@ def _jit_cache(bundle: Bundle, spec: EngineSpec, gpu: Gpu) -> JitCache | None:
 
 
 def probe_onnx() -> Availability:
-    """Has ONNX Runtime its CUDA provider, and is a GPU there?"""
+    """Has ONNX Runtime its CUDA provider, is a GPU there, and does it start?"""
     try:
         import onnxruntime
     except ImportError as error:
         return Availability(False, f"onnxruntime cannot be imported ({error}): pip install 'consisti2v-rt[cuda]'")
     version = f"onnxruntime {onnxruntime.__version__}"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if onnx_cuda_start.PROVIDER not in onnxruntime.get_available_providers():
         return Availability(
             False,
             f"{version} has no CUDA provider: pip uninstall onnxruntime, then pip install 'consisti2v-rt[cuda]'",
         )
     status = probe()
-    return Availability(status.found, f"{version}; {status.reason}")
+    if not status.found:
+        return Availability(False, f"{version} has its CUDA provider, but {status.reason}", failed=True)
+    reason = onnx_cuda_start.why_not_started()
+    if reason is not None:
+        return Availability(
+            False,
+            f"{version} has its CUDA provider, but it does not start ({reason}): install cuDNN 9 and the CUDA "
+            "libraries, as with pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            failed=True,
+        )
+    return Availability(True, f"{version}; {status.reason}")
 
 
 def load_onnx(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> Session:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from ..backends import Choice
 
 _log = logging.getLogger("consisti2v_rt")
+_memory_log = logging.getLogger("consisti2v_rt.memory")
+"""The preflight's line; the command line shows it."""
 
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
@@ -97,6 +99,7 @@ class GpuGeneration:
             need = self._need((*STAGES, *shallow), dims, rows)
             self.plan = plan(need, free, total, self.options.low_vram)
             self._free_before, self._needed = free, need.one_stage if self.plan.low_vram else need.resident
+            _memory_log.info("%s", self.plan.told)
             if self.plan.warning:
                 _log.warning("%s", self.plan.warning)
             # All sessions of a process take turns as soon as one generation has to.

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import BackendError
 from ..manifest import StageSpec
 from .device import Gpu
 from .device_session import DeviceSession
 from .memory import STORAGE, DeviceArray, WeightTurns
+from .onnx_cuda_start import PROVIDER, missing_library, preload_libraries
 
-_PROVIDER = "CUDAExecutionProvider"
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; NumPy has no such type to say it with
 
 
@@ -31,7 +31,7 @@ class OnnxCudaGraph:
         precision: of the graph; in fp32 the tensor cores' shortened float32 (TF32) is switched off.
 
     Raises:
-        UserError: the provider cannot be had, or cannot load the graph.
+        BackendError: the provider cannot be had, or cannot load the graph.
     """
 
     def __init__(self, gpu: Gpu, turns: WeightTurns, path: Path, precision: str) -> None:
@@ -61,25 +61,26 @@ class OnnxCudaGraph:
     def _load(self) -> None:
         import onnxruntime
 
+        preload_libraries(onnxruntime)
         self._turns.use(self)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        cuda = (_PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
+        cuda = (PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
         try:
             session = onnxruntime.InferenceSession(
                 os.fspath(self._path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
             )
         except Exception as error:
             first_line = str(error).splitlines()[0]
-            raise UserError(
+            raise BackendError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path.name} on the GPU ({first_line}): "
                 "update onnxruntime-gpu, or pass --device cpu."
             ) from None
         # Where its libraries are missing the provider is dropped with no more than a line in the log.
-        if _PROVIDER not in session.get_providers():
-            raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} has its CUDA provider but cannot start it (cuDNN 9 and the "
-                "CUDA libraries must be installed): install them, or pass --device cpu."
+        if PROVIDER not in session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} has its CUDA provider but cannot start it "
+                f"({missing_library(onnxruntime)}): install what is missing, or pass --device cpu."
             )
         self._session = session
         self.moves += 1

@@ -60,6 +60,8 @@ class Plan:
     """Only one stage's weights on the GPU at a time."""
     overlap: bool
     """The VAE decodes a clip beside the next one's denoising."""
+    told: str
+    """Needed against free memory, in one line."""
     warning: str | None = None
 
 
@@ -93,10 +95,14 @@ def plan(need: Need, free: int, total: int, low_vram: bool | None) -> Plan:
             warning = (
                 f"{full} of GPU memory would be needed to keep all stages there, and {there}: going on as --low-vram"
             )
-        return Plan(True, False, warning)
+        return Plan(True, False, _told(lean, there), warning)
     if low_vram:
-        return Plan(True, False)
-    return Plan(False, need.known and need.overlapped <= free)
+        return Plan(True, False, _told(lean, there))
+    return Plan(False, need.known and need.overlapped <= free, _told(full, there))
+
+
+def _told(needed: str, there: str) -> str:
+    return f"GPU memory: {needed} needed, {there}"
 
 
 def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Mapping[str, int], rows: int) -> Need:

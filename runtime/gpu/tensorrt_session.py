@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine_refit import refit_from_onnx
-from ..errors import UserError
+from ..errors import BackendError, UserError
 from ..jit_cache import JitCache
 from ..manifest import EngineSpec, StageSpec, TensorSpec
 from ..session import dynamic_size
@@ -46,7 +46,7 @@ class Engine:
         jit_cache: kernels compiled on this machine before; None: compiled anew.
 
     Raises:
-        UserError: the library refuses the plan; its own reason is in the sentence.
+        BackendError: the library refuses the plan; its own reason is in the sentence.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Engine:
         if self._deferred:
             self._runtime.defer_weights_loading = True
         plan = self.path.read_bytes()
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        try:
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+        except Exception as error:
+            # Most refusals are logged and give None; some versions raise.
+            raise BackendError(self._refused((str(error).splitlines() or ["no reason given"])[0][:300])) from None
         if self._engine is None:
-            raise UserError(
-                f"{self.module.__name__} {self.module.__version__} refuses the engine {self.path.name} "
-                f"({self._logger.last() or 'no reason given'}): build it for this machine with "
-                "'consisti2v build BUNDLE --target current'."
-            )
+            raise BackendError(self._refused(self._logger.last() or "no reason given"))
         if self.spec.stripped:
             refit_from_onnx(self.module, self._engine, self._onnx, self._logger)
         # An engine built for weight streaming keeps on the GPU what fits there; others have nothing to stream.
@@ -94,6 +94,12 @@ class Engine:
         self.moves += 1
         if self._deferred:
             self._load_weights(plan)
+
+    def _refused(self, reason: str) -> str:
+        return (
+            f"{self.module.__name__} {self.module.__version__} refuses the engine {self.path.name} ({reason}): build "
+            "it for this machine with 'consisti2v build BUNDLE --target current'."
+        )
 
     def _load_weights(self, plan: bytes) -> None:
         assert self._engine is not None

@@ -91,7 +91,7 @@ def test_targets_live_side_by_side_and_rebuilding_replaces(
     make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = make_toy("fp16")
-    monkeypatch.setattr(bundle_engines, "_with_variant", lambda job, on_phase: job.bundle)
+    monkeypatch.setattr(bundle_engines, "_with_variant", lambda job, *_: job.bundle)
     build_engines(toy, "sm89", precision="fp16", stages=["unet", "vae_decoder"])
     first = Bundle.open(toy).manifest
     build_engines(toy, "sm120", precision="fp16", stages=["unet"])

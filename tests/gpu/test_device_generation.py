@@ -65,6 +65,21 @@ def test_frames_are_handed_over_as_they_are_decoded(on_gpu, on_processor, photo)
         assert np.array_equal(np.concatenate([frames for _, _, frames in told]), result.frames[0])
 
 
+def test_the_command_writes_videos_whose_clips_take_turns(fake_cuda, demo_bundle, photo, consisti2v, tmp_path):
+    """Two videos of two clips: their frames come clip by clip, and each file is what the library saves."""
+    output = tmp_path / "a.mp4"
+    options = ["--steps", "2", "--seed", "3", "--guidance-scale", "1", "--clips", "2", "--videos-per-prompt", "2"]
+    outcome = consisti2v(
+        *("generate", "-b", demo_bundle, "-i", photo, "-p", "a cat", "-o", output, "--device", "cuda"),
+        *("--no-verify", *options),
+    )
+    assert outcome.code == 0, outcome.stderr
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
+    animate(photo, "a cat", **FAST, autoregress_steps=2, num_videos_per_prompt=2).save(tmp_path / "b.mp4")
+    for number in (0, 1):
+        assert (tmp_path / f"a-{number}.mp4").read_bytes() == (tmp_path / f"b-{number}.mp4").read_bytes()
+
+
 def test_without_a_graph(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(cuda_graph=False))
     result = animate(photo, "a cat", **FAST)

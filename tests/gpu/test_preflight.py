@@ -40,6 +40,23 @@ def test_the_choice(free, low_vram, expected):
     assert (chosen.warning is not None) == (free == 4.5)
 
 
+def test_needed_and_free_are_told():
+    told = "GPU memory: {} GiB needed, {} of 8.0 GiB are free"
+    assert plan(NEED, 7 * GIB, 8 * GIB, None).told == told.format(5.2, "7.0")
+    assert plan(NEED, 7 * GIB, 8 * GIB, True).told == told.format(4.2, "7.0")
+    assert "at least 5.2 GiB" in plan(replace(NEED, known=False), 7 * GIB, 8 * GIB, None).told
+
+
+def test_the_command_shows_it(fake_cuda, consisti2v, demo_bundle, photo, tmp_path, caplog):
+    output = tmp_path / "a.png"
+    outcome = consisti2v(
+        *("generate", "-b", demo_bundle, "-i", photo, "-o", output, "--steps", "1", "--device", "cuda", "--no-verify")
+    )
+    assert outcome.code == 0, outcome.stderr
+    # pytest's handlers stand where the command line's own would.
+    assert "GPU memory: at least 0.3 GiB needed, 8.0 of 8.0 GiB are free" in caplog.text
+
+
 def test_going_lean_is_told():
     warning = plan(NEED, int(4.5 * GIB), 8 * GIB, None).warning
     assert warning == (

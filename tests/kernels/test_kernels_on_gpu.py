@@ -14,7 +14,7 @@ from consisti2v_rt.kernels.frame_init import add_noise
 from consisti2v_rt.kernels.frames import frames_to_uint8
 from consisti2v_rt.kernels.guided_step import guided_step
 from consisti2v_rt.kernels.noise import mix_noise
-from consisti2v_rt.kernels.temporal_window_attention import temporal_window_attention
+from consisti2v_rt.kernels.temporal_window_attention import rotation_table, temporal_window_attention
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
 torch = pytest.importorskip("torch")
@@ -100,6 +100,37 @@ def test_attention(cases, relative_l2):
     assert relative_l2(made.numpy().astype(np.float32), expected) < 2e-3  # rotated and weighted in half precision
 
 
+@pytest.mark.parametrize("head_size", [40, 160])
+def test_the_engines_form_is_the_same_attention(head_size, relative_l2):
+    """Its graph in ONNX Runtime, on an odd number of positions to a side."""
+    import onnxruntime
+
+    from consisti2v_rt.benchmarks.kernels_on_gpu.engine_attention import attention_graph
+
+    clips, frames, side, heads = 2, 5, 3, 4
+    generator = np.random.default_rng(1)
+    shape = (clips, frames, side * side, heads * head_size)
+    arrays = {name: generator.standard_normal(shape).astype(np.float16) for name in ("query", "key", "value")}
+    graph = attention_graph(clips, frames, side, heads, head_size)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (made,) = session.run(None, arrays)
+    expected = temporal_window_attention(*arrays.values(), heads, side, side, rotation_table(frames, heads * head_size))
+    assert relative_l2(made.astype(np.float32), expected) < 2e-3
+
+
+def test_the_engines_form_is_one_attention_kernel(cases):
+    """Built for a card that is not here, at the shipped sizes: an attention that does not fuse does not build."""
+    pytest.importorskip("tensorrt_rtx")
+    from consisti2v_rt.benchmarks.kernels_on_gpu.engine_attention import build_attention
+    from consisti2v_rt.runtime.errors import UserError
+
+    graphs = [case.engine for case in cases.values() if case.engine is not None]
+    assert len(graphs) == 3
+    assert all(len(build_attention(graph, "8.9")) > 1000 for graph in graphs)
+    with pytest.raises(UserError, match=r"builds nothing for compute capability 9\.0"):
+        build_attention(graphs[0], "9.0")
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
     import typer
 
@@ -120,3 +151,6 @@ def test_on_a_gpu_every_row_has_times(tmp_path, gpu_machine):
     record = json.loads((tmp_path / "kernels.json").read_text())
     assert len(record["kernels"]) == 11
     assert all(min(row["kernel_us"]) > 0 for row in record["kernels"])
+    attentions = [row for row in record["kernels"] if "engine_us" in row]
+    assert len(attentions) == 3
+    assert all(row["engine_refused"] if row["engine_us"] is None else min(row["engine_us"]) > 0 for row in attentions)

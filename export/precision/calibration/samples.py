@@ -1,0 +1,77 @@
+"""What activations are recorded on: photos, or the first frames of clips, with their captions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....benchmarks.quality.listing import read_listing
+from ....benchmarks.quality.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
+from ....runtime.errors import UserError
+from ....runtime.image import load_image
+
+FEWEST_SAMPLES = 4
+"""Fewer say too little about how large an activation can be."""
+DEMO = "demo"
+_EXAMPLE = Path(__file__).parents[3] / "assets" / "example.jpg"
+_DEMO_CAPTIONS = (
+    *("zoom in", "zoom out", "pan left", "pan right"),
+    *("a cat turns its head in the sun", "time lapse of clouds over a mountain lake, high quality, 4k"),
+)
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Photos and captions, and what they are known by."""
+
+    name: str
+    samples: tuple[tuple[Path, str], ...]
+    """File of a photo or a clip, caption."""
+    sha256: str
+    """Of every file and caption, in order."""
+
+    def pictures(self) -> Iterator[tuple[Any, str]]:
+        """Photo and caption, one after the other; of a clip the first frame."""
+        for path, caption in self.samples:
+            yield _picture(path), caption
+
+
+def calibration_set(source: str) -> CalibrationSet:
+    """The set that ``--calibrate`` names.
+
+    Args:
+        source: a .csv or .jsonl listing of photos or clips with captions (see ``benchmarks/quality/listing.py``), or
+            "demo": the example photo of the package with six captions.
+
+    Raises:
+        UserError: no such listing, a bad row, a file that is neither a photo nor a clip, or fewer than
+            :data:`FEWEST_SAMPLES`.
+    """
+    if source == DEMO:
+        samples = tuple((_EXAMPLE, caption) for caption in _DEMO_CAPTIONS)
+    else:
+        if not Path(source).is_file():
+            raise UserError(
+                f'the listing "{source}" does not exist: give a .csv or .jsonl file of photos and captions, or "demo".'
+            )
+        samples = tuple((entry.path, entry.caption) for entry in read_listing(source))
+    if len(samples) < FEWEST_SAMPLES:
+        raise UserError(
+            f'the listing "{source}" has {len(samples)} rows: calibration needs at least {FEWEST_SAMPLES} photos.'
+        )
+    digest = hashlib.sha256()
+    for path, caption in samples:
+        if path.suffix.lower() not in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES):
+            raise UserError(f'the listing "{source}" names {path.name}, which is neither a photo nor a clip.')
+        _picture(path)
+        digest.update(hashlib.sha256(path.read_bytes()).digest() + caption.encode() + b"\0")
+    return CalibrationSet(source if source == DEMO else Path(source).name, samples, digest.hexdigest())
+
+
+def _picture(path: Path) -> Any:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return load_image(path)
+    return load_image(read_video(path, max_frames=1)[0][0])

@@ -1,0 +1,60 @@
+"""A bundle's graphs in other precisions, with what each lost when it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from ..bundle import Bundle
+from ..errors import UserError
+
+
+def variant_table(bundle: Bundle, size: Callable[[int], str]) -> Table:
+    """Precision, stage, bytes, the largest relative L2 to float32, what the activations were calibrated on.
+
+    Args:
+        bundle: one with variants.
+        size: writes bytes.
+
+    Raises:
+        UserError: the file of losses is damaged.
+    """
+    columns = ("precision", "stage", "size", "relative L2 to float32", "activations in 8 bits")
+    table = Table(*columns, title="other precisions", title_justify="left")
+    for precision, stages in bundle.manifest.variants.items():
+        found = _losses(bundle, precision)
+        for stage, spec in stages.items():
+            folder = spec.file.rsplit("/", 1)[0] + "/"
+            bytes_held = sum(r.bytes for path, r in bundle.manifest.files.items() if path.startswith(folder))
+            entry = found.get(stage, {})
+            calibrated = ""
+            if spec.calibration is not None:
+                on = spec.calibration
+                count = entry.get("graph", {}).get("quantised_activations", "some")
+                calibrated = f"{count}, calibrated on {on.name} ({on.samples} samples, {on.steps} steps each)"
+            table.add_row(precision, stage, size(bytes_held), _worst(entry), calibrated)
+    return table
+
+
+def _worst(entry: dict[str, Any]) -> str:
+    losses = entry.get("losses")
+    if not losses:
+        return "not recorded"
+    rows = sorted({loss["rows"] for loss in losses if loss["rows"] is not None})
+    batches = f", batch {', '.join(map(str, rows))}" if rows else ""
+    seeds = len({loss["seed"] for loss in losses})
+    return f"{max(loss['relative_l2'] for loss in losses):.1e} ({seeds} seed{'s' * (seeds > 1)}{batches})"
+
+
+def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
+    name = f"variants/{precision}/losses.json"
+    if name not in bundle.manifest.files:
+        return {}
+    try:
+        stages: dict[str, Any] = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{name} cannot be read ({error}): write the variant again with 'consisti2v build'.") from None
+    return stages
