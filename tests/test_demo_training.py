@@ -27,7 +27,6 @@ from consisti2v_rt.export.demo.latent_clips import LatentClips, encode_frames  #
 from consisti2v_rt.export.demo.media import PHOTOS  # noqa: E402
 from consisti2v_rt.export.demo.model_card import write_model_card  # noqa: E402
 from consisti2v_rt.export.demo.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
-from consisti2v_rt.export.demo.position_start import place_maps  # noqa: E402
 from consisti2v_rt.export.demo.presets import preset  # noqa: E402
 from consisti2v_rt.export.demo.sampling import SampleSettings, sample_videos  # noqa: E402
 from consisti2v_rt.export.demo.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
@@ -40,6 +39,7 @@ from consisti2v_rt.export.demo.text_training import (  # noqa: E402
     train_text_encoder,
 )
 from consisti2v_rt.export.demo.unet_start import start_as_camera  # noqa: E402
+from consisti2v_rt.export.demo.unet_start.positions import place_maps  # noqa: E402
 from consisti2v_rt.export.demo.unet_training import TrainedPair, train_unet, trained_pair  # noqa: E402
 from consisti2v_rt.export.demo.vae_training import build_vae  # noqa: E402
 from consisti2v_rt.export.demo.weights import start_from, write_weights  # noqa: E402
@@ -239,7 +239,7 @@ def test_the_start_moves_the_first_frame_as_the_text_says() -> None:
     generator = torch.Generator().manual_seed(0)
     start_as_camera(pair.unet, torch.randn(3, 16, 4, 8, 8, generator=generator))
     maps = place_maps(8)
-    first = torch.stack([maps[0], maps[1], 0 * maps[0], maps[2]])[None, :, None]
+    first = torch.stack([maps[0], maps[1], 0 * maps[0], maps[0] ** 2])[None, :, None]
     abar = float(noising.schedule()[700])
 
     def moved(move: str, stride: int) -> torch.Tensor:

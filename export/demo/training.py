@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from .presets import Preset, preset
 from .sampling import held_out_pictures, sheet_rows
 from .sheet import write_sheet
 from .text_encoder import CaptionEncoder
-from .unet_training import TrainedPair, train_unet, trained_pair
 from .vae_training import train_vae, trained_vae
 from .weights import write_weights
+
+if TYPE_CHECKING:
+    from .unet_training import TrainedPair
 
 _SHEET_STEPS = 10
 
@@ -47,21 +49,25 @@ def train_demo_model(
 ) -> None:
     """Everything from the packages to the weights in `output`; each part resumes where a killed run left it.
 
-    Where ``clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine without network), only
+    Where ``clips.pt``, ``held_out_clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine without network), only
     the U-Net is trained, without sample sheets.
     """
     torch.set_num_threads(threads)
     chosen = preset(preset_name, size)
     work.mkdir(parents=True, exist_ok=True)
     # A machine without network needs only the states and the encoded clips: see the docstring.
-    encoded = (work / "clips.pt").is_file() and (work / "vae.pt").is_file()
+    encoded = all((work / name).is_file() for name in ("clips.pt", "held_out_clips.pt", "vae.pt"))
     source = held_out = None
     if has_media(work) or not encoded:
         fetch(work)
         source = ClipSource(work, chosen.size, chosen.frames)
         held_out = ClipSource(work, chosen.size, chosen.frames, held_out=True)
         train_vae(chosen, source, work, vae_minutes, device=device, seed=seed, start=start)
-    clips = encode_clips(source, trained_vae(chosen, work), work, chosen.clips, device=device, seed=seed)
+    vae = trained_vae(chosen, work)
+    clips = encode_clips(source, vae, work, chosen.clips, device=device, seed=seed)
+    scaling = clips.scaling_factor
+    name, count = "held_out_clips.pt", chosen.validation_clips
+    unseen = encode_clips(held_out, vae, work, count, name=name, scaling_factor=scaling, device=device, seed=seed)
 
     def draw_sheet(step: int, pair: TrainedPair) -> None:
         if held_out is None:
@@ -70,7 +76,12 @@ def train_demo_model(
         rows = sheet_rows(pair.unet, vae, CaptionEncoder(pair.text_encoder), held_out, _SHEET_STEPS)
         write_sheet(work / "sheets" / f"unet_{step:06d}.png", rows)
 
-    train_unet(chosen, clips, work, minutes, device=device, seed=seed, start=start, on_sheet=draw_sheet)
+    # Loaded when its turn comes: the autoencoder's training needs none of it.
+    from .unet_training import train_unet
+
+    train_unet(
+        chosen, clips, work, minutes, validation=unseen, device=device, seed=seed, start=start, on_sheet=draw_sheet
+    )
     export_demo_model(preset_name, work, output, size=size, device=device)
 
 
@@ -93,6 +104,8 @@ def export_demo_model(
         device: what it was trained on, for the card.
         note: a sentence for the card about this training.
     """
+    from .unet_training import trained_pair
+
     chosen = preset(preset_name, size)
     total = write_weights(output, trained_pair(chosen, work), scaled_vae(chosen, work))
     facts: dict[str, Any] = {"preset": chosen.name, "size": chosen.size, "clips": chosen.clips, "bytes": total}
@@ -106,6 +119,8 @@ def export_demo_model(
             "minutes": round(state["seconds"] / 60, 1),
             "loss": round(state["loss"], 4),
         }
+        if "validation" in state:
+            facts[part]["validation"] = state["validation"]
     (output / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_model_card(output)
 

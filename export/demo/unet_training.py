@@ -15,7 +15,7 @@ from ..unet import VideoUNet
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
 from .latent_clips import LatentClips
-from .noising import noisy_batch, schedule
+from .noising import loss_weights, make_noise, noisy_batch, schedule
 from .presets import Preset
 from .text_encoder import CaptionEncoder, build_text_encoder
 from .text_training import train_text_encoder
@@ -87,12 +87,34 @@ def unet_loss(
     return (batch.weights * errors).mean()
 
 
+@torch.no_grad()
+def validation_loss(pair: TrainedPair, encode: CaptionStates, clips: LatentClips, abar: Tensor) -> float:
+    """The training loss on clips that are not trained on, always with the same noise and evenly spread timesteps."""
+    device, count = abar.device, len(clips)
+    rng, total = np.random.default_rng(5), 0.0
+    weights = loss_weights(abar)
+    pair.eval()
+    for row in range(count):
+        clean = clips.latents[row : row + 1].float().transpose(1, 2)
+        timestep = torch.tensor([int(len(abar) * (row + 0.5) / count)])
+        noise = make_noise(tuple(clean.shape), rng)
+        level = abar.cpu()[timestep].view(-1, 1, 1, 1, 1)
+        noisy = (level.sqrt() * clean + (1 - level).sqrt() * noise)[:, :, 1:].to(device)
+        text, stride = encode(clips.captions[row : row + 1]), clips.strides[row : row + 1].to(device)
+        predicted = pair.unet(noisy, timestep.to(device), text, clean[:, :, :1].to(device), stride)
+        total += float(weights[timestep]) * float((predicted.float().cpu() - noise[:, :, 1:]).pow(2).mean())
+    pair.train()
+    pair.text_encoder.eval()
+    return total / count
+
+
 def train_unet(
     preset: Preset,
     clips: LatentClips,
     work: Path,
     minutes: float,
     *,
+    validation: LatentClips | None = None,
     device: str = "cpu",
     seed: int = 0,
     start: Path | None = None,
@@ -109,6 +131,7 @@ def train_unet(
 
     Args:
         minutes: budget over all runs; the learning rate falls towards its end.
+        validation: clips on which the loss is measured before and after the training; kept in the state.
         device: cpu or cuda; on cuda in bfloat16.
         start: a folder of written weights to begin with instead of random ones, where there is no state.
         max_steps: stops earlier; the learning rate then follows the steps instead of the clock.
@@ -134,12 +157,21 @@ def train_unet(
     rng, generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
     abar = schedule().to(device)
     step, spent, mean_loss = 0, 0.0, float("nan")
+    validated: dict[str, float] = {}
     if state is not None:
         pair.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         ema.weights = state["ema"]
         restore_random_state(rng, generator, state["random"])
-        step, spent, mean_loss = state["step"], state["seconds"], state["loss"]
+        step, spent, mean_loss, validated = state["step"], state["seconds"], state["loss"], state["validation"]
+
+    def validate(when: str, weights: TrainedPair) -> None:
+        if validation is not None:
+            validated[when] = round(validation_loss(weights.to(device), encode, validation, abar), 5)
+            log_line(work / "unet.log", f"unet step {step} validation loss {validated[when]:.5f}", echo)
+
+    if state is None:
+        validate("start", pair)
     clock = Clock(minutes, spent)
 
     def save() -> None:
@@ -153,6 +185,7 @@ def train_unet(
                 "step": step,
                 "seconds": clock.spent,
                 "loss": mean_loss,
+                "validation": validated,
             },
         )
 
@@ -181,6 +214,7 @@ def train_unet(
         if clock.spent - saved >= checkpoint_seconds:
             save()
             saved = clock.spent
+    validate("end", averaged_pair(preset, ema.weights))
     save()
     return TrainingRun(step, clock.spent, mean_loss)
 
