@@ -6,13 +6,12 @@ import math
 import time
 from pathlib import Path
 
-
 _PAUSE = 30.0
 """Seconds between two looks at the clock from which on the training counts as having been stopped."""
 
 
 class Clock:
-    """Counts the time a training has had, over restarts, against its budget; pauses (SIGSTOP, a closed lid) are none."""
+    """Counts the time a training has had, over restarts, against its budget; pauses do not count."""
 
     def __init__(self, minutes: float, spent: float = 0.0) -> None:
         self.budget = 60 * minutes

@@ -166,6 +166,20 @@ class ClipSource:
         right, down = torch.from_numpy(shifts).float().unbind(1)
         return PicturePairs(torch.stack(seen), torch.stack(moved), right, down)
 
+    def shot_clips(self, count: int, stride: int) -> list[Clip]:
+        """The middles of `count` shots, spread evenly over those that are long enough."""
+        span = (self.frames - 1) * stride
+        shots = [(a, b) for a, b in self.shots if b - a >= span + 3]
+        chosen = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
+        clips = []
+        for first, end in chosen:
+            start = (first + end - span) // 2
+            frames = self._film_frames(start + stride * np.arange(self.frames))
+            small = torch.nn.functional.interpolate(frames, scale_factor=2 / 3, mode="area")
+            x = (small.shape[-1] - self.size) // 2
+            clips.append(Clip(2 * small[..., : self.size, x : x + self.size] - 1, FILM_CAPTIONS[0], stride, "film"))
+        return clips
+
     def _picture(self, rng: np.random.Generator) -> tuple[str, list[Tensor]]:
         if not self.shots or rng.random() < _STILL_PHOTO_SHARE:
             return self.photos[rng.integers(len(self.photos))]

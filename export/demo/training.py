@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from ..loading import load_model
+from ...runtime.pipeline import ImageToVideo
+from ...runtime.video_file import save_frames
 from .checkpoint import load_checkpoint
 from .clock import log_line
-from .data import ClipSource
+from .data import FILM_CAPTIONS, ClipSource
 from .evaluation import evaluate_model, round_trip_figures, true_motion_figures, write_figures
 from .latent_clips import encode_clips
 from .media import fetch, has_media
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .unet_training import TrainedPair
 
 _SHEET_STEPS = 10
+_SHOTS, _SHOT_STRIDE = 10, 1
+"""Held-out film shots to evaluate, and the stride at which they are read."""
 
 
 def train_demo_model(
@@ -49,8 +52,8 @@ def train_demo_model(
 ) -> None:
     """Everything from the packages to the weights in `output`; each part resumes where a killed run left it.
 
-    Where ``clips.pt``, ``held_out_clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine without network), only
-    the U-Net is trained, without sample sheets.
+    Where ``clips.pt``, ``held_out_clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine
+    without network), only the U-Net is trained, without sample sheets.
     """
     torch.set_num_threads(threads)
     chosen = preset(preset_name, size)
@@ -126,39 +129,52 @@ def export_demo_model(
 
 
 def evaluate_demo_model(
+    bundle: Path,
     model: Path,
     work: Path,
     output: Path,
     *,
     steps: int,
     moves_per_photo: int,
-    device: str = "cpu",
+    long_videos: int,
     threads: int = 2,
     seed: int = 0,
 ) -> None:
-    """Evaluate the weights in `model` on the held-out photos, write the figures and put them into the model card."""
+    """Evaluate an exported bundle on the held-out photos and shots; write the figures, also into the model's card.
+
+    The videos are kept under ``work/evaluation`` as pictures, for ``consisti2v evaluate``.
+    """
     torch.set_num_threads(threads)
     fetch(work)
-    loaded = load_model(model)
-    size, frames = int(loaded.vae.config.sample_size), loaded.unet.config.n_frames
-    source = ClipSource(work, size, frames, held_out=True)
-    parts = (
-        loaded.unet.to(device),
-        loaded.vae.to(device),
-        CaptionEncoder(loaded.text_encoder.to(device), loaded.tokenizer),
-    )
+    animate = ImageToVideo.from_bundle(bundle, threads=threads, device="cpu")
+    spec = animate.bundle.manifest.model
+    source = ClipSource(work, spec.height, spec.frames, held_out=True)
     rows: list[torch.Tensor] = []
+
+    def keep(condition: str, videos: list[np.ndarray]) -> None:
+        folder = work / "evaluation" / condition.replace(" ", "_").replace(",", "")
+        for number, video in enumerate(videos):
+            target = folder / f"{number:03d}"
+            target.mkdir(parents=True, exist_ok=True)
+            save_frames(video, target / "frame.png")
+            if condition == "prompted":
+                rows.append(torch.from_numpy(video[::3]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    pictures = held_out_pictures(source)
     figures = evaluate_model(
-        parts,
-        held_out_pictures(source),
+        animate,
+        pictures,
+        [clip.frames for clip in source.shot_clips(_SHOTS, _SHOT_STRIDE)],
+        FILM_CAPTIONS[0],
         steps=steps,
         moves_per_photo=moves_per_photo,
+        long_videos=long_videos,
         seed=seed,
         progress=lambda line: log_line(work / "evaluation.log", line, True),
-        on_videos=lambda videos: rows.extend(video[::3] for video in videos),
+        on_videos=keep,
     )
     write_sheet(work / "sheets" / "evaluation.png", rows)
-    figures["round trip"] = round_trip_figures(loaded.vae, held_out_pictures(source), device)
+    figures["round trip"] = round_trip_figures(animate, pictures)
     rng = np.random.default_rng(seed)
     figures["true camera moves"] = true_motion_figures(
         (move, source.moved(*photo, move, 3, rng).frames) for photo in source.photos[:2] for move in MOVES

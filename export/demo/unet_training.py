@@ -15,6 +15,7 @@ from ..unet import VideoUNet
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
 from .latent_clips import LatentClips
+from .learning_rates import RelativeSteps
 from .noising import loss_weights, make_noise, noisy_batch, schedule
 from .presets import Preset
 from .text_encoder import CaptionEncoder, build_text_encoder
@@ -122,7 +123,7 @@ def train_unet(
     checkpoint_seconds: float = 120.0,
     echo: bool = True,
     on_sheet: Callable[[int, TrainedPair], None] | None = None,
-    sheet_seconds: float = 300.0,
+    sheet_seconds: float = 600.0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> TrainingRun:
     """Train until the clock runs out or `max_steps` are done, or resume from ``unet.pt``.
@@ -152,7 +153,8 @@ def train_unet(
     pair.to(device).train()
     pair.text_encoder.eval()
     encode = CaptionStates(CaptionEncoder(pair.text_encoder))
-    optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.99))
+    relative = RelativeSteps(pair.unet)
     ema = Ema(pair, _EMA_DECAY)
     rng, generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
     abar = schedule().to(device)
@@ -200,7 +202,7 @@ def train_unet(
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
-        optimiser.step()
+        relative.step(optimiser)
         ema.update(pair, step)
         value = loss.item()
         step += 1

@@ -15,8 +15,8 @@ from .clock import Clock, learning_rate, log_line
 from .data import MAX_SHIFT, ClipSource, PicturePairs
 from .presets import Preset
 from .sheet import write_sheet
-from .view_kernel import moved_latents
 from .vae_start import start_as_interpolation
+from .view_kernel import moved_latents
 from .weights import start_from
 
 _KL_WEIGHT = 1e-5

@@ -81,8 +81,7 @@ def lay_out_tokens(transformer: Any, layout: dict[int, tuple[int, float]]) -> No
 
 def paired(channels: dict[int, float], first: int = 2) -> dict[int, tuple[int, float]]:
     """A layout of tokens from `first` on: each trunk channel times its factor, then the negatives, whose sum is 0."""
-    both = [(channel, factor) for channel, factor in channels.items()]
-    both += [(channel, -factor) for channel, factor in channels.items()]
+    both = [*channels.items(), *((channel, -factor) for channel, factor in channels.items())]
     return {first + k: entry for k, entry in enumerate(both)}
 
 

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from ..moves import STRIDES
 from ..noising import schedule
-from .channels import GAIN, GATE_START, LATENT, LATENT_SCALE, LEVEL, STRIDE, WARPED, ZERO, lay_out_tokens, read, set_product, write
+from .channels import (
+    GAIN,
+    GATE_START,
+    LATENT,
+    LATENT_SCALE,
+    LEVEL,
+    STRIDE,
+    WARPED,
+    ZERO,
+    lay_out_tokens,
+    read,
+    set_product,
+    write,
+)
 
 _UNCERTAINTY = 0.04
 """Of the first frame seen elsewhere, as a standard deviation of the latents: below this noise the noisy latents
@@ -110,7 +123,10 @@ def compose_noise(transformer: Any) -> None:
     lay_out_tokens(transformer, {_GAIN_TOKEN: (GAIN, 1.0)})
     weight = transformer.proj_in.weight
     for c in range(4):
-        for sign, difference, warped in ((1.0, _DIFFERENCE + c, _WARPED + c), (-1.0, _DIFFERENCE + 4 + c, _WARPED + 4 + c)):
+        for sign, difference, warped in (
+            (1.0, _DIFFERENCE + c, _WARPED + c),
+            (-1.0, _DIFFERENCE + 4 + c, _WARPED + 4 + c),
+        ):
             read(weight[difference], LATENT.start + c, ZERO, sign * scale / LATENT_SCALE)
             read(weight[difference], WARPED.start + c, ZERO, -sign * scale)
             read(weight[warped], WARPED.start + c, ZERO, sign * scale)

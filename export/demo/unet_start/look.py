@@ -1,4 +1,4 @@
-"""The look at the first frame: each position's source as cosines and sines, compared with the places of the first frame.
+"""The look at the first frame: each position's source as cosines and sines, compared with the first frame's places.
 
 Logits are sums of two cosines of the distance along each axis. The fast one (period 8 positions) makes the kernel as
 sharp as :data:`..view_kernel.KERNEL_SHARPNESS`, the slow one (32) tells its periods apart. A squared distance would do

@@ -96,7 +96,12 @@ def set_source(transformer: Any) -> None:
     out = transformer.proj_out.weight
     growth, clockwise, right, down, free = 4, 5, 6, 7, 14
     # (code token, place token, axis, rate): zoom moves along the place, turning across it.
-    terms = ((growth, right, 0, zoom), (growth, down, 1, zoom), (clockwise, down, 0, turn), (clockwise, right, 1, -turn))
+    terms = (
+        (growth, right, 0, zoom),
+        (growth, down, 1, zoom),
+        (clockwise, down, 0, turn),
+        (clockwise, right, 1, -turn),
+    )
     for unit, (code, place, axis, rate) in enumerate(terms):
         set_product(block, unit, (code, 1.0), (place, 1.0, 0.0), {free + axis: rate})
     for axis, place in enumerate((right, down)):
