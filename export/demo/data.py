@@ -155,7 +155,9 @@ class ClipSource:
 
     def picture_pairs(self, rng: np.random.Generator, count: int) -> PicturePairs:
         """Frames for the autoencoder, each with what a view shows that is moved by up to :data:`MAX_SHIFT` pixels."""
-        seen, moved, shifts = [], [], rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2))
+        seen: list[Tensor] = []
+        moved: list[Tensor] = []
+        shifts = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2))
         for right, down in shifts.tolist():
             _, levels = self._picture(rng)
             photo = levels[rng.integers(len(levels))]

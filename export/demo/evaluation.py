@@ -129,8 +129,8 @@ def evaluate_model(
         (i, MOVES[(i * moves_per_photo + k) % len(MOVES)]) for i in range(len(photos)) for k in range(moves_per_photo)
     ]
     prompted = [(i, move, move_phrase(move)) for i, move in pairs]
-    # The other conditions move: still says nothing about stride or guidance. Two moves a photo keep the time down.
-    moving = [trial for trial in prompted if trial[1] != "still"][::2]
+    # The other conditions move: still says nothing about stride or guidance. Every fourth trial keeps the time down.
+    moving = [trial for trial in prompted if trial[1] != "still"][::4]
     base = SampleSettings(steps=steps, seed=seed, guidance_scale_txt=DEMO_GUIDANCE)
     # Every second trial, so that all moves are among them.
     long = prompted[::2][:long_videos]
@@ -155,7 +155,7 @@ def evaluate_model(
             figures["prompted, the moves of the other conditions"] = summary(
                 [trial for trial, key in zip(trials, asked, strict=True) if key in chosen]
             )
-            consistency["photos"] = consistency_figures(videos, seed)
+            consistency["photos"] = consistency_figures(videos[::2], seed)
         progress(f"{name}: agreement {figures[name]['agreement']:.2f}, amount {figures[name]['amount']:+.4f}")
     return {
         "photos": [subject for subject, _ in photos],

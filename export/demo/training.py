@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .unet_training import TrainedPair
 
 _SHEET_STEPS = 10
-_SHOTS, _SHOT_STRIDE = 10, 1
+_SHOTS, _SHOT_STRIDE = 8, 1
 """Held-out film shots to evaluate, and the stride at which they are read."""
 
 

@@ -52,8 +52,9 @@ def mirror(channel: int) -> int:
 def write(weight: Tensor, channel: int, column: int | tuple[int, ...], value: float) -> None:
     """Let a layer add `value` times one of its inputs to a trunk channel, and the negative to its mirror."""
     taps = (column,) if isinstance(column, int) else column
-    weight[(channel, *taps)] = value
-    weight[(mirror(channel), *taps)] = -value
+    for row, sign in ((channel, 1.0), (mirror(channel), -1.0)):
+        place = (row, *taps)
+        weight[place] = sign * value
 
 
 def read(row: Tensor, channel: int, zero: int, factor: float = 1.0) -> None:
