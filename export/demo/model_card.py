@@ -95,7 +95,7 @@ with probability 0.1, the first frame replaced by its noisy self with probabilit
 trained. Our own: the squared error is weighted by 1/SNR, at most 10; what the start has set learns 100 times, the last
 layers 10 times slower than the silent branches (`learning_rates.py`: at one rate for all, 1e-5 was too much); the token
 table is random and fixed; {facts["clips"]} clips are encoded once and seen several times; AdamW, cosine decay to the
-end of the time, averaged weights.
+end of the time, averaged weights, and a quarter of the way to them kept.
 
 The preset `gpu` (128x128 pixels, wider, encoder trained too) is written for a GPU session and has not been tried.
 Training goes on from the state in the working folder (`unet.pt`, `vae.pt`) with a larger `--minutes`; that state, with
@@ -108,8 +108,9 @@ def _validation(part: dict[str, Any]) -> str:
     if not losses:
         return ""
     return (
-        f"Loss of the U-Net on held-out clips, the same noise before and after its training: {losses['start']:.5f} at "
-        f"the start, {losses['end']:.5f} at the end."
+        f"Loss of the U-Net on held-out clips with the same noise: {losses['start']:.5f} at the start, "
+        f"{losses['end of training']:.5f} after the training, {losses['kept']:.5f} with the weights here: a quarter of "
+        "the way from the start to the trained ones, because half precision does not hold these (8e-3)."
     )
 
 

@@ -124,6 +124,8 @@ def export_demo_model(
         }
         if "validation" in state:
             facts[part]["validation"] = state["validation"]
+    # Figures that lie there are those of other weights.
+    (output / "evaluation.json").unlink(missing_ok=True)
     (output / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_model_card(output)
 

@@ -25,6 +25,10 @@ from .vae_training import TrainingRun
 from .weights import start_from
 
 _EMA_DECAY = 0.98
+_KEPT_SHARE = 0.25
+"""Of the way from the start to the averaged weights, what is kept as the trained model: interpolation keeps most of
+what a short training gains (Wortsman et al. 2022, arXiv:2109.01903). At the far end the branches add large numbers that
+cancel, and half precision does not hold them."""
 _LOG_EVERY = 20
 
 
@@ -160,12 +164,14 @@ def train_unet(
     abar = schedule().to(device)
     step, spent, mean_loss = 0, 0.0, float("nan")
     validated: dict[str, float] = {}
+    begun = {name: value.detach().clone() for name, value in pair.state_dict().items()}
     if state is not None:
         pair.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         ema.weights = state["ema"]
         restore_random_state(rng, generator, state["random"])
         step, spent, mean_loss, validated = state["step"], state["seconds"], state["loss"], state["validation"]
+        begun = state["start"]
 
     def validate(when: str, weights: TrainedPair) -> None:
         if validation is not None:
@@ -183,6 +189,7 @@ def train_unet(
                 "model": pair.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "ema": ema.weights,
+                "start": begun,
                 "random": random_state(rng, generator),
                 "step": step,
                 "seconds": clock.spent,
@@ -216,7 +223,8 @@ def train_unet(
         if clock.spent - saved >= checkpoint_seconds:
             save()
             saved = clock.spent
-    validate("end", averaged_pair(preset, ema.weights))
+    validate("end of training", averaged_pair(preset, ema.weights))
+    validate("kept", averaged_pair(preset, kept_weights(begun, ema.weights)))
     save()
     return TrainingRun(step, clock.spent, mean_loss)
 
@@ -229,7 +237,7 @@ def averaged_pair(preset: Preset, weights: dict[str, Tensor]) -> TrainedPair:
 
 
 def trained_pair(preset: Preset, work: Path) -> TrainedPair:
-    """The averaged weights of ``unet.pt``.
+    """The weights that ``unet.pt`` leaves: see :func:`kept_weights`.
 
     Raises:
         FileNotFoundError: no U-Net was trained there.
@@ -237,7 +245,15 @@ def trained_pair(preset: Preset, work: Path) -> TrainedPair:
     state = load_checkpoint(work / "unet.pt")
     if state is None:
         raise FileNotFoundError(f"{work / 'unet.pt'} is missing: train the U-Net first.")
-    return averaged_pair(preset, state["ema"])
+    return averaged_pair(preset, kept_weights(state["start"], state["ema"]))
+
+
+def kept_weights(start: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A share of the way from the start to the averaged weights."""
+    return {
+        name: value + _KEPT_SHARE * (averaged[name] - value) if value.is_floating_point() else value
+        for name, value in start.items()
+    }
 
 
 def _parameter_groups(pair: TrainedPair) -> list[dict[str, Any]]:
