@@ -21,13 +21,14 @@ from consisti2v_rt.export.demo.checkpoint import (  # noqa: E402
     restore_random_state,
     save_checkpoint,
 )
-from consisti2v_rt.export.demo.clock import learning_rate  # noqa: E402
+from consisti2v_rt.export.demo.clock import Clock, learning_rate  # noqa: E402
+from consisti2v_rt.export.demo.counterparts import shuffled, still  # noqa: E402
 from consisti2v_rt.export.demo.flow import Motion, agrees, fit_motion  # noqa: E402
 from consisti2v_rt.export.demo.latent_clips import LatentClips, encode_frames  # noqa: E402
+from consisti2v_rt.export.demo.learning_rates import RelativeSteps  # noqa: E402
 from consisti2v_rt.export.demo.media import PHOTOS  # noqa: E402
 from consisti2v_rt.export.demo.model_card import write_model_card  # noqa: E402
 from consisti2v_rt.export.demo.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
-from consisti2v_rt.export.demo.position_start import place_maps  # noqa: E402
 from consisti2v_rt.export.demo.presets import preset  # noqa: E402
 from consisti2v_rt.export.demo.sampling import SampleSettings, sample_videos  # noqa: E402
 from consisti2v_rt.export.demo.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
@@ -40,8 +41,10 @@ from consisti2v_rt.export.demo.text_training import (  # noqa: E402
     train_text_encoder,
 )
 from consisti2v_rt.export.demo.unet_start import start_as_camera  # noqa: E402
+from consisti2v_rt.export.demo.unet_start.positions import place_maps  # noqa: E402
 from consisti2v_rt.export.demo.unet_training import TrainedPair, train_unet, trained_pair  # noqa: E402
 from consisti2v_rt.export.demo.vae_training import build_vae  # noqa: E402
+from consisti2v_rt.export.demo.view_kernel import moved_latents  # noqa: E402
 from consisti2v_rt.export.demo.weights import start_from, write_weights  # noqa: E402
 from consisti2v_rt.export.loading import load_model  # noqa: E402
 from consisti2v_rt.runtime.errors import UserError  # noqa: E402
@@ -172,6 +175,50 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert learning_rate(1.0, 500, 0.5) > learning_rate(1.0, 900, 1.0) == pytest.approx(0.05)
 
 
+def test_pauses_are_not_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(1.0, spent=10.0)
+    for passed in (5.0, 600.0, 5.0):
+        now[0] += passed
+        clock.spent  # noqa: B018 - a look at the clock
+    assert clock.spent == pytest.approx(20.0) and clock.progress == pytest.approx(1 / 3)
+
+
+def test_steering_weights_learn_slowly() -> None:
+    """One step of a plain optimiser: silent branches move by the whole rate, steering channels by a hundredth."""
+    unet = TrainedPair(TINY).unet
+    before = {name: value.detach().clone() for name, value in unet.named_parameters()}
+    for parameter in unet.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    RelativeSteps(unet).step(torch.optim.SGD(unet.parameters(), lr=1.0))
+    moved = {name: before[name] - value.detach() for name, value in unet.named_parameters() if value.requires_grad}
+    writing = moved["up_blocks.1.resnets.0.conv2.weight"].mean((1, 2, 3)).tolist()
+    assert writing[0] == pytest.approx(1.0, abs=1e-4) and writing[4] == pytest.approx(1.0, abs=1e-4)
+    assert writing[20] == pytest.approx(0.01, abs=1e-4)
+    assert float(moved["conv_in.weight"].mean()) == pytest.approx(0.01, abs=1e-4)
+    assert float(moved["conv_out.weight"].mean()) == pytest.approx(0.1, abs=1e-4)
+    assert float(moved["up_blocks.0.attentions.0.proj_out.weight"].mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_latents_move_against_the_view() -> None:
+    ramp = torch.arange(8.0).expand(2, 1, 8, 8)
+    moved = moved_latents(ramp, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
+    torch.testing.assert_close(moved[0, :, 2:6, 2:5], ramp[0, :, 2:6, 3:6], atol=0.05, rtol=0)
+    torch.testing.assert_close(moved[1, :, :, 2:6], ramp[1, :, :, 2:6], atol=0.05, rtol=0)
+
+
+def test_counterparts_hold_the_same_frames() -> None:
+    """Shuffled pairs keep every frame once; still ones keep the first only."""
+    numbers = np.arange(4, dtype=np.uint8)[:, None, None, None]
+    videos = [10 * n + numbers + np.zeros((4, 2, 2, 3), np.uint8) for n in range(4)]
+    mixed = shuffled(videos, seed=0)
+    shown = sorted(int(value) for clip in mixed for value in clip[:, 0, 0, 0])
+    assert shown == [10 * n + k for n in range(4) for k in range(4)]
+    assert {int(v) // 10 for v in np.concatenate([mixed[0], mixed[1]])[:, 0, 0, 0]} == {0, 2}
+    assert all((clip == video[0]).all() for clip, video in zip(still(videos), videos, strict=True))
+
+
 def test_checkpoint_round_trip_and_damage(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     assert load_checkpoint(path) is None
@@ -239,7 +286,7 @@ def test_the_start_moves_the_first_frame_as_the_text_says() -> None:
     generator = torch.Generator().manual_seed(0)
     start_as_camera(pair.unet, torch.randn(3, 16, 4, 8, 8, generator=generator))
     maps = place_maps(8)
-    first = torch.stack([maps[0], maps[1], 0 * maps[0], maps[2]])[None, :, None]
+    first = torch.stack([maps[0], maps[1], 0 * maps[0], maps[0] ** 2])[None, :, None]
     abar = float(noising.schedule()[700])
 
     def moved(move: str, stride: int) -> torch.Tensor:

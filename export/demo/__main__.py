@@ -57,20 +57,29 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="Folder of the weights.")] = _MODEL,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    bundle: Annotated[Path, typer.Option(help="The exported model.")] = Path("assets/demo_bundle"),
+    model: Annotated[Path, typer.Option(help="Folder of the weights, whose card is written.")] = _MODEL,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 10,
     moves_per_photo: Annotated[int, typer.Option(help="Camera moves asked of each held-out photo, of nine.")] = 4,
-    device: Device = "cpu",
+    long_videos: Annotated[int, typer.Option(help="Of these also made with 50 steps.")] = 18,
     threads: Threads = 2,
     seed: Seed = 0,
     work: Work = _WORK,
     output: Annotated[Path, typer.Option(help="Figures, as JSON.")] = Path("benchmarks/results/demo_model.json"),
 ) -> None:
-    """Measure prompted motion, FrameInit, guidance and stride on held-out photos."""
+    """Measure prompted motion, fidelity, consistency, FrameInit, guidance and stride on held-out photos and shots."""
     from .training import evaluate_demo_model
 
     evaluate_demo_model(
-        model, work, output, steps=steps, moves_per_photo=moves_per_photo, device=device, threads=threads, seed=seed
+        bundle,
+        model,
+        work,
+        output,
+        steps=steps,
+        moves_per_photo=moves_per_photo,
+        long_videos=long_videos,
+        threads=threads,
+        seed=seed,
     )
 
 

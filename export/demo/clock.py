@@ -6,19 +6,25 @@ import math
 import time
 from pathlib import Path
 
+_PAUSE = 30.0
+"""Seconds between two looks at the clock from which on the training counts as having been stopped."""
+
 
 class Clock:
-    """Counts the time a training has had, over restarts, against its budget."""
+    """Counts the time a training has had, over restarts, against its budget; pauses do not count."""
 
     def __init__(self, minutes: float, spent: float = 0.0) -> None:
         self.budget = 60 * minutes
-        self._before = spent
-        self._started = time.monotonic()
+        self._counted = spent
+        self._last = time.monotonic()
 
     @property
     def spent(self) -> float:
         """Seconds, earlier runs included."""
-        return self._before + time.monotonic() - self._started
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        self._counted += passed if passed < _PAUSE else 0.0
+        return self._counted
 
     @property
     def progress(self) -> float:

@@ -23,6 +23,8 @@ FILM_STRIDE = 2
 _FILM_SHARE = 0.05
 _STILL_PHOTO_SHARE = 0.4
 FILM_CAPTIONS = ("an animated film", "a scene of an animated film", "animated characters move")
+MAX_SHIFT = 6
+"""Pixels between two views of a picture that the autoencoder is trained on."""
 _Frames = NDArray[np.uint8]
 
 
@@ -36,6 +38,22 @@ class Clip:
     stride: int
     move: str
     """One of :data:`MOVES`, or "film"."""
+
+
+@dataclass(frozen=True)
+class PicturePairs:
+    """Views of pictures, and the same views moved."""
+
+    seen: Tensor
+    """float [n, 3, size, size] in [-1, 1]."""
+    moved: Tensor
+    """The same, moved by `right` and `down`."""
+    right: Tensor
+    down: Tensor
+    """float [n], pixels, whole numbers."""
+
+    def to(self, device: str) -> PicturePairs:
+        return PicturePairs(*(tensor.to(device) for tensor in (self.seen, self.moved, self.right, self.down)))
 
 
 def load_photos(work: Path, size: int, held_out: bool) -> list[tuple[str, list[Tensor]]]:
@@ -135,14 +153,34 @@ class ClipSource:
         frames = render(photo, (x, y), width, move, stride, self.frames, self.size)
         return Clip(2 * frames - 1, move_caption(move, subject, rng), stride, move)
 
-    def picture(self, rng: np.random.Generator) -> Tensor:
-        """One frame [3, size, size] in [-1, 1], for the autoencoder."""
-        _, levels = self._picture(rng)
-        photo = levels[rng.integers(len(levels))]
-        y = rng.integers(photo.shape[1] - self.size + 1)
-        x = rng.integers(photo.shape[2] - self.size + 1)
-        crop = photo[:, y : y + self.size, x : x + self.size]
-        return 2 * (crop.flip(-1) if rng.random() < 0.5 else crop) - 1
+    def picture_pairs(self, rng: np.random.Generator, count: int) -> PicturePairs:
+        """Frames for the autoencoder, each with what a view shows that is moved by up to :data:`MAX_SHIFT` pixels."""
+        seen: list[Tensor] = []
+        moved: list[Tensor] = []
+        shifts = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2))
+        for right, down in shifts.tolist():
+            _, levels = self._picture(rng)
+            photo = levels[rng.integers(len(levels))]
+            photo = photo.flip(-1) if rng.random() < 0.5 else photo
+            y, x = (rng.integers(MAX_SHIFT, length - self.size - MAX_SHIFT + 1) for length in photo.shape[1:])
+            for crops, top, left in ((seen, y, x), (moved, y + down, x + right)):
+                crops.append(2 * photo[:, top : top + self.size, left : left + self.size] - 1)
+        right, down = torch.from_numpy(shifts).float().unbind(1)
+        return PicturePairs(torch.stack(seen), torch.stack(moved), right, down)
+
+    def shot_clips(self, count: int, stride: int) -> list[Clip]:
+        """The middles of `count` shots, spread evenly over those that are long enough."""
+        span = (self.frames - 1) * stride
+        shots = [(a, b) for a, b in self.shots if b - a >= span + 3]
+        chosen = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
+        clips = []
+        for first, end in chosen:
+            start = (first + end - span) // 2
+            frames = self._film_frames(start + stride * np.arange(self.frames))
+            small = torch.nn.functional.interpolate(frames, scale_factor=2 / 3, mode="area")
+            x = (small.shape[-1] - self.size) // 2
+            clips.append(Clip(2 * small[..., : self.size, x : x + self.size] - 1, FILM_CAPTIONS[0], stride, "film"))
+        return clips
 
     def _picture(self, rng: np.random.Generator) -> tuple[str, list[Tensor]]:
         if not self.shots or rng.random() < _STILL_PHOTO_SHARE:

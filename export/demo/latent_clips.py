@@ -42,14 +42,22 @@ def encode_frames(vae: AutoencoderKL, frames: Tensor, generator: torch.Generator
 
 
 def encode_clips(
-    source: ClipSource | None, vae: AutoencoderKL, work: Path, count: int, *, device: str = "cpu", seed: int = 0
+    source: ClipSource | None,
+    vae: AutoencoderKL,
+    work: Path,
+    count: int,
+    *,
+    name: str = "clips.pt",
+    scaling_factor: float | None = None,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> LatentClips:
-    """Draw and encode `count` clips, or read those kept in ``clips.pt``.
+    """Draw and encode `count` clips, or read those kept in the file `name`.
 
     The scaling factor is one over the measured standard deviation, as in Stable Diffusion's 0.18215 (Rombach et al.
-    2022, arXiv:2112.10752, appendix G).
+    2022, arXiv:2112.10752, appendix G), unless one is given.
     """
-    path = work / "clips.pt"
+    path = work / name
     state = load_checkpoint(path)
     if state is None:
         if source is None:
@@ -63,7 +71,8 @@ def encode_clips(
             strides.append(clip.stride)
             captions.append(clip.caption)
         latents = torch.stack(encoded)
-        scaling_factor = round(float(1 / latents.std()), 5)
+        if scaling_factor is None:
+            scaling_factor = round(float(1 / latents.std()), 5)
         state = {
             "latents": (latents * scaling_factor).half(),
             "strides": torch.tensor(strides),

@@ -39,14 +39,13 @@ def schedule() -> Tensor:
 
 
 def loss_weights(abar: Tensor) -> Tensor:
-    """Weight of the squared noise error per timestep: 1 + 1/SNR, at most 10, scaled to mean 1.
+    """Weight of the squared noise error per timestep: 1/SNR = (1 - abar) / abar, at most 10, scaled to mean 1.
 
-    Uncapped this is the "SNR + 1" weighting of Salimans and Ho (2022, arXiv:2202.00512), the loss of v-prediction. The
-    plain loss hardly sees the timesteps at which motion is decided: there the target is nearly the input. The cap keeps
-    the very noisiest ones from drowning the rest.
+    Uncapped this is the squared error of the clean latents that the noise stands for. The plain loss hardly sees the
+    timesteps at which motion is decided, since the target is nearly the input there, and sees most of all the clearest
+    ones, where no model knows the little noise. The cap keeps the noisiest timesteps from drowning the rest.
     """
-    # SNR = abar / (1 - abar), so 1 + 1/SNR = 1/abar.
-    weights = (1 / abar).clamp(max=_MAX_WEIGHT)
+    weights = ((1 - abar) / abar).clamp(max=_MAX_WEIGHT)
     return weights / weights.mean()
 
 

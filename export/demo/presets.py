@@ -33,6 +33,8 @@ class Preset:
     norm_groups: int
     clips: int
     """Encoded training clips kept; each is seen several times, with new noise."""
+    validation_clips: int
+    """Held-out clips on which the loss is measured before and after."""
     batch: int
     learning_rate: float
 
@@ -79,8 +81,9 @@ _CPU = Preset(
     temporal_heads=2,
     norm_groups=1,
     clips=600,
+    validation_clips=32,
     batch=2,
-    learning_rate=3e-6,
+    learning_rate=1e-4,
 )
 PRESETS = {
     "cpu": _CPU,
@@ -108,6 +111,7 @@ PRESETS = {
         text_width=16,
         text_steps=2,
         clips=4,
+        validation_clips=2,
         batch=2,
     ),
 }

@@ -6,16 +6,17 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from ..loading import load_model
+from ...runtime.pipeline import ImageToVideo
+from ...runtime.video_file import save_frames
 from .checkpoint import load_checkpoint
 from .clock import log_line
-from .data import ClipSource
+from .data import FILM_CAPTIONS, ClipSource
 from .evaluation import evaluate_model, round_trip_figures, true_motion_figures, write_figures
 from .latent_clips import encode_clips
 from .media import fetch, has_media
@@ -25,11 +26,15 @@ from .presets import Preset, preset
 from .sampling import held_out_pictures, sheet_rows
 from .sheet import write_sheet
 from .text_encoder import CaptionEncoder
-from .unet_training import TrainedPair, train_unet, trained_pair
 from .vae_training import train_vae, trained_vae
 from .weights import write_weights
 
+if TYPE_CHECKING:
+    from .unet_training import TrainedPair
+
 _SHEET_STEPS = 10
+_SHOTS, _SHOT_STRIDE = 8, 1
+"""Held-out film shots to evaluate, and the stride at which they are read."""
 
 
 def train_demo_model(
@@ -47,21 +52,25 @@ def train_demo_model(
 ) -> None:
     """Everything from the packages to the weights in `output`; each part resumes where a killed run left it.
 
-    Where ``clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine without network), only
-    the U-Net is trained, without sample sheets.
+    Where ``clips.pt``, ``held_out_clips.pt`` and ``vae.pt`` are in `work` but the media are not (carried to a machine
+    without network), only the U-Net is trained, without sample sheets.
     """
     torch.set_num_threads(threads)
     chosen = preset(preset_name, size)
     work.mkdir(parents=True, exist_ok=True)
     # A machine without network needs only the states and the encoded clips: see the docstring.
-    encoded = (work / "clips.pt").is_file() and (work / "vae.pt").is_file()
+    encoded = all((work / name).is_file() for name in ("clips.pt", "held_out_clips.pt", "vae.pt"))
     source = held_out = None
     if has_media(work) or not encoded:
         fetch(work)
         source = ClipSource(work, chosen.size, chosen.frames)
         held_out = ClipSource(work, chosen.size, chosen.frames, held_out=True)
         train_vae(chosen, source, work, vae_minutes, device=device, seed=seed, start=start)
-    clips = encode_clips(source, trained_vae(chosen, work), work, chosen.clips, device=device, seed=seed)
+    vae = trained_vae(chosen, work)
+    clips = encode_clips(source, vae, work, chosen.clips, device=device, seed=seed)
+    scaling = clips.scaling_factor
+    name, count = "held_out_clips.pt", chosen.validation_clips
+    unseen = encode_clips(held_out, vae, work, count, name=name, scaling_factor=scaling, device=device, seed=seed)
 
     def draw_sheet(step: int, pair: TrainedPair) -> None:
         if held_out is None:
@@ -70,7 +79,12 @@ def train_demo_model(
         rows = sheet_rows(pair.unet, vae, CaptionEncoder(pair.text_encoder), held_out, _SHEET_STEPS)
         write_sheet(work / "sheets" / f"unet_{step:06d}.png", rows)
 
-    train_unet(chosen, clips, work, minutes, device=device, seed=seed, start=start, on_sheet=draw_sheet)
+    # Loaded when its turn comes: the autoencoder's training needs none of it.
+    from .unet_training import train_unet
+
+    train_unet(
+        chosen, clips, work, minutes, validation=unseen, device=device, seed=seed, start=start, on_sheet=draw_sheet
+    )
     export_demo_model(preset_name, work, output, size=size, device=device)
 
 
@@ -93,6 +107,8 @@ def export_demo_model(
         device: what it was trained on, for the card.
         note: a sentence for the card about this training.
     """
+    from .unet_training import trained_pair
+
     chosen = preset(preset_name, size)
     total = write_weights(output, trained_pair(chosen, work), scaled_vae(chosen, work))
     facts: dict[str, Any] = {"preset": chosen.name, "size": chosen.size, "clips": chosen.clips, "bytes": total}
@@ -106,44 +122,61 @@ def export_demo_model(
             "minutes": round(state["seconds"] / 60, 1),
             "loss": round(state["loss"], 4),
         }
+        if "validation" in state:
+            facts[part]["validation"] = state["validation"]
+    # Figures that lie there are those of other weights.
+    (output / "evaluation.json").unlink(missing_ok=True)
     (output / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_model_card(output)
 
 
 def evaluate_demo_model(
+    bundle: Path,
     model: Path,
     work: Path,
     output: Path,
     *,
     steps: int,
     moves_per_photo: int,
-    device: str = "cpu",
+    long_videos: int,
     threads: int = 2,
     seed: int = 0,
 ) -> None:
-    """Evaluate the weights in `model` on the held-out photos, write the figures and put them into the model card."""
+    """Evaluate an exported bundle on the held-out photos and shots; write the figures, also into the model's card.
+
+    The videos are kept under ``work/evaluation`` as pictures, for ``consisti2v evaluate``.
+    """
     torch.set_num_threads(threads)
     fetch(work)
-    loaded = load_model(model)
-    size, frames = int(loaded.vae.config.sample_size), loaded.unet.config.n_frames
-    source = ClipSource(work, size, frames, held_out=True)
-    parts = (
-        loaded.unet.to(device),
-        loaded.vae.to(device),
-        CaptionEncoder(loaded.text_encoder.to(device), loaded.tokenizer),
-    )
+    animate = ImageToVideo.from_bundle(bundle, threads=threads, device="cpu")
+    spec = animate.bundle.manifest.model
+    source = ClipSource(work, spec.height, spec.frames, held_out=True)
     rows: list[torch.Tensor] = []
+
+    def keep(condition: str, videos: list[np.ndarray]) -> None:
+        folder = work / "evaluation" / condition.replace(" ", "_").replace(",", "")
+        for number, video in enumerate(videos):
+            target = folder / f"{number:03d}"
+            target.mkdir(parents=True, exist_ok=True)
+            save_frames(video, target / "frame.png")
+            if condition == "prompted":
+                rows.append(torch.from_numpy(video[::3]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    pictures = held_out_pictures(source)
     figures = evaluate_model(
-        parts,
-        held_out_pictures(source),
+        animate,
+        pictures,
+        [clip.frames for clip in source.shot_clips(_SHOTS, _SHOT_STRIDE)],
+        FILM_CAPTIONS[0],
         steps=steps,
         moves_per_photo=moves_per_photo,
+        long_videos=long_videos,
         seed=seed,
         progress=lambda line: log_line(work / "evaluation.log", line, True),
-        on_videos=lambda videos: rows.extend(video[::3] for video in videos),
+        on_videos=keep,
     )
     write_sheet(work / "sheets" / "evaluation.png", rows)
-    figures["round trip"] = round_trip_figures(loaded.vae, held_out_pictures(source), device)
+    figures["round trip"] = round_trip_figures(animate, pictures)
     rng = np.random.default_rng(seed)
     figures["true camera moves"] = true_motion_figures(
         (move, source.moved(*photo, move, 3, rng).frames) for photo in source.photos[:2] for move in MOVES

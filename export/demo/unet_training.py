@@ -15,7 +15,8 @@ from ..unet import VideoUNet
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
 from .latent_clips import LatentClips
-from .noising import noisy_batch, schedule
+from .learning_rates import RelativeSteps
+from .noising import loss_weights, make_noise, noisy_batch, schedule
 from .presets import Preset
 from .text_encoder import CaptionEncoder, build_text_encoder
 from .text_training import train_text_encoder
@@ -24,6 +25,10 @@ from .vae_training import TrainingRun
 from .weights import start_from
 
 _EMA_DECAY = 0.98
+_KEPT_SHARE = 0.25
+"""Of the way from the start to the averaged weights, what is kept as the trained model: interpolation keeps most of
+what a short training gains (Wortsman et al. 2022, arXiv:2109.01903). At the far end the branches add large numbers that
+cancel, and half precision does not hold them."""
 _LOG_EVERY = 20
 
 
@@ -87,12 +92,34 @@ def unet_loss(
     return (batch.weights * errors).mean()
 
 
+@torch.no_grad()
+def validation_loss(pair: TrainedPair, encode: CaptionStates, clips: LatentClips, abar: Tensor) -> float:
+    """The training loss on clips that are not trained on, always with the same noise and evenly spread timesteps."""
+    device, count = abar.device, len(clips)
+    rng, total = np.random.default_rng(5), 0.0
+    weights = loss_weights(abar)
+    pair.eval()
+    for row in range(count):
+        clean = clips.latents[row : row + 1].float().transpose(1, 2)
+        timestep = torch.tensor([int(len(abar) * (row + 0.5) / count)])
+        noise = make_noise(tuple(clean.shape), rng)
+        level = abar.cpu()[timestep].view(-1, 1, 1, 1, 1)
+        noisy = (level.sqrt() * clean + (1 - level).sqrt() * noise)[:, :, 1:].to(device)
+        text, stride = encode(clips.captions[row : row + 1]), clips.strides[row : row + 1].to(device)
+        predicted = pair.unet(noisy, timestep.to(device), text, clean[:, :, :1].to(device), stride)
+        total += float(weights[timestep]) * float((predicted.float().cpu() - noise[:, :, 1:]).pow(2).mean())
+    pair.train()
+    pair.text_encoder.eval()
+    return total / count
+
+
 def train_unet(
     preset: Preset,
     clips: LatentClips,
     work: Path,
     minutes: float,
     *,
+    validation: LatentClips | None = None,
     device: str = "cpu",
     seed: int = 0,
     start: Path | None = None,
@@ -100,7 +127,7 @@ def train_unet(
     checkpoint_seconds: float = 120.0,
     echo: bool = True,
     on_sheet: Callable[[int, TrainedPair], None] | None = None,
-    sheet_seconds: float = 300.0,
+    sheet_seconds: float = 600.0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> TrainingRun:
     """Train until the clock runs out or `max_steps` are done, or resume from ``unet.pt``.
@@ -109,6 +136,7 @@ def train_unet(
 
     Args:
         minutes: budget over all runs; the learning rate falls towards its end.
+        validation: clips on which the loss is measured before and after the training; kept in the state.
         device: cpu or cuda; on cuda in bfloat16.
         start: a folder of written weights to begin with instead of random ones, where there is no state.
         max_steps: stops earlier; the learning rate then follows the steps instead of the clock.
@@ -129,17 +157,29 @@ def train_unet(
     pair.to(device).train()
     pair.text_encoder.eval()
     encode = CaptionStates(CaptionEncoder(pair.text_encoder))
-    optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(_parameter_groups(pair), lr=preset.learning_rate, betas=(0.9, 0.99))
+    relative = RelativeSteps(pair.unet)
     ema = Ema(pair, _EMA_DECAY)
     rng, generator = np.random.default_rng([seed, 2]), torch.Generator().manual_seed(seed)
     abar = schedule().to(device)
     step, spent, mean_loss = 0, 0.0, float("nan")
+    validated: dict[str, float] = {}
+    begun = {name: value.detach().clone() for name, value in pair.state_dict().items()}
     if state is not None:
         pair.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         ema.weights = state["ema"]
         restore_random_state(rng, generator, state["random"])
-        step, spent, mean_loss = state["step"], state["seconds"], state["loss"]
+        step, spent, mean_loss, validated = state["step"], state["seconds"], state["loss"], state["validation"]
+        begun = state["start"]
+
+    def validate(when: str, weights: TrainedPair) -> None:
+        if validation is not None:
+            validated[when] = round(validation_loss(weights.to(device), encode, validation, abar), 5)
+            log_line(work / "unet.log", f"unet step {step} validation loss {validated[when]:.5f}", echo)
+
+    if state is None:
+        validate("start", pair)
     clock = Clock(minutes, spent)
 
     def save() -> None:
@@ -149,10 +189,12 @@ def train_unet(
                 "model": pair.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "ema": ema.weights,
+                "start": begun,
                 "random": random_state(rng, generator),
                 "step": step,
                 "seconds": clock.spent,
                 "loss": mean_loss,
+                "validation": validated,
             },
         )
 
@@ -167,7 +209,7 @@ def train_unet(
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
-        optimiser.step()
+        relative.step(optimiser)
         ema.update(pair, step)
         value = loss.item()
         step += 1
@@ -181,6 +223,8 @@ def train_unet(
         if clock.spent - saved >= checkpoint_seconds:
             save()
             saved = clock.spent
+    validate("end of training", averaged_pair(preset, ema.weights))
+    validate("kept", averaged_pair(preset, kept_weights(begun, ema.weights)))
     save()
     return TrainingRun(step, clock.spent, mean_loss)
 
@@ -193,7 +237,7 @@ def averaged_pair(preset: Preset, weights: dict[str, Tensor]) -> TrainedPair:
 
 
 def trained_pair(preset: Preset, work: Path) -> TrainedPair:
-    """The averaged weights of ``unet.pt``.
+    """The weights that ``unet.pt`` leaves: see :func:`kept_weights`.
 
     Raises:
         FileNotFoundError: no U-Net was trained there.
@@ -201,7 +245,15 @@ def trained_pair(preset: Preset, work: Path) -> TrainedPair:
     state = load_checkpoint(work / "unet.pt")
     if state is None:
         raise FileNotFoundError(f"{work / 'unet.pt'} is missing: train the U-Net first.")
-    return averaged_pair(preset, state["ema"])
+    return averaged_pair(preset, kept_weights(state["start"], state["ema"]))
+
+
+def kept_weights(start: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A share of the way from the start to the averaged weights."""
+    return {
+        name: value + _KEPT_SHARE * (averaged[name] - value) if value.is_floating_point() else value
+        for name, value in start.items()
+    }
 
 
 def _parameter_groups(pair: TrainedPair) -> list[dict[str, Any]]:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
-from .data import ClipSource
+from .data import MAX_SHIFT, ClipSource, PicturePairs
 from .presets import Preset
 from .sheet import write_sheet
 from .vae_start import start_as_interpolation
+from .view_kernel import moved_latents
 from .weights import start_from
 
 _KL_WEIGHT = 1e-5
@@ -51,19 +51,36 @@ def build_vae(preset: Preset, scaling_factor: float = 1.0) -> AutoencoderKL:
     return vae
 
 
-def vae_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
+def vae_loss(vae: AutoencoderKL, pairs: PicturePairs, generator: torch.Generator) -> Tensor:
     """L1 of pixels and of their differences (edges), and a small KL divergence to the unit normal.
 
+    Of every second pair the latents are moved as the video's are, and must decode to the moved picture: without that
+    the decoder draws its detail where the latents' positions are and not where the picture goes.
+
     Args:
-        pictures: float [n, 3, h, w] in [-1, 1].
+        pairs: of an even number of pictures.
         generator: draws the posterior sample.
     """
+    pictures = pairs.seen
     posterior = vae.encode(pictures).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
-    out = vae.decode(posterior.mean + posterior.std * noise).sample
-    edges = sum(F.l1_loss(torch.diff(out, dim=axis), torch.diff(pictures, dim=axis)) for axis in (2, 3))
+    latents = posterior.mean + posterior.std * noise
+    cell = pictures.shape[-1] // latents.shape[-1]
+    right, down = (shift[::2] / cell for shift in (pairs.right, pairs.down))
+    latents = torch.cat([moved_latents(latents[::2], right, down), latents[1::2]])
+    out = vae.decode(latents).sample
+    target = torch.cat([pairs.moved[::2], pictures[1::2]])
+    # What a moved view shows beyond the first is not known.
+    margin = MAX_SHIFT + cell
+    inner = torch.zeros_like(target[:, :1])
+    inner[: len(right), :, margin:-margin, margin:-margin] = 1
+    inner[len(right) :] = 1
+    error = (out - target) * inner
+    edges = sum(torch.diff(error, dim=axis).abs().sum() for axis in (2, 3))
+    count = 3 * inner.sum()
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    loss: Tensor = F.l1_loss(out, pictures) + F.mse_loss(out, pictures) + _EDGE_WEIGHT * edges + _KL_WEIGHT * kl
+    pixels = error.abs().sum() + error.pow(2).sum()
+    loss: Tensor = (pixels + _EDGE_WEIGHT * edges) / count + _KL_WEIGHT * kl
     return loss
 
 
@@ -104,6 +121,7 @@ def train_vae(
         ema.weights = state["ema"]
         restore_random_state(rng, generator, state["random"])
         step, spent, mean_loss = state["step"], state["seconds"], state["loss"]
+    torch.set_flush_denormal(True)  # the optimiser's averages of vanishing gradients cost many times the rest
     clock = Clock(minutes, spent)
 
     def save() -> None:
@@ -122,10 +140,10 @@ def train_vae(
 
     saved = clock.spent
     while clock.progress < 1 and (max_steps is None or step < max_steps):
-        pictures = torch.stack([source.picture(rng) for _ in range(preset.vae_batch)]).to(device)
+        pairs = source.picture_pairs(rng, preset.vae_batch).to(device)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(preset.vae_learning_rate, step, clock.progress)
-        loss = vae_loss(vae, pictures, generator)
+        loss = vae_loss(vae, pairs, generator)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -137,7 +155,7 @@ def train_vae(
             log_line(work / "vae.log", f"vae step {step} loss {mean_loss:.4f} {clock.spent:.0f} s", echo)
         if step % 200 == 0:
             with torch.no_grad():
-                write_sheet(work / "sheets" / f"vae_{step:06d}.png", [pictures[:8], vae(pictures[:8]).sample])
+                write_sheet(work / "sheets" / f"vae_{step:06d}.png", [pairs.seen[:8], vae(pairs.seen[:8]).sample])
         if clock.spent - saved > _CHECKPOINT_SECONDS:
             save()
             saved = clock.spent

@@ -57,7 +57,7 @@ def change_weight() -> Callable[[Path, str, str, float], None]:
 
 @pytest.fixture(scope="session")
 def demo_bundle() -> Path:
-    """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with
-    numbers that half precision does not hold.
+    """In this folder: the demo bundle's stages with random weights at 128x128, so that rounding is not all zeros. The
+    demo model itself has a file of its own.
     """
     return Path(__file__).parents[1] / "data" / "untrained_bundle"

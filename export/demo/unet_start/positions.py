@@ -11,29 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..unet import VideoUNet
+from ...unet import VideoUNet
+from .channels import CONSTANTS
 
 _STEPS = 150
 _RIDGE = 1e-7
 _LEARNING_RATE = 4e-3
-PLACE_CHANNELS = 4
 
 
 def place_maps(size: int) -> Tensor:
-    """Right, down (-1 to 1 from edge to edge, at the positions' centres) and their squares: float [4, size, size]."""
+    """Right and down, -1 to 1 from edge to edge, at the positions' centres: float [2, size, size]."""
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     right, down = axis[None, :].expand(size, size), axis[:, None].expand(size, size)
-    return torch.stack([right, down, right**2, down**2])
+    return torch.stack([right, down])
 
 
-def learn_positions(unet: VideoUNet, constants: tuple[int, int], size: int) -> float:
+def learn_positions(unet: VideoUNet, size: int, constant: float) -> float:
     """Train downsampler, coarse resnets and upsampler, in place, to give :func:`place_maps` in the first channels of
     what the finest up block takes from below; returns the largest error.
 
     Args:
         unet: two levels of one layer; temporal layers and attentions of the coarse level silent.
-        constants: the trunk's two constant channels, the only ones that go down.
         size: positions of the finest level's side.
+        constant: value of the trunk's constant channels, the only ones that go down.
     """
     modules_of: Any = unet
     down, coarse = modules_of.down_blocks
@@ -41,17 +41,18 @@ def learn_positions(unet: VideoUNet, constants: tuple[int, int], size: int) -> f
     downsampler = down.downsamplers[0].conv
     resnets = [*coarse.resnets, *middle.resnets, *up.resnets]
     with torch.no_grad():
-        kept = downsampler.weight[:, list(constants)].clone()
+        kept = downsampler.weight[:, list(CONSTANTS)].clone()
         downsampler.weight.zero_()
-        downsampler.weight[:, list(constants)] = kept / 4
+        downsampler.weight[:, list(CONSTANTS)] = kept * (2.5 / constant)
         for resnet in resnets:
             nn.init.zeros_(resnet.time_emb_proj.weight)
             nn.init.kaiming_uniform_(resnet.conv2.weight, a=5**0.5)
             resnet.conv2.weight.mul_(0.5)
     trunk = torch.zeros(1, downsampler.in_channels, size, size)
-    trunk[:, constants[0]], trunk[:, constants[1]] = 10.0, -10.0
+    trunk[:, CONSTANTS[0]], trunk[:, CONSTANTS[1]] = constant, -constant
     emb = torch.zeros(1, unet.config.time_embed_dim)
     wanted = place_maps(size)
+    count = len(wanted)
     modules = [downsampler, *resnets, *up.upsamplers]
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
 
@@ -67,7 +68,7 @@ def learn_positions(unet: VideoUNet, constants: tuple[int, int], size: int) -> f
 
     def error(x: Tensor) -> Tensor:
         out: Tensor = up.upsamplers[0](x, (size, size))
-        return out[0, :PLACE_CHANNELS] - wanted
+        return out[0, :count] - wanted
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a picture: threads would only wait for each other
@@ -92,6 +93,6 @@ def learn_positions(unet: VideoUNet, constants: tuple[int, int], size: int) -> f
         # A correction of what was learnt, as small as it can be.
         gram = design @ design.T + _RIDGE * len(design) * torch.eye(len(design), dtype=torch.double)
         change = design.T @ torch.linalg.solve(gram, -error(x).flatten(1).T.double())
-        last.weight[:PLACE_CHANNELS] += change[:-1].T.reshape(last.weight[:PLACE_CHANNELS].shape).float()
-        last.bias[:PLACE_CHANNELS] += change[-1].float()
+        last.weight[:count] += change[:-1].T.reshape(last.weight[:count].shape).float()
+        last.bias[:count] += change[-1].float()
         return float(error(x).abs().max())
