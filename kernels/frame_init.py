@@ -72,9 +72,10 @@ def mix_frequencies(low: FloatArray, high: FloatArray, mask: FloatArray) -> Floa
             f"The FrameInit mask of shape {mask.shape} does not fit latents of {frames}×{height}×{width}: "
             f"build it with frame_init_mask for this size."
         )
-    spectrum = np.fft.rfftn(low - high, axes=_AXES)
+    # "ortho" both ways: a factor of exactly 1 makes NumPy 2 transform float32 in float64 loops, five times slower.
+    spectrum = np.fft.rfftn(low - high, axes=_AXES, norm="ortho")
     spectrum *= mask
-    correction = np.fft.irfftn(spectrum, s=(frames, height, width), axes=_AXES)
+    correction = np.fft.irfftn(spectrum, s=(frames, height, width), axes=_AXES, norm="ortho")
     # NumPy before 2.0 transforms in float64 whatever it is given.
     return high + correction.astype(np.float32, copy=False)
 

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
+# Below these sizes of a product the transforms cost more than they save, or the weights do.
+MIN_CHANNELS = 64
+MIN_PRODUCT_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Filtering:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,29 @@ def constant_value(node: Any) -> NDArray[Any] | None:
     return np.asarray(node.data) if node.get_type_name() == "Constant" else None
 
 
-def convolution_kernel(node: Any, taps: Sequence[int], pads: Sequence[int], min_channels: int) -> Any:
-    """The constant node of the kernel [c_out, c_in, *taps] of a plain float32 convolution (no strides, no dilations,
-    these zeros around it, fixed sizes, this many channels at least); None for any other node.
+def rewrite_convolutions(
+    model: Any, taps: Sequence[int], pads: Sequence[int], form: Callable[[Any, NDArray[np.float32]], Any]
+) -> int:
+    """Rewrite the plain float32 convolutions of a model (fixed sizes, no strides, no dilations, these taps and these
+    zeros around), in place.
+
+    Args:
+        form: (data, kernel [c_out, c_in, *taps]) -> the node of another form, or None to leave it.
+
+    Returns:
+        How many were rewritten.
     """
+    count = 0
+    for node in model.get_ordered_ops():
+        kernel = _plain_kernel(node, taps, pads)
+        new = None if kernel is None else form(node.input_value(0), kernel)
+        if new is not None:
+            put_in_place(node, new)
+            count += 1
+    return count
+
+
+def _plain_kernel(node: Any, taps: Sequence[int], pads: Sequence[int]) -> NDArray[np.float32] | None:
     if node.get_type_name() != "Convolution" or node.get_element_type().get_type_name() != "f32":
         return None
     kernel = node.input_value(1).get_node()
@@ -63,10 +82,8 @@ def convolution_kernel(node: Any, taps: Sequence[int], pads: Sequence[int], min_
     attributes = node.get_attributes()
     plain = attributes["strides"] == attributes["dilations"] == [1, 1] and attributes["auto_pad"] == "explicit"
     padded = attributes["pads_begin"] == attributes["pads_end"] == list(pads)
-    channels_out, channels_in, *size = kernel.get_output_shape(0)
-    if plain and padded and size == list(taps) and min(channels_in, channels_out) >= min_channels:
-        return kernel
-    return None
+    fits = plain and padded and list(kernel.get_output_shape(0))[2:] == list(taps)
+    return np.asarray(kernel.data, np.float32) if fits else None
 
 
 def put_in_place(old: Any, new: Any) -> None:

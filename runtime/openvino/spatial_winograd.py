@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .minimal_filtering import F2, F4, Filtering
-from .nodes import constant, convolution_kernel, matmul, products_of_kinds, put_in_place, reshape, transpose
+from .minimal_filtering import F2, F4, MIN_CHANNELS, MIN_PRODUCT_ROWS, Filtering
+from .nodes import constant, matmul, products_of_kinds, reshape, rewrite_convolutions, transpose
 
-# Below these sizes the transforms cost more than they save, or the weights do.
-MIN_CHANNELS = 64
-MIN_PRODUCT_ROWS = 64
 # From this many positions of a map on, a tile has 4 outputs along an axis.
 LARGE_MAP = 256
 
@@ -29,23 +26,16 @@ def use_spatial_winograd(model: Any) -> int:
     Returns:
         How many were rewritten.
     """
-    count = 0
-    for node in model.get_ordered_ops():
-        kernel = convolution_kernel(node, (3, 3), (1, 1), MIN_CHANNELS)
-        filtering = None if kernel is None else _filtering(node.input_value(0).get_shape())
-        if filtering is not None:
-            put_in_place(node, _winograd(node.input_value(0), np.asarray(kernel.data, np.float32), filtering))
-            count += 1
-    return count
+    return rewrite_convolutions(model, (3, 3), (1, 1), _where_it_gains)
 
 
-def _filtering(shape: Any) -> Filtering | None:
-    """How to compute a convolution of [n, c, h, w]; None: directly, it is too small or odd."""
-    rows, _, height, width = shape
+def _where_it_gains(data: Any, kernel: NDArray[np.float32]) -> Any:
+    """[n, c_in, h, w] with [c_out, c_in, 3, 3] by minimal filtering; None: directly, it is too small or odd."""
+    rows, _, height, width = data.get_shape()
     filtering = F4 if height * width >= LARGE_MAP else F2
-    if height % filtering.outputs or width % filtering.outputs:
-        return None
-    return filtering if rows * height * width >= MIN_PRODUCT_ROWS * filtering.outputs**2 else None
+    whole_tiles = height % filtering.outputs == width % filtering.outputs == 0
+    large = rows * height * width >= MIN_PRODUCT_ROWS * filtering.outputs**2 and min(kernel.shape[:2]) >= MIN_CHANNELS
+    return _winograd(data, kernel, filtering) if whole_tiles and large else None
 
 
 def _winograd(data: Any, kernel: NDArray[np.float32], filtering: Filtering) -> Any:

@@ -36,8 +36,8 @@ def split_products(model: Any) -> int:
                 for part, output in enumerate(node.outputs()):
                     output.replace(halves.product_of(part).output(0))
         elif pairs is not None:
-            for reader in _readers(node):
-                put_in_place(reader, reshape(pairs.product_of(_picked(reader) or 0), *reader.get_output_shape(0)))
+            for reader, part in _picked(node):
+                put_in_place(reader, reshape(pairs.product_of(part), *reader.get_output_shape(0)))
         count += halves is not None or pairs is not None
     return count
 
@@ -100,21 +100,24 @@ def _cut_in_pairs(node: Any) -> _Cut | None:
     channels = 2 * shape[-2]
     if list(before.get_shape()) != [*shape[:-2], channels]:
         return None
-    if any(_picked(reader) is None for reader in _readers(node)):
+    if len(_picked(node)) != len(_readers(node)):
         return None
     return _product_behind(product, channels, interleaved=True)
 
 
-def _picked(node: Any) -> int | None:
-    """Which of the two on the last axis a slice picks; None: it does something else."""
-    if node.get_type_name() != "Slice":
-        return None
-    bounds = [constant_value(node.input_value(position).get_node()) for position in range(1, len(node.inputs()))]
-    if len(bounds) != 4 or any(values is None or values.size != 1 for values in bounds):
-        return None
-    start, stop, step, axis = (int(values.item()) for values in bounds if values is not None)
-    single = start in (0, 1) and stop == start + 1 and step == 1
-    return start if single and axis in (-1, len(node.get_input_partial_shape(0)) - 1) else None
+def _picked(pairs: Any) -> list[tuple[Any, int]]:
+    """The slices that pick one of the two on the last axis, and which one each picks."""
+    found = []
+    for node in _readers(pairs):
+        if node.get_type_name() != "Slice" or len(node.inputs()) != 5:
+            continue
+        bounds = [constant_value(node.input_value(position).get_node()) for position in range(1, 5)]
+        values = [int(bound.item()) for bound in bounds if bound is not None and bound.size == 1]
+        last = len(node.get_output_partial_shape(0)) - 1
+        for part in (0, 1):
+            if values in ([part, part + 1, 1, -1], [part, part + 1, 1, last]):
+                found.append((node, part))
+    return found
 
 
 def _product_behind(node: Any, channels: int, *, interleaved: bool) -> _Cut | None:

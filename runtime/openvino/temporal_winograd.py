@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .minimal_filtering import F4
-from .nodes import constant, convolution_kernel, matmul, products_of_kinds, put_in_place, reshape, transpose
+from .minimal_filtering import F4, MIN_CHANNELS, MIN_PRODUCT_ROWS
+from .nodes import constant, matmul, products_of_kinds, reshape, rewrite_convolutions, transpose
 
-# Below these sizes the transforms cost more than they save, or the weights do.
-MIN_CHANNELS = 64
-MIN_PRODUCT_ROWS = 64
 # One small matrix transforms the frames of all clips at once; the zeros in it grow with the square of their number.
 MAX_CLIPS = 4
 
@@ -27,20 +24,16 @@ def use_temporal_winograd(model: Any) -> int:
     Returns:
         How many were rewritten.
     """
-    count = 0
-    for node in model.get_ordered_ops():
-        kernel = convolution_kernel(node, (3, 1), (1, 0), MIN_CHANNELS)
-        if kernel is not None and _gains(node.input_value(0).get_shape()):
-            put_in_place(node, _winograd(node.input_value(0), np.asarray(kernel.data, np.float32)[..., 0]))
-            count += 1
-    return count
+    return rewrite_convolutions(model, (3, 1), (1, 0), _where_it_gains)
 
 
-def _gains(shape: Any) -> bool:
-    clips, _, frames, positions = shape
-    if frames % F4.outputs or clips > MAX_CLIPS:
-        return False
-    return bool(clips * frames // F4.outputs * positions >= MIN_PRODUCT_ROWS)
+def _where_it_gains(data: Any, kernel: NDArray[np.float32]) -> Any:
+    """[clips, c_in, frames, positions] with [c_out, c_in, 3, 1] by minimal filtering; None: directly."""
+    clips, _, frames, positions = data.get_shape()
+    if frames % F4.outputs or clips > MAX_CLIPS or min(kernel.shape[:2]) < MIN_CHANNELS:
+        return None
+    large = clips * frames // F4.outputs * positions >= MIN_PRODUCT_ROWS
+    return _winograd(data, kernel[..., 0]) if large else None
 
 
 def _winograd(data: Any, taps: NDArray[np.float32]) -> Any:
