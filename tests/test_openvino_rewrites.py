@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consisti2v_rt.runtime.openvino.interleaving import use_sums_for_interleaving
 from consisti2v_rt.runtime.openvino.minimal_filtering import F2, F4
-from consisti2v_rt.runtime.openvino.rewrites import rewrite
+from consisti2v_rt.runtime.openvino.rewrites import fold_constants, rewrite
 from consisti2v_rt.runtime.openvino.spatial_winograd import use_spatial_winograd
 from consisti2v_rt.runtime.openvino.split_products import split_products
 from consisti2v_rt.runtime.openvino.temporal_winograd import use_temporal_winograd
@@ -51,15 +52,28 @@ def test_filtering_is_exact_algebra(filtering):
     ("height", "width", "options", "rewritten"),
     [
         (16, 20, {}, 1),
-        (8, 10, {}, 1),
+        (8, 8, {"rows": 16}, 1),
+        (6, 10, {"rows": 5}, 1),
         (4, 4, {"rows": 16}, 1),
         (8, 9, {}, 0),
+        (8, 8, {"rows": 15}, 0),
         (4, 4, {"rows": 15}, 0),
         (16, 16, {"strides": [2, 2]}, 0),
         (16, 16, {"pads": [0, 0]}, 0),
         (16, 16, {"channels": 32}, 0),
     ],
-    ids=["F(4,3)", "F(2,3)", "many small", "odd", "few small", "stride 2", "no padding", "narrow"],
+    ids=[
+        "F(4,3)",
+        "F(4,3) of small maps",
+        "F(2,3)",
+        "many small",
+        "odd",
+        "few",
+        "few small",
+        "stride 2",
+        "no padding",
+        "narrow",
+    ],
 )
 def test_3x3_convolutions_are_rewritten_where_they_gain(relative_l2, height, width, options, rewritten):
     channels = options.get("channels", 64)
@@ -83,7 +97,7 @@ def test_3x3_convolutions_are_rewritten_where_they_gain(relative_l2, height, wid
         (3, 4, 64, {}, 1),
         (2, 6, 64, {}, 0),
         (2, 16, 4, {}, 0),
-        (5, 16, 64, {}, 0),
+        (5, 16, 64, {}, 1),
         (2, 16, 64, {"pads": [0, 0]}, 0),
         (2, 16, 64, {"channels": 32}, 0),
     ],
@@ -204,4 +218,21 @@ def test_kernels_that_the_graph_slices_are_found():
         taps = op.squeeze(op.constant(kernel), op.constant(np.array([4], np.int64)))
         return op.convolution(parameter, taps, [1, 1], [1, 0], [1, 0], [1, 1])
 
-    assert rewrite(model_of(build, x), winograd=True)["temporal_winograd"] == 1
+    model = model_of(build, x)
+    fold_constants(model)
+    assert rewrite(model, winograd=True)["temporal_winograd"] == 1
+
+
+def test_interleaving_becomes_a_sum(relative_l2):
+    x = draw(2, 3, 8)
+
+    def build(parameter: Any, axis: int = -1) -> Any:
+        last = op.constant(np.array([-1], np.int64))
+        parts = [op.unsqueeze(part, last) for part in (op.sin(parameter), op.cos(parameter))]
+        return op.concat(parts, axis)
+
+    direct, changed = model_of(build, x), model_of(build, x)
+    assert use_sums_for_interleaving(changed) == 1 and "Concat" not in kinds(changed)
+    got, expected = outputs(changed, x)[0], outputs(direct, x)[0]
+    assert got.shape == (2, 3, 8, 2) and relative_l2(got, expected) < 1e-6
+    assert use_sums_for_interleaving(model_of(lambda parameter: build(parameter, axis=2), x)) == 0

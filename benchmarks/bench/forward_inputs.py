@@ -32,14 +32,26 @@ def session_dims(
     }
 
 
-def make_inputs(manifest: Manifest, dims: Mapping[str, int], seed: int) -> dict[str, NDArray[np.float32]]:
-    """sample [rows, c, f - 1, h, w], first_frame_latents [rows, c, 1, h, w], text_embeddings [rows, 77, width]."""
+def make_inputs(
+    manifest: Manifest, dims: Mapping[str, int], seed: int, *, one_video: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """sample [rows, c, f - 1, h, w], first_frame_latents [rows, c, 1, h, w], text_embeddings [rows, 77, width].
+
+    Args:
+        one_video: the rows are the guidance branches of one video, as in a step of the loop: the same latents with
+            another text each; with image guidance the first branch has another first frame, too.
+    """
     generator = np.random.default_rng(seed)
     shapes = {spec.name: resolve_shape(spec, dims) for spec in manifest.stages["unet"].inputs}
     text = next(spec for spec in manifest.stages["conditioning"].inputs if spec.name == "text_embeddings")
     shapes["text_embeddings"] = (shapes["sample"][0], *resolve_shape(text, dims)[1:])
     names = ("sample", "first_frame_latents", "text_embeddings")
-    return {name: generator.standard_normal(shapes[name], np.float32) for name in names}
+    inputs = {name: generator.standard_normal(shapes[name], np.float32) for name in names}
+    if one_video:
+        inputs["sample"][...] = inputs["sample"][-1]
+        branches = inputs["first_frame_latents"]
+        branches[1 if manifest.model.guidance == "both" else 0 :] = branches[-1]
+    return inputs
 
 
 def save_inputs(inputs: Mapping[str, NDArray[np.float32]], path: Path) -> None:

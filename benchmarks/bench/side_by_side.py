@@ -56,7 +56,7 @@ def measure_side_by_side(
         candidates: what to measure; None: all. The published formulation in torch eager, float32, is always there.
         checkpoint: what the bundle was exported from; not needed for random weights.
         resident: keep all loaded; None: where memory allows.
-        seed: of the inputs.
+        seed: of the inputs: the guidance branches of one video, as in a step of the loop.
 
     Raises:
         UserError: the bundle cannot be used.
@@ -66,7 +66,7 @@ def measure_side_by_side(
     wanted = list(dict.fromkeys([Candidate.parse("torch-eager:fp32"), *(candidates or default_candidates())]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_inputs(make_inputs(bundle.manifest, dims, seed), folder / "inputs.npz")
+        save_inputs(make_inputs(bundle.manifest, dims, seed, one_video=True), folder / "inputs.npz")
         contestants = _contestants(bundle, wanted, candidates is not None, checkpoint, dims, folder, threads)
         able = [contestant for contestant in contestants if contestant.subject.unavailable is None]
         if resident is None:

@@ -8,6 +8,7 @@ from ..bundle import Bundle
 from ..errors import UserError
 from ..stage_graphs import Availability, has_graphs, stage_graph
 from .session import HINTS, OpenVinoSession, check_precision, native_precisions, runtime
+from .shared_prefix import TEXTLESS_INPUTS
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -39,4 +40,11 @@ def load(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | Non
     """One stage. bf16 and fp16 are for the U-Net alone: it takes the time, and the other stages stay exact."""
     spec = stage_graph(bundle, stage, "fp32" if precision in HINTS else precision)
     reduced = precision in HINTS and stage == "unet"
-    return OpenVinoSession(bundle.file(spec.file), spec, dims, threads, precision=precision if reduced else "fp32")
+    return OpenVinoSession(
+        bundle.file(spec.file),
+        spec,
+        dims,
+        threads,
+        precision=precision if reduced else "fp32",
+        textless=TEXTLESS_INPUTS if stage.startswith("unet") else (),
+    )

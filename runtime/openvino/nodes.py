@@ -65,7 +65,7 @@ def rewrite_convolutions(
     """
     count = 0
     for node in model.get_ordered_ops():
-        kernel = _plain_kernel(node, taps, pads)
+        kernel = plain_kernel(node, taps, pads)
         new = None if kernel is None else form(node.input_value(0), kernel)
         if new is not None:
             put_in_place(node, new)
@@ -73,7 +73,8 @@ def rewrite_convolutions(
     return count
 
 
-def _plain_kernel(node: Any, taps: Sequence[int], pads: Sequence[int]) -> NDArray[np.float32] | None:
+def plain_kernel(node: Any, taps: Sequence[int], pads: Sequence[int]) -> NDArray[np.float32] | None:
+    """The constant kernel [c_out, c_in, *taps] of such a convolution; None for any other node."""
     if node.get_type_name() != "Convolution" or node.get_element_type().get_type_name() != "f32":
         return None
     kernel = node.input_value(1).get_node()

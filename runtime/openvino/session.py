@@ -7,16 +7,17 @@ and writes them in place.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import CancelledError, UserError
 from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
-from .rewrites import rewrite
+from .rewrites import fold_constants, rewrite
+from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 """OpenVINO's name of the precision that a float32 graph is computed in."""
@@ -57,6 +58,28 @@ def check_precision(precision: str) -> None:
         )
 
 
+class Graph(Protocol):
+    """A compiled graph with its tensors."""
+
+    def set_tensor(self, name: str, tensor: Any) -> None: ...
+
+    def steps(self) -> Iterator[Callable[[], None]]: ...
+
+    def cancel(self) -> None: ...
+
+
+class WholeGraph:
+    """A graph that runs in one step."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self.set_tensor = request.set_tensor
+        self.cancel = request.cancel
+
+    def steps(self) -> Iterator[Callable[[], None]]:
+        yield lambda: self._request.infer(share_inputs=True)
+
+
 class OpenVinoSession:
     """One stage in OpenVINO on the processor.
 
@@ -70,6 +93,8 @@ class OpenVinoSession:
         precision: what float32 operations are computed in: fp32, or bf16 and fp16 where the processor has them.
         cache: folder for compiled graphs; None: nothing is written. A full U-Net takes as much there as its weights.
         winograd: 3-tap convolutions by minimal filtering, in fp32 only; see :mod:`.rewrites`.
+        textless: inputs that are the same for all guidance branches; what reads nothing else is computed once for rows
+            that agree in them, see :mod:`.shared_prefix`.
 
     Raises:
         UserError: OpenVINO is not installed, the processor lacks the precision, or the graph is not what the manifest
@@ -86,6 +111,7 @@ class OpenVinoSession:
         precision: str = "fp32",
         cache: Path | None = None,
         winograd: bool = True,
+        textless: Collection[str] = (),
     ) -> None:
         self._openvino = runtime()
         check_precision(precision)
@@ -96,6 +122,7 @@ class OpenVinoSession:
         if cache is not None:
             self._config["CACHE_DIR"] = os.fspath(cache)
         self._winograd = winograd and precision == "fp32"
+        self._textless = textless
         self._path, self._stage = path, stage
         try:
             self._model = self._core.read_model(os.fspath(path))
@@ -139,14 +166,10 @@ class OpenVinoSession:
         if wanted == self._dims:
             return
         # The compiled graph of the old sizes goes first: both would need twice the memory.
-        self._request: Any = None
+        self._graph: Graph | None = None
         self._dims = None
-        model = self._model.clone()
         try:
-            if model.is_dynamic():
-                model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
-            rewrite(model, winograd=self._winograd)
-            self._request = self._core.compile_model(model, "CPU", self._config).create_infer_request()
+            self._graph = self._compiled(dims)
         except RuntimeError as error:
             raise self._refusal(error) from None
         self._dims = wanted
@@ -156,8 +179,31 @@ class OpenVinoSession:
             self.bind_input(spec.name, np.zeros(resolve_shape(spec, dims), spec.dtype))
         for spec in self._stage.outputs:
             buffer = np.empty(resolve_shape(spec, dims), spec.dtype)
-            self._request.set_tensor(spec.name, self._openvino.Tensor(buffer, shared_memory=True))
+            self._graph.set_tensor(spec.name, self._openvino.Tensor(buffer, shared_memory=True))
             self.outputs[spec.name] = buffer
+
+    def _compiled(self, dims: Mapping[str, int]) -> Graph:
+        """The graph for these sizes: in two parts where rows may share the first, else as a whole."""
+        rows = dims.get("rows", 1)
+        if self._textless and rows > 1 and self._model.is_dynamic():
+            one_row, all_rows = (
+                cut_before_text(self._fixed({**dims, "rows": size}), self._textless) for size in (1, rows)
+            )
+            if one_row is not None and all_rows is not None and same_cut(one_row, all_rows, rows):
+                return SharedPrefixGraph(one_row, all_rows, self._request)
+        return WholeGraph(self._request(self._fixed(dims)))
+
+    def _fixed(self, dims: Mapping[str, int]) -> Any:
+        """A copy of the graph for these sizes."""
+        model = self._model.clone()
+        if model.is_dynamic():
+            model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
+        fold_constants(model)
+        return model
+
+    def _request(self, model: Any) -> Any:
+        rewrite(model, winograd=self._winograd)
+        return self._core.compile_model(model, "CPU", self._config).create_infer_request()
 
     def bind_input(self, name: str, array: Array) -> None:
         if not array.flags.c_contiguous:
@@ -167,24 +213,27 @@ class OpenVinoSession:
             raise ValueError(
                 f"input {name}: {array.dtype} {list(array.shape)} in place of {bound.dtype} {list(bound.shape)}"
             )
-        self._request.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
+        assert self._graph is not None
+        self._graph.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
         self.inputs[name] = array
 
     def run(self) -> None:
-        if self._cancelled:
-            raise CancelledError
-        try:
-            self._request.infer(share_inputs=True)
-        except RuntimeError:
+        assert self._graph is not None
+        for step in self._graph.steps():
             if self._cancelled:
-                raise CancelledError from None
-            raise
+                raise CancelledError
+            try:
+                step()
+            except RuntimeError:
+                if self._cancelled:
+                    raise CancelledError from None
+                raise
 
     def cancel(self) -> None:
         """Make a run in another thread, or the next one, end at its next operation with :class:`CancelledError`."""
         self._cancelled = True
-        if self._request is not None:
-            self._request.cancel()
+        if self._graph is not None:
+            self._graph.cancel()
 
     def resume(self) -> None:
         """Take a cancellation back: the next run is a run again."""

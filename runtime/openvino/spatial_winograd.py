@@ -2,8 +2,8 @@
 
     input tiles -> (m + 2)^2 "kinds" of linear combinations -> one matrix product per kind -> output tiles
 
-F(4, 3) takes a quarter of the multiplications and four times the weights; where the map is small the weights are what
-takes time and memory, and F(2, 3) is taken: 4/9 of the multiplications, 16/9 of the weights.
+F(4, 3) takes a quarter of the multiplications and four times the weights; where the map is smallest the weights are
+what takes time and memory, and F(2, 3) is taken: 4/9 of the multiplications, 16/9 of the weights.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .minimal_filtering import F2, F4, MIN_CHANNELS, MIN_PRODUCT_ROWS, Filtering
-from .nodes import constant, matmul, products_of_kinds, reshape, rewrite_convolutions, transpose
+from .nodes import rewrite_convolutions
+from .transformed_products import products_between_transforms
 
 # From this many positions of a map on, a tile has 4 outputs along an axis.
-LARGE_MAP = 256
+LARGE_MAP = 64
 
 
 def use_spatial_winograd(model: Any) -> int:
@@ -40,23 +41,13 @@ def _where_it_gains(data: Any, kernel: NDArray[np.float32]) -> Any:
 
 def _winograd(data: Any, kernel: NDArray[np.float32], filtering: Filtering) -> Any:
     """The convolution of [n, c_in, h, w] with [c_out, c_in, 3, 3] as matrix products over tiles."""
-    rows, channels_in, height, width = data.get_shape()
-    channels_out, kinds = kernel.shape[0], filtering.kinds
-    tiles_h, tiles_w = height // filtering.outputs, width // filtering.outputs
-    # Channels last: the transforms then combine whole rows of channels.
-    x = reshape(transpose(data, 0, 2, 3, 1), rows * height, width, channels_in)
-    x = matmul(constant(filtering.tile_input(width).reshape(-1, width)), x)
-    x = reshape(x, rows, height, kinds * tiles_w * channels_in)
-    x = matmul(constant(filtering.tile_input(height).reshape(-1, height)), x)
-    x = transpose(reshape(x, rows, kinds, tiles_h, kinds, tiles_w, channels_in), 1, 3, 0, 2, 4, 5)
-    x = reshape(x, kinds * kinds, rows * tiles_h * tiles_w, channels_in)
-    x = products_of_kinds(x, _kernel_kinds(kernel, filtering))
-    x = reshape(x, kinds, kinds, rows, tiles_h, tiles_w, channels_out)
-    x = reshape(transpose(x, 2, 0, 3, 1, 4, 5), rows, kinds * tiles_h, kinds * tiles_w * channels_out)
-    x = matmul(constant(filtering.tile_output(height).reshape(height, -1)), x)
-    x = reshape(x, rows * height, kinds * tiles_w, channels_out)
-    x = matmul(constant(filtering.tile_output(width).reshape(width, -1)), x)
-    return transpose(reshape(x, rows, height, width, channels_out), 0, 3, 1, 2)
+    _, _, height, width = data.get_shape()
+    return products_between_transforms(
+        data,
+        _kernel_kinds(kernel, filtering),
+        (filtering.tile_input(height), filtering.tile_input(width)),
+        (filtering.tile_output(height), filtering.tile_output(width)),
+    )
 
 
 def _kernel_kinds(kernel: NDArray[np.float32], filtering: Filtering) -> NDArray[np.float32]:

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from .minimal_filtering import F4, MIN_CHANNELS, MIN_PRODUCT_ROWS
 from .nodes import constant, matmul, products_of_kinds, reshape, rewrite_convolutions, transpose
 
-# One small matrix transforms the frames of all clips at once; the zeros in it grow with the square of their number.
-MAX_CLIPS = 4
-
 
 def use_temporal_winograd(model: Any) -> int:
     """Rewrite the (3, 1) convolutions of an ``openvino.Model`` of fixed sizes that gain by it, in place.
@@ -30,7 +27,7 @@ def use_temporal_winograd(model: Any) -> int:
 def _where_it_gains(data: Any, kernel: NDArray[np.float32]) -> Any:
     """[clips, c_in, frames, positions] with [c_out, c_in, 3, 1] by minimal filtering; None: directly."""
     clips, _, frames, positions = data.get_shape()
-    if frames % F4.outputs or clips > MAX_CLIPS or min(kernel.shape[:2]) < MIN_CHANNELS:
+    if frames % F4.outputs or min(kernel.shape[:2]) < MIN_CHANNELS:
         return None
     large = clips * frames // F4.outputs * positions >= MIN_PRODUCT_ROWS
     return _winograd(data, kernel[..., 0]) if large else None
@@ -40,13 +37,12 @@ def _winograd(data: Any, taps: NDArray[np.float32]) -> Any:
     """The convolution of [clips, c_in, frames, positions] with [c_out, c_in, 3] as matrix products over tiles."""
     clips, channels_in, frames, positions = data.get_shape()
     channels_out, kinds, tiles = taps.shape[0], F4.kinds, frames // F4.outputs
-    # [kinds, clip, tile, clip, frame] and back: every clip sees its own frames alone.
-    own = np.eye(clips)
-    spread = np.einsum("ktf,ab->katbf", F4.tile_input(frames), own).reshape(kinds * clips * tiles, clips * frames)
-    gather = np.einsum("fkt,ab->afkbt", F4.tile_output(frames), own).reshape(clips * frames, kinds * clips * tiles)
-    x = reshape(transpose(data, 0, 2, 3, 1), clips * frames, positions * channels_in)
-    x = reshape(matmul(constant(spread), x), kinds, clips * tiles * positions, channels_in)
+    # Frames first: one small matrix then transforms all clips at once.
+    x = reshape(transpose(data, 2, 0, 3, 1), frames, clips * positions * channels_in)
+    x = matmul(constant(F4.tile_input(frames).reshape(-1, frames)), x)
+    x = reshape(x, kinds, tiles * clips * positions, channels_in)
     weights = np.einsum("kt,oit->kio", F4.kernel_matrix, taps).astype(np.float32)
     x = products_of_kinds(x, weights)
-    x = matmul(constant(gather), reshape(x, kinds * clips * tiles, positions * channels_out))
-    return transpose(reshape(x, clips, frames, positions, channels_out), 0, 3, 1, 2)
+    x = reshape(x, kinds * tiles, clips * positions * channels_out)
+    x = matmul(constant(F4.tile_output(frames).reshape(frames, -1)), x)
+    return transpose(reshape(x, frames, clips, positions, channels_out), 1, 3, 0, 2)
