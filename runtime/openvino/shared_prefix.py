@@ -102,11 +102,11 @@ class SharedPrefixGraph:
 
         self._tensor = Tensor
         self._compile = compile_model
-        self._all_rows = all_rows
+        # The rest is let go: its kernels are in the compiled graph.
+        self._prefix_of_all = all_rows.prefix
         self._one = compile_model(one_row.prefix)
         self._all: Any = None
         self._rest = compile_model(all_rows.rest)
-        self._rest_inputs = {port.any_name for port in all_rows.rest.inputs}
         self._first_rows = {port.any_name: port.shape[0] for port in one_row.prefix.inputs}
         self._bound: dict[str, Array] = {}
         self._joints: list[Array] = []
@@ -157,7 +157,8 @@ class SharedPrefixGraph:
         return True
 
     def _compiled_for_all(self) -> Any:
-        request = self._compile(self._all_rows.prefix)
+        request = self._compile(self._prefix_of_all)
+        self._prefix_of_all = None
         for index, joint in enumerate(self._joints):
             request.set_output_tensor(index, self._tensor(joint, shared_memory=True))
         for name, array in self._bound.items():
