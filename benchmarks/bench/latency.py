@@ -72,8 +72,8 @@ def measure_latency(
     model = bundle.manifest.model
     return Record(
         "latency",
-        f"one video of {model.frames} frames, {settings.width}x{settings.height}, {settings.num_inference_steps} steps, "
-        f"{_GUIDANCE_WORDS[settings.guidance]}",
+        f"one video of {model.frames} frames, {settings.width}x{settings.height}, "
+        f"{settings.num_inference_steps} steps, {_GUIDANCE_WORDS[settings.guidance]}",
         now(),
         describe_machine(),
         versions(),

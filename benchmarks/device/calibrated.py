@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import Bundle
+from .engines import target_here
 from .parity import stage_parity
 from .videos import compare_video, find_backend
 
@@ -14,7 +15,7 @@ STAGE = "unet"
 
 
 def calibrated_engine(bundle: Path, precision: str) -> dict[str, Any]:
-    """``build --target current --precision int8|fp8 --calibrate demo``, then the U-Net's parity and a video.
+    """``build --precision int8|fp8 --calibrate demo`` for this card, then the U-Net's parity and a video.
 
     Raises:
         UserError: it is not built for this card, or does not run on it.
@@ -24,7 +25,8 @@ def calibrated_engine(bundle: Path, precision: str) -> dict[str, Any]:
     from ...export.precision.calibration import calibration_set
 
     options = VariantOptions(calibration=calibration_set("demo"))
-    engines = build_engines(bundle, "current", precision=precision, variant=options)
+    target = target_here(Bundle.open(bundle, verify=False))
+    engines = build_engines(bundle, target, precision=precision, variant=options)
     backend = engines[0].flavour
     errors = stage_parity(bundle, find_backend(backend), precision, [STAGE])
     return {

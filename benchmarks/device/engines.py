@@ -25,7 +25,7 @@ def bundle_copy(bundle: Path, folder: Path) -> Path:
 def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, Any]:
     """Build for a target, then let the library load the U-Net's plan on this GPU, whatever the manifest says of it.
 
-    For the card at hand all stages are built; of the others the U-Net alone, which is enough to be refused.
+    All stages are built, but for SM80: no other card takes its plans as engines, so that the U-Net alone tells.
 
     Raises:
         UserError: it is not built here.
@@ -36,7 +36,7 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
     from ...runtime.gpu.tensorrt_session import load_module
 
     reports: list[EngineReport] = []
-    stages = None if target == TARGETS[0] else ["unet"]
+    stages = ["unet"] if target == "sm80" else None
     build_engines(bundle, target, precision=precision, stages=stages, on_engine=reports.append)
     opened = Bundle.open(bundle, verify=False)
     engine = next(e for e in reversed(opened.manifest.engines) if e.stage == "unet" and e.precision == precision)
@@ -61,6 +61,12 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
             for report in reports
         },
     }
+
+
+def target_here(bundle: Bundle) -> str:
+    """What is built for this card: "current", or the portable target where that alone was built."""
+    built = [engine.target for engine in bundle.manifest.engines]
+    return next((target for target in ("current", "rtx") if target in built), "current")
 
 
 class Messages:

@@ -9,17 +9,19 @@ from typing import Any
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from ...runtime.manifest import EngineSpec
+from .engines import target_here
 
 _WORDS = 200
 
 
 def engines_here(bundle: Bundle, precision: str = "fp16") -> list[EngineSpec]:
-    """Engines that were built for the card at hand.
+    """Engines that were built for the card at hand, or the portable ones where there are none.
 
     Raises:
         UserError: there are none.
     """
-    found = [e for e in bundle.manifest.engines if e.target == "current" and e.precision == precision]
+    target = target_here(bundle)
+    found = [e for e in bundle.manifest.engines if e.target == target and e.precision == precision]
     if not found:
         raise UserError(f"there is no {precision} engine for this card: see the part that builds it.")
     return found

@@ -16,6 +16,7 @@ from ...runtime.errors import UserError
 from ...runtime.manifest import MANIFEST_NAME
 from ...runtime.session import OnnxCpuSession
 from ...runtime.stage_graphs import stage_graph
+from .engines import target_here
 from .parity import dims_of, relative_l2, run_session
 
 STAGE = "unet"
@@ -44,7 +45,8 @@ def refit_round_trip(bundle: Path, folder: Path, precision: str = "fp16") -> dic
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(bundle, copy)
     try:
-        (engine,) = build_engines(copy, "current", precision=precision, stages=[STAGE], stripped=True)
+        target = target_here(Bundle.open(bundle, verify=False))
+        (engine,) = build_engines(copy, target, precision=precision, stages=[STAGE], stripped=True)
         if not engine.stripped:
             raise RuntimeError("the builder was asked for an engine without weights and says it has them")
         before = _both(copy, engine.flavour, precision)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from consisti2v_rt.benchmarks.device import __main__ as script
 from consisti2v_rt.benchmarks.device import calibrated, parity, videos
-from consisti2v_rt.benchmarks.device.engines import bundle_copy
-from consisti2v_rt.benchmarks.device.inspection import layer_summary
+from consisti2v_rt.benchmarks.device.engines import bundle_copy, target_here
+from consisti2v_rt.benchmarks.device.inspection import engines_here, layer_summary
 from consisti2v_rt.benchmarks.device.parity import run_session, stage_parity
 from consisti2v_rt.benchmarks.device.record import Record
 from consisti2v_rt.benchmarks.device.stripped import FACTOR, scale_last_product
@@ -22,6 +24,7 @@ from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.gpu.device import probe
+from consisti2v_rt.runtime.manifest import EngineSpec
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +57,7 @@ def test_the_record_says_what_became_of_every_part(tmp_path):
         "four": "failed",
     }
     assert held["two"]["reason"] == "compute capability 9.0 is not supported."
-    assert held["three"]["reason"] == "RuntimeError: the driver went away" and "fail()" in held["three"]["traceback"]
+    assert held["three"]["reason"] == "RuntimeError: the driver went away" and "in fail" in held["three"]["traceback"]
     assert held["four"]["reason"] == "stopped after 30 s"
     assert record.without_result() == {"two": "refused", "three": "failed", "four": "failed"}
     ended = Record(tmp_path / "late.json", -1)
@@ -190,6 +193,23 @@ def test_what_a_calibrated_graph_lost_is_read_from_the_bundle(demo_bundle, tmp_p
     (copy / "variants" / "int8" / "losses.json").write_text(json.dumps({"stages": {"unet": entry}}))
     expected = {"calibrated_on": "demo", "quantised_activations": 77, "losses": losses}
     assert calibrated.graph_losses(copy, "int8") == expected
+
+
+def test_engines_for_this_card_or_the_portable_ones(demo_bundle):
+    manifest = Bundle.open(demo_bundle, verify=False).manifest
+
+    def with_engines(*targets: str) -> Any:
+        specs = [
+            EngineSpec("unet", f"engines/{t}/unet.plan", t, "tensorrt-rtx", "1", "fp16", ("8.9",), "0" * 64, (), ())
+            for t in targets
+        ]
+        return SimpleNamespace(manifest=dataclasses.replace(manifest, engines=tuple(specs)))
+
+    assert target_here(with_engines()) == target_here(with_engines("rtx", "current")) == "current"
+    assert target_here(with_engines("sm80", "rtx")) == "rtx"
+    assert [engine.target for engine in engines_here(with_engines("sm80", "rtx"))] == ["rtx"]
+    with pytest.raises(UserError, match="there is no int8 engine for this card"):
+        engines_here(with_engines("rtx"), "int8")
 
 
 def test_layers_of_the_inspector():

@@ -33,7 +33,7 @@ def test_fp16_of_every_stage_is_near_float32(fp16_bundle):
     assert {loss["rows"] for loss in recorded(fp16_bundle, "fp16")["unet"]["losses"]} == {2}
 
 
-def test_residual_sums_stay_in_float32_where_the_limit_asks_for_it(bundle):
+def test_residual_sums_stay_in_float32_where_the_limit_asks_for_it(bundle, consisti2v):
     """Nothing of it within the limit; a tighter one is kept with them, or nothing is written."""
     write_variant(bundle, "fp16", ["unet"])
     plain = recorded(bundle, "fp16")["unet"]
@@ -44,6 +44,7 @@ def test_residual_sums_stay_in_float32_where_the_limit_asks_for_it(bundle):
     wide = recorded(bundle, "fp16")["unet"]
     assert wide["graph"]["float32_sums"] == seen[0].float32_sums > 10
     assert max(loss["relative_l2"] for loss in wide["losses"]) <= limit
+    assert f"batch 2), {wide['graph']['float32_sums']} residual sums in float32" in consisti2v("inspect", bundle).stdout
     model = onnx.load(str(bundle / spec.file))
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     readers = [name for node in model.graph.node for name in node.input]
