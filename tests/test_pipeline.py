@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.manifest import MANIFEST_NAME, TensorSpec
 
 ROOT = Path(__file__).parents[1]
@@ -42,9 +42,6 @@ def fixed_demo(animate, tmp_path_factory) -> ImageToVideo:
         return tuple(dataclasses.replace(tensor, shape=shape) for tensor, shape in zip(tensors, shapes, strict=True))
 
     unet = dataclasses.replace(unet, inputs=fixed(unet.inputs), outputs=fixed(unet.outputs))
-    manifest = dataclasses.replace(
-        manifest, model=dataclasses.replace(manifest.model, rows=2), stages=manifest.stages | {"unet": unet}
-    )
     graph = onnx.load(str(folder / unet.file), load_external_data=False)
     for value in (*graph.graph.input, *graph.graph.output):
         for size in value.type.tensor_type.shape.dim:
@@ -52,8 +49,14 @@ def fixed_demo(animate, tmp_path_factory) -> ImageToVideo:
                 size.dim_value = 2
     del graph.graph.value_info[:]
     (folder / unet.file).write_bytes(graph.SerializeToString())
+    manifest = dataclasses.replace(
+        manifest,
+        model=dataclasses.replace(manifest.model, rows=2),
+        stages=manifest.stages | {"unet": unet},
+        files=manifest.files | hash_files(folder, [unet.file]),
+    )
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
-    return ImageToVideo.from_bundle(folder, verify=False)
+    return ImageToVideo.from_bundle(folder)
 
 
 @pytest.fixture(scope="module")
