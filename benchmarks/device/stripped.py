@@ -53,7 +53,7 @@ def refit_round_trip(bundle: Path, folder: Path, precision: str = "fp16") -> dic
         changed = scale_last_product(copy, precision)
         after = _both(copy, engine.flavour, precision)
         files = Bundle.open(copy, verify=False).manifest.files
-        result = {
+        result: dict[str, Any] = {
             "plan_bytes": files[engine.file].bytes,
             "weight_bytes": files[f"{stage_graph(Bundle.open(copy), STAGE, precision).file}.data"].bytes,
             "relative_l2": relative_l2(*before),
