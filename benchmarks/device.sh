@@ -8,4 +8,4 @@ mkdir -p "$work"
 # The root folder is the package, whatever it is called: a link gives Python the package's own name.
 ln -sfn "$root" "$work/consisti2v_rt"
 export PYTHONPATH="$work:$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-exec "${PYTHON:-python3}" -m consisti2v_rt.benchmarks.device --site "$work/site" --root "$root" "$@"
+exec "${PYTHON:-python3}" -m consisti2v_rt.benchmarks.device --site "$work/site" --work "$work/run" --root "$root" "$@"

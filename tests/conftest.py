@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,6 +124,17 @@ def consisti2v_process(tmp_path: Path) -> Callable[..., Outcome]:
 def demo_bundle() -> Path:
     """The bundle that travels with the package; tests never write to it."""
     return ASSETS / "demo_bundle"
+
+
+@pytest.fixture(scope="session")
+def fp16_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the package with all stages in fp16; written only if every stage is within 5e-3."""
+    pytest.importorskip("onnx")
+    from consisti2v_rt.export.precision import write_variant
+
+    folder = Path(shutil.copytree(ASSETS / "demo_bundle", tmp_path_factory.mktemp("demo") / "bundle"))
+    write_variant(folder, "fp16")
+    return folder
 
 
 @pytest.fixture(scope="session")

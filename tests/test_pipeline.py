@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.manifest import MANIFEST_NAME, TensorSpec
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "assets" / "example.jpg"
@@ -18,6 +21,42 @@ FAST = {"num_inference_steps": 2, "guidance_scale_txt": 1.0, "seed": 3}
 @pytest.fixture(scope="module")
 def animate() -> ImageToVideo:
     return ImageToVideo.from_bundle(ROOT / "assets" / "demo_bundle")
+
+
+@pytest.fixture(scope="module")
+def untrained() -> ImageToVideo:
+    """A tiny model whose batch is fixed at two rows."""
+    return ImageToVideo.from_bundle(ROOT / "tests" / "data" / "untrained_bundle")
+
+
+@pytest.fixture(scope="module")
+def fixed_demo(animate, tmp_path_factory) -> ImageToVideo:
+    """The demo bundle with its batch fixed at two rows, in the manifest and in the graph."""
+    onnx = pytest.importorskip("onnx")
+    folder = Path(shutil.copytree(animate.bundle.path, tmp_path_factory.mktemp("fixed") / "bundle"))
+    manifest = animate.bundle.manifest
+    unet = manifest.stages["unet"]
+
+    def fixed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        shapes = (tuple(2 if size == "rows" else size for size in tensor.shape) for tensor in tensors)
+        return tuple(dataclasses.replace(tensor, shape=shape) for tensor, shape in zip(tensors, shapes, strict=True))
+
+    unet = dataclasses.replace(unet, inputs=fixed(unet.inputs), outputs=fixed(unet.outputs))
+    graph = onnx.load(str(folder / unet.file), load_external_data=False)
+    for value in (*graph.graph.input, *graph.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param == "rows":
+                size.dim_value = 2
+    del graph.graph.value_info[:]
+    (folder / unet.file).write_bytes(graph.SerializeToString())
+    manifest = dataclasses.replace(
+        manifest,
+        model=dataclasses.replace(manifest.model, rows=2),
+        stages=manifest.stages | {"unet": unet},
+        files=manifest.files | hash_files(folder, [unet.file]),
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    return ImageToVideo.from_bundle(folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +107,42 @@ def test_several_videos_per_prompt_are_prompt_major(animate):
     assert not np.allclose(videos.latents[0], videos.latents[1])
 
 
-@pytest.mark.parametrize("guidance", [(7.5, 1.0), (7.5, 1.5), (1.0, 1.0)], ids=["text", "both", "none"])
-def test_any_guidance_on_any_batch(animate, guidance):
-    """The demo bundle has two rows; one and three branches run in turns."""
-    options = {**FAST, "guidance_scale_txt": guidance[0], "guidance_scale_img": guidance[1], "guidance_rescale": 0.7}
-    assert np.isfinite(animate(PHOTO, "a cat", **options).latents).all()
+GUIDANCES = pytest.mark.parametrize(
+    ("guidance", "branches"), [((7.5, 1.0), 2), ((7.5, 1.5), 3), ((1.0, 1.0), 1)], ids=["text", "both", "none"]
+)
+
+
+def guided(guidance: tuple[float, float]) -> dict:
+    return {**FAST, "guidance_scale_txt": guidance[0], "guidance_scale_img": guidance[1], "guidance_rescale": 0.7}
+
+
+@GUIDANCES
+def test_an_open_batch_runs_as_many_rows_as_there_are_branches(animate, guidance, branches):
+    """The demo bundle leaves its batch open: no row is spent on padding."""
+    assert animate.bundle.manifest.model.rows is None
+    assert np.isfinite(animate(PHOTO, "a cat", **guided(guidance)).latents).all()
+    assert batches(animate) == branches
+
+
+@GUIDANCES
+def test_a_fixed_batch_takes_any_guidance(untrained, guidance, branches):
+    """Two rows: one branch fills the other row with itself, three run in two turns."""
+    assert untrained.bundle.manifest.model.rows == 2
+    assert np.isfinite(untrained(PHOTO, "a cat", **guided(guidance)).latents).all()
+    assert batches(untrained) == 2
+
+
+def test_the_batch_changes_no_number(animate, fixed_demo):
+    """The demo's own stages behind a batch fixed at two rows: a padding row and a second turn give the same video."""
+    for guidance in ((1.0, 1.0), (7.5, 1.5)):
+        one, other = (each(PHOTO, "a cat", **guided(guidance)).latents for each in (animate, fixed_demo))
+        assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one), guidance
+    assert batches(fixed_demo) == 2
+
+
+def batches(animate: ImageToVideo) -> int:
+    """Rows of the U-Net's last run."""
+    return animate._stages.sessions["unet"].inputs["sample"].shape[0]
 
 
 def test_a_long_video_goes_on_from_the_last_frame(animate, size):

@@ -35,6 +35,7 @@ STAGES = {
     "file": "file",
 }
 """The pipeline's names of its stages -> a reader's, in the order they run."""
+_GUIDANCE_WORDS = {"none": "no guidance", "text": "text guidance", "both": "text and image guidance"}
 
 
 def measure_latency(
@@ -71,7 +72,8 @@ def measure_latency(
     model = bundle.manifest.model
     return Record(
         "latency",
-        f"one video of {model.frames} frames, {settings.width}x{settings.height}, {settings.num_inference_steps} steps",
+        f"one video of {model.frames} frames, {settings.width}x{settings.height}, "
+        f"{settings.num_inference_steps} steps, {_GUIDANCE_WORDS[settings.guidance]}",
         now(),
         describe_machine(),
         versions(),

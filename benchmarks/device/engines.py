@@ -6,30 +6,38 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle import Bundle
+
 TARGETS = ("current", "rtx", "sm80")
 
 
 def bundle_copy(bundle: Path, folder: Path) -> Path:
-    """A copy that engines may be added to."""
+    """A copy that engines may be added to; one that is there is kept, unless it is of another bundle."""
     copy = folder / bundle.name
-    if not copy.exists():
-        shutil.copytree(bundle, copy)
-    return copy
+    if copy.exists():
+        files, held = (Bundle.open(path, verify=False).manifest.files for path in (bundle, copy))
+        if files.items() <= held.items():
+            return copy
+        shutil.rmtree(copy)
+    return Path(shutil.copytree(bundle, copy))
 
 
 def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, Any]:
     """Build for a target, then let the library load the U-Net's plan on this GPU, whatever the manifest says of it.
 
+    All stages are built, but for SM80: no other card takes its plans as engines, so that the U-Net alone tells.
+
     Raises:
         UserError: it is not built here.
         RuntimeError: it was built, and does not load.
     """
-    from ...export.engines.bundle_engines import build_engines
-    from ...runtime.bundle import Bundle
+    from ...export.engines.bundle_engines import EngineReport, build_engines
     from ...runtime.gpu.device import open_gpu
     from ...runtime.gpu.tensorrt_session import load_module
 
-    build_engines(bundle, target, precision=precision)
+    reports: list[EngineReport] = []
+    stages = ["unet"] if target == "sm80" else None
+    build_engines(bundle, target, precision=precision, stages=stages, on_engine=reports.append)
     opened = Bundle.open(bundle, verify=False)
     engine = next(e for e in reversed(opened.manifest.engines) if e.stage == "unet" and e.precision == precision)
     module, words = load_module(engine.flavour), Messages.of(load_module(engine.flavour))
@@ -39,7 +47,26 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
         raise RuntimeError(
             f"{engine.flavour} {engine.version} refuses the plan: {'; '.join(words.lines) or 'no reason'}"
         )
-    return {"target": engine.target, "compute_capabilities": list(engine.compute_capabilities), "loads": True}
+    return {
+        "target": engine.target,
+        "compute_capabilities": list(engine.compute_capabilities),
+        "loads": True,
+        "stages": {
+            report.engine.stage: {
+                "seconds": round(report.seconds, 3),
+                "plan_bytes": report.plan_bytes,
+                "fused_attentions": report.fused_attentions,
+                "decomposed_attentions": len(report.decomposed_attentions),
+            }
+            for report in reports
+        },
+    }
+
+
+def target_here(bundle: Bundle) -> str:
+    """What is built for this card: "current", or the portable target where that alone was built."""
+    built = [engine.target for engine in bundle.manifest.engines]
+    return next((target for target in ("current", "rtx") if target in built), "current")
 
 
 class Messages:

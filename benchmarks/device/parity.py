@@ -1,19 +1,19 @@
-"""Each stage on the GPU against ONNX Runtime on the processor, in float32, on the same random inputs."""
+"""Each stage on the GPU against ONNX Runtime on the processor, in float32, on the inputs variants are checked on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.precision.cases import Cases
 from ...runtime.backends import BACKENDS, Backend
 from ...runtime.bundle import Bundle
-from ...runtime.manifest import STAGES, TensorSpec
 from ...runtime.session import OnnxCpuSession, Session
 
-SEEDS = (0, 1, 2)
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1, "fp8": 2e-1}
 """Largest relative L2 of a stage by precision; fp16's is what is promised, the others catch a wrong graph."""
 
@@ -29,53 +29,49 @@ def cuda_backends(bundle: Bundle) -> list[tuple[Backend, str]]:
     ]
 
 
-def batches(bundle: Bundle) -> list[int]:
-    """U-Net batches to try: the exported one, or one of each guidance."""
-    rows = bundle.manifest.model.rows
-    return [rows] if rows is not None else [1, 2, 3]
+def stage_parity(
+    bundle_path: Path, backend: Backend, precision: str, stages: Sequence[str] | None = None
+) -> dict[str, float]:
+    """ "stage batch seed" -> largest relative L2 over the stage's outputs: three seeds, each batch of the U-Net.
 
-
-def stage_parity(bundle_path: Path, backend: Backend, precision: str) -> dict[str, float]:
-    """ "stage batch seed" -> largest relative L2 over the stage's outputs."""
+    Args:
+        stages: names; None: all of the bundle.
+    """
     bundle = Bundle.open(bundle_path, verify=False)
+    cases = Cases(bundle)
     worst: dict[str, float] = {}
-    for stage in STAGES:
-        for rows in batches(bundle) if stage == "unet" else [1]:
-            dims = _dims(bundle, rows)
+    for stage in stages or bundle.manifest.stages:
+        spec = bundle.manifest.stages[stage]
+        trials = list(cases.of(stage))
+        for sizes in cases.sizes(spec):
+            dims = dims_of(bundle, sizes)
             session = backend.load(bundle, stage, dims, None, precision)
-            spec = bundle.manifest.stages[stage]
             exact = OnnxCpuSession(bundle.file(spec.file), spec, dims)
-            for seed in SEEDS:
-                inputs = {t.name: _random(t, dims, np.random.default_rng([seed, len(t.name)])) for t in spec.inputs}
-                outputs = [_run(s, inputs) for s in (session, exact)]
-                worst[f"{stage} batch {rows} seed {seed}"] = max(
-                    relative_l2(outputs[0][name], outputs[1][name]) for name in outputs[1]
+            for case in (case for case in trials if case.dims == sizes):
+                found, expected = (run_session(each, case.inputs) for each in (session, exact))
+                batch = dims["rows"] if stage.startswith("unet") else 1
+                worst[f"{stage} batch {batch} seed {case.seed}"] = max(
+                    relative_l2(found[name], expected[name]) for name in expected
                 )
     return worst
 
 
-def _dims(bundle: Bundle, rows: int) -> dict[str, int]:
+def dims_of(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Every dynamic size by name: those given, else the bundle's own; two rows where its batch is open."""
     model = bundle.manifest.model
     factor = model.vae_scale_factor
     return {
-        "rows": model.rows or rows,
+        "rows": model.rows or 2,
         "latent_height": model.height // factor,
         "latent_width": model.width // factor,
         "height": model.height,
         "width": model.width,
+        **sizes,
     }
 
 
-def _random(spec: TensorSpec, dims: dict[str, int], generator: np.random.Generator) -> NDArray[Any]:
-    """Plausible values: tokens, a timestep, pixels in -1..1 or standard normal numbers."""
-    shape = tuple(size if isinstance(size, int) else dims[size] for size in spec.shape)
-    if spec.dtype.startswith("int"):
-        high = {"input_ids": 49000, "timestep": 1000, "frame_stride": 4}.get(spec.name, 2)
-        return generator.integers(1, high, shape).astype(spec.dtype)
-    return generator.standard_normal(shape, np.float32)
-
-
-def _run(session: Session, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def run_session(session: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Copies of the outputs, inputs written in the session's types; bfloat16 travels as its bits."""
     for name, array in inputs.items():
         target = session.inputs[name]
         target[...] = _as_stored(array, target.dtype)
@@ -84,7 +80,6 @@ def _run(session: Session, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def _as_stored(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """bfloat16 travels as its bits."""
     if dtype == np.uint16:
         return (array.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return array.astype(dtype)

@@ -1,51 +1,96 @@
-"""The record of a device run: sections that are written down as soon as each is over, so that a stop loses little."""
+"""The record of a device run: parts that are written down as soon as each is over, so that a stop loses little."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...runtime.errors import UserError
+
+RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
+"""What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not
+begun."""
+
 
 class Record:
-    """One JSON file, rewritten whole after every section.
+    """One JSON file, rewritten whole after every part.
 
     Args:
         path: the file.
-        seconds: time for the whole run; a section that would begin after it is skipped, and said to be.
+        seconds: time for the whole run; a part that would begin after it is skipped, and said to be.
+        resume: parts that an earlier run has in this file keep their results; those it skipped are made now.
+
+    Raises:
+        UserError: a file to resume that is no such record.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(self, path: Path, seconds: float, *, resume: bool = False) -> None:
         self._path, self._until = path, time.monotonic() + seconds
-        self.sections: dict[str, Any] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
+        if resume and path.exists():
+            self.parts = _read(path)
 
     @property
     def seconds_left(self) -> float:
         return self._until - time.monotonic()
 
-    def section(self, name: str, work: Callable[[], Any]) -> Any:
-        """Run a section; its result, or the error that ended it, is in the file when this returns."""
+    def part(self, name: str, work: Callable[[], Any], *, again: bool = False) -> Any:
+        """Run a part; its result, or the words that ended it, is in the file when this returns.
+
+        Args:
+            again: also where an earlier run has its result.
+
+        Returns:
+            The result; None where there is none.
+        """
+        held = self.parts.get(name, {})
+        if held.get("status") in (RAN, REFUSED) and not again:
+            return held.get("result")
         started = time.monotonic()
         entry: dict[str, Any]
         if self.seconds_left <= 0:
-            entry = {"skipped": "no time was left"}
+            entry = {"status": SKIPPED, "reason": "no time was left"}
         else:
             try:
-                entry = {"result": work()}
-            except Exception as error:
+                entry = {"status": RAN, "result": work()}
+            except UserError as refusal:
                 # A refusal is a finding: what refused, and in which words.
+                entry = {"status": REFUSED, "reason": str(refusal)}
+            except subprocess.TimeoutExpired as late:
+                entry = {"status": FAILED, "reason": f"stopped after {late.timeout:.0f} s"}
+            except Exception as error:
                 lines = traceback.format_exception(error)
-                entry = {"error": f"{type(error).__name__}: {error}", "traceback": "".join(lines)[-3000:]}
+                entry = {
+                    "status": FAILED,
+                    "reason": f"{type(error).__name__}: {error}",
+                    "traceback": "".join(lines)[-3000:],
+                }
         entry["seconds"] = round(time.monotonic() - started, 3)
-        self.sections[name] = entry
+        self.parts[name] = entry
         self._write()
         return entry.get("result")
 
+    def without_result(self) -> dict[str, str]:
+        """part -> what became of it, of those that gave no result."""
+        return {name: entry["status"] for name, entry in self.parts.items() if entry["status"] != RAN}
+
     def _write(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.sections, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self._path)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        if not all(entry["status"] in (RAN, REFUSED, FAILED, SKIPPED) for entry in parts.values()):
+            raise ValueError("a part without status")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no record of a device run ({error}): give another --output.") from None
+    return dict(parts)

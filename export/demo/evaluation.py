@@ -33,7 +33,7 @@ exaggerates edges; see the model card."""
 _LONG_STEPS = 50
 """The runtime's default."""
 _GROUP = 2
-"""Videos made in one call: the exported U-Net has two rows."""
+"""Videos made in one call; the figures were made with two rows at once."""
 
 
 @dataclass(frozen=True)

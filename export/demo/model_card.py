@@ -28,7 +28,8 @@ runtime can be tried and measured without a download. It is no substitute for th
 * The frame stride, 1 to 5, is the speed of the move. What comes into view at the border is the border, smeared.
 * Use guidance scale 1 (`consisti2v demo` does): without a text the model shows the photo standing still, so larger
   scales stretch the difference to that into exaggerated edges.
-* It holds half precision: every stage within 5e-3 relative L2 of float32, every operator rounded (a test says so).
+* It holds half precision: every stage within 5e-3 relative L2 of float32, every operator rounded, the U-Net with its
+  residual sums in float32 (a test says so).
 * {ability}
 """
 

@@ -6,7 +6,7 @@ it, the build fails. So a build that succeeds is the proof that every attention 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from .api import Layer, Network, TensorRT
@@ -32,13 +32,18 @@ class Attentions:
     decomposed: tuple[Decomposed, ...]
 
 
-def settle_attentions(library: TensorRT, network: Network) -> Attentions:
-    """Allow decomposition exactly where no fused kernel can be."""
+def settle_attentions(library: TensorRT, network: Network, smallest_batch: int = 1) -> Attentions:
+    """Allow decomposition exactly where no fused kernel can be.
+
+    Args:
+        smallest_batch: of all profiles, where the network's batch is open.
+    """
     fused: list[str] = []
     decomposed: list[Decomposed] = []
+    given = {network.get_input(index).name for index in range(network.num_inputs)}
     for layer in _attention_inputs(library, network):
         attention = layer.attention
-        reason = _why_not_fused(library, layer)
+        reason = _why_not_fused(library, layer, given, smallest_batch)
         if reason is None:
             fused.append(attention.name)
         else:
@@ -67,13 +72,21 @@ def _attention_inputs(library: TensorRT, network: Network) -> Iterator[_Attentio
             yield layer  # type: ignore[misc]
 
 
-def _why_not_fused(library: TensorRT, layer: _AttentionLayer) -> str | None:
-    query = layer.get_input(0)
-    assert query is not None
+def _why_not_fused(
+    library: TensorRT, layer: _AttentionLayer, given: Collection[str], smallest_batch: int
+) -> str | None:
+    """None where it must fuse. `given`: names of the network's inputs."""
+    query, value = layer.get_input(0), layer.get_input(2)
+    assert query is not None and value is not None
     types = library.DataType
     if query.dtype not in (types.HALF, types.BF16):
         return f"no fused kernel takes {query.dtype.name.lower()}"
     size = query.shape[-1]
     if not SMALLEST_HEAD <= size <= LARGEST_HEAD or size % HEAD_STEP:
         return f"no fused kernel takes head size {size}"
+    # The text's keys and values at a level of one head; those that are computed from the same rows fuse there too. By
+    # the values, since the parser scales the keys.
+    batch = smallest_batch if query.shape[0] < 0 else query.shape[0]
+    if batch * query.shape[1] == 1 and value.name in given:
+        return "no fused kernel takes given keys and values for one head of one row"
     return None

@@ -83,6 +83,7 @@ def build(
             if not report.skipped:
                 count = report.quantised_activations
                 narrow = f", {count} activations in 8 bits" if count else ""
+                narrow += f", {report.float32_sums} residual sums in float32" if report.float32_sums else ""
                 line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
                 console.print(line + narrow, soft_wrap=True)
 

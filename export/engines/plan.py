@@ -77,7 +77,7 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
         reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
         raise UserError(f"{request.flavour.title} cannot read {request.onnx.name} ({_first_line(reason)}).")
     _check_tensors(network, request)
-    attentions = settle_attentions(library, network)
+    attentions = settle_attentions(library, network, request.shapes.smallest_batch)
     config = _configure(library, builder, network, request)
     config.progress_monitor = make_monitor(library, on_progress)
     layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))

@@ -96,6 +96,11 @@ class EngineShapes:
     profiles: tuple[ProfileSpec, ...]
     """Empty where every size is fixed."""
 
+    @property
+    def smallest_batch(self) -> int:
+        """Of all profiles; 1 where there are none."""
+        return min((sizes.minimum[0] for p in self.profiles for sizes in p.inputs.values()), default=1)
+
 
 def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]) -> EngineShapes:
     """Fix the sizes that have one value, and make profiles for the others.

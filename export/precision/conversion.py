@@ -31,14 +31,22 @@ class ConversionFacts:
     """By name: those for which no fused kernel exists, written as product, float32 softmax and product."""
     quantised_weights: int
     quantised_activations: int
+    float32_sums: int = 0
+    """Residual sums that stay in float32."""
 
 
 def convert(
-    source: Path, target: Path, recipe: Recipe, scales: Mapping[str, float] | None = None
+    source: Path,
+    target: Path,
+    recipe: Recipe,
+    scales: Mapping[str, float] | None = None,
+    *,
+    wide_sums: bool = False,
 ) -> tuple[ConversionFacts, dict[str, str]]:
     """Write the graph at `source` to `target` in another precision; weights beside each.
 
-    `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights.
+    `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
+    residual sums stay in float32.
 
     Returns what was done, and the dtype of every input and output.
 
@@ -48,13 +56,13 @@ def convert(
     graph = Graph(source)
     folded = fold_attention_scales(graph)
     decomposed = settle_attention_forms(graph)
-    lower(graph, recipe.activations)
+    sums = lower(graph, recipe.activations, wide_sums=wide_sums)
     weights = activations = 0
     if recipe.weights is not None:
         weights, activations = quantise(graph, recipe.activations, recipe.weights, scales)
     graph.write(target)
     types = {name: DTYPES[kind] for name, kind in (graph.inputs | graph.outputs).items() if kind in DTYPES}
-    return ConversionFacts(folded.in_weights, folded.at_operand, decomposed, weights, activations), types
+    return ConversionFacts(folded.in_weights, folded.at_operand, decomposed, weights, activations, sums), types
 
 
 def variant_spec(spec: StageSpec, file: str, precision: str, types: dict[str, str]) -> StageSpec:

@@ -8,6 +8,10 @@ Products, normalisations, attention and what lies between them run in the low ty
 Normalisations take and give the low type and compute in float32 (`stash_type` 1): one node, so that engines fuse it.
 Latents, images, the text embedding and the predicted noise are float32 at the graph's border, the text's keys and
 values are of the low type.
+
+On request the residual stream is an island too: x + f(x) in float32, read by normalisations in float32, while f
+computes in the low type. It costs casts and memory traffic, so that only a stage that strays too far without is
+written so.
 """
 
 from __future__ import annotations
@@ -38,22 +42,42 @@ _FLOAT32_INPUTS = {"Resize": (1, 2)}
 _PERCEPTRON_LAYERS = 2
 
 
-def lower(graph: Graph, low: int) -> None:
+def lower(graph: Graph, low: int, *, wide_sums: bool = False) -> int:
     """Retype `graph` in place.
 
     Args:
         graph: float32, its attentions scaled and in their final form.
         low: ONNX element type of the low precision.
+        wide_sums: the residual sums stay in float32, and the normalisations that read them.
+
+    Returns:
+        How many residual sums stay in float32.
 
     Raises:
         UserError: an operator without a rule here.
     """
-    _Lowering(graph, low).run()
+    sums = residual_sums(graph) if wide_sums else frozenset()
+    _Lowering(graph, low, sums).run()
+    return len(sums)
+
+
+def residual_sums(graph: Graph) -> frozenset[str]:
+    """Outputs of the sums of two computed values of which one, or the sum, is read again later: x + f(x), and the sum
+    that begins a new x. Not those of a bias, of a rotation or of the timestep's embedding.
+    """
+    readers = graph.consumers()
+    return frozenset(
+        node.output[0]
+        for node in graph.nodes
+        if node.op_type == "Add"
+        and not any(name in graph.weights for name in node.input)
+        and any(len(readers[name]) > 1 for name in (*node.input, *node.output))
+    )
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, low: int) -> None:
-        self.graph, self.low = graph, low
+    def __init__(self, graph: Graph, low: int, wide: frozenset[str]) -> None:
+        self.graph, self.low, self.wide = graph, low, wide
         self.types: dict[str, int] = {}
         self.products: dict[str, int] = {}
         """Value computed of a scalar input alone -> products on the way to it."""
@@ -109,14 +133,17 @@ class _Lowering:
         """The type a node computes in."""
         single = bool(floats) and all(self.types[name] == TensorProto.FLOAT for name in floats)
         op = node.op_type
-        if op == "Softmax":
+        if op == "Softmax" or node.output[0] in self.wide:
             return TensorProto.FLOAT
         if op in PRODUCTS:
             scalar = bool(floats) and all(self.products.get(n, _PERCEPTRON_LAYERS) < _PERCEPTRON_LAYERS for n in floats)
             return TensorProto.FLOAT if scalar else self.low
         if op in _ELEMENTWISE or op in MOVEMENT:
             return TensorProto.FLOAT if single else self.low
-        if op in _NORMALISATIONS or op == "Attention":
+        if op in _NORMALISATIONS:
+            # A float32 sum is not rounded on its way in.
+            return TensorProto.FLOAT if self.wide and single else self.low
+        if op == "Attention":
             return self.low
         raise UserError(
             f"{self.graph.path.name}: operator {op} has no precision rule: use --precision fp32, or export the bundle "

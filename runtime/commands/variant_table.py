@@ -46,7 +46,9 @@ def _worst(entry: dict[str, Any]) -> str:
     rows = sorted({loss["rows"] for loss in losses if loss["rows"] is not None})
     batches = f", batch {', '.join(map(str, rows))}" if rows else ""
     seeds = len({loss["seed"] for loss in losses})
-    return f"{max(loss['relative_l2'] for loss in losses):.1e} ({seeds} seed{'s' * (seeds > 1)}{batches})"
+    sums = entry.get("graph", {}).get("float32_sums", 0)
+    wide = f", {sums} residual sums in float32" if sums else ""
+    return f"{max(loss['relative_l2'] for loss in losses):.1e} ({seeds} seed{'s' * (seeds > 1)}{batches}){wide}"
 
 
 def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:

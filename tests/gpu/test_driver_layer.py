@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.device.record import Record
 from consisti2v_rt.benchmarks.device.wheels import distribution, missing
 from consisti2v_rt.runtime.gpu import device
 from consisti2v_rt.runtime.gpu.onnx_cuda_session import provider_options
@@ -101,20 +100,6 @@ def test_the_host_stays_a_few_steps_ahead_and_tells_in_order(gpu):
         assert len(done) == max(0, step + 1 - IN_FLIGHT) == len(told)
     pacer.drain()
     assert told == done == list(range(8)) and pacer.seconds() > 0
-
-
-def test_the_record_keeps_what_was_done_and_why_the_rest_was_not(tmp_path):
-    record = Record(tmp_path / "device.json", 60)
-
-    def refuse() -> None:
-        raise RuntimeError("compute capability 9.0 is not supported")
-
-    assert record.section("one", lambda: 5) == 5
-    assert record.section("two", refuse) is None
-    assert record.sections["two"]["error"] == "RuntimeError: compute capability 9.0 is not supported"
-    late = Record(tmp_path / "late.json", -1)
-    assert late.section("three", refuse) is None and "no time" in late.sections["three"]["skipped"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["device.json", "late.json"]
 
 
 def test_only_missing_wheels_are_installed(tmp_path):

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from consisti2v_rt.export.precision import write_variant
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
 
-@pytest.fixture(scope="module")
-def fp16_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed demo bundle with all stages in fp16; written only if every stage is within 5e-3."""
-    folder = Path(shutil.copytree(ASSETS / "demo_bundle", tmp_path_factory.mktemp("demo") / "bundle"))
-    write_variant(folder, "fp16")
-    return folder
-
-
 def test_every_stage_is_within_the_limit(fp16_demo):
+    """Three seeds, and the U-Net at every guidance batch, every operator rounded."""
     stages = json.loads((fp16_demo / "variants" / "fp16" / "losses.json").read_text())["stages"]
     assert set(stages) == {"text_encoder", "conditioning", "vae_encoder", "vae_decoder", "unet"}
     for stage, entry in stages.items():
-        assert len(entry["losses"]) >= 3
+        batches = (1, 2, 3) if stage == "unet" else (None,)
+        assert {(loss["seed"], loss["rows"]) for loss in entry["losses"]} == set(product((0, 1, 2), batches))
         for loss in entry["losses"]:
-            assert loss["relative_l2"] <= 5e-3, f"{stage}, seed {loss['seed']}"
+            assert loss["relative_l2"] <= 5e-3, f"{stage}, seed {loss['seed']}, batch {loss['rows']}"
+
+
+def test_the_unet_needs_its_residual_sums_in_float32(fp16_demo):
+    """With them in half precision it is 5.1e-3 from float32 on one seed at batch 2."""
+    stages = json.loads((fp16_demo / "variants" / "fp16" / "losses.json").read_text())["stages"]
+    sums = {stage: entry["graph"]["float32_sums"] for stage, entry in stages.items()}
+    assert sums == {"text_encoder": 0, "conditioning": 0, "vae_encoder": 0, "vae_decoder": 0, "unet": 69}
 
 
 def test_a_video_is_35_db_from_float32(fp16_demo):

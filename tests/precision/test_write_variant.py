@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from consisti2v_rt.export.precision import PRECISIONS, variant, write_variant
+from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, variant, write_variant
 from consisti2v_rt.export.precision.weights import channel_scales
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle import Bundle
@@ -31,6 +31,30 @@ def test_fp16_of_every_stage_is_near_float32(fp16_bundle):
         assert [loss["seed"] for loss in entry["losses"]] == [0, 1, 2], stage
         assert all(0 < loss["relative_l2"] < 5e-3 for loss in entry["losses"]), stage
     assert {loss["rows"] for loss in recorded(fp16_bundle, "fp16")["unet"]["losses"]} == {2}
+
+
+def test_residual_sums_stay_in_float32_where_the_limit_asks_for_it(bundle, consisti2v):
+    """Nothing of it within the limit; a tighter one is kept with them, or nothing is written."""
+    write_variant(bundle, "fp16", ["unet"])
+    plain = recorded(bundle, "fp16")["unet"]
+    assert plain["graph"]["float32_sums"] == 0
+    limit = 0.999 * max(loss["relative_l2"] for loss in plain["losses"])
+    seen = []
+    spec = write_variant(bundle, "fp16", ["unet"], VariantOptions(max_loss=limit), on_stage=seen.append)["unet"]
+    wide = recorded(bundle, "fp16")["unet"]
+    assert wide["graph"]["float32_sums"] == seen[0].float32_sums > 10
+    assert max(loss["relative_l2"] for loss in wide["losses"]) <= limit
+    assert f"batch 2), {wide['graph']['float32_sums']} residual sums in float32" in consisti2v("inspect", bundle).stdout
+    model = onnx.load(str(bundle / spec.file))
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    sums = [n for n in model.graph.node if n.op_type == "Add" and types.get(n.output[0]) == TensorProto.FLOAT]
+    assert len(sums) >= wide["graph"]["float32_sums"]
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "Attention")]
+    assert {types[node.output[0]] for node in products if node.output[0] in types} == {TensorProto.FLOAT16}
+    before = (bundle / "bundle.json").read_bytes()
+    with pytest.raises(UserError, match=r"differs from float32 by .* relative L2"):
+        write_variant(bundle, "fp16", ["unet"], VariantOptions(max_loss=1e-4))
+    assert (bundle / "bundle.json").read_bytes() == before
 
 
 def test_border_types_are_in_the_manifest(fp16_bundle):
