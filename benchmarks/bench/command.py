@@ -104,9 +104,7 @@ def side_by_side(
 
 
 def scaling(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle; random models are exported if absent.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; random models are exported if absent.")] = None,
     random_weights: Annotated[str, typer.Option(help="Without BUNDLE: tiny, full, or a JSON file.")] = "tiny",
     models: Annotated[
         Path | None, typer.Option(help="Folder that keeps the exported models; the next time they are found there.")

@@ -85,20 +85,21 @@ class ModelMaker:
         command = [sys.executable, "-m", __package__.split(".")[0], "export", *arguments, "-o", str(folder)]
         started = time.perf_counter()
         said: deque[str] = deque(maxlen=1)
-        with self.console.status(f"exporting {folder.name}: loading torch") as status:
-            # One pipe for both, or a full one would stop the child.
-            with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
-            ) as process:
-                assert process.stdout is not None
-                try:
-                    for line in process.stdout:
-                        if line.strip():
-                            said.append(line.strip())
-                            status.update(f"exporting {folder.name}: {line.split('  ')[0].strip()} done")
-                except BaseException:
-                    process.kill()
-                    raise
+        status = self.console.status(f"exporting {folder.name}: loading torch")
+        # One pipe for both, or a full one would stop the child.
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        )
+        with status, child as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    if line.strip():
+                        said.append(line.strip())
+                        status.update(f"exporting {folder.name}: {line.split('  ')[0].strip()} done")
+            except BaseException:
+                process.kill()
+                raise
         if process.returncode != 0:
             reason = (said[0] if said else "no reason given").removeprefix("error: ").rstrip(".")
             raise UserError(f"the model {folder.name} could not be exported ({reason}): mend that, or give a BUNDLE.")

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from .measurement import Measurement
 from .outcome import share_of_seeds, verdicts
-from .variants import EXACT
+from .variants import EXACT, FINE
 
 
 def comparison(measurement: Measurement, videos: int) -> Group:
@@ -26,7 +26,9 @@ def comparison(measurement: Measurement, videos: int) -> Group:
 def _costs(measurement: Measurement, videos: int) -> Table:
     table = Table(title=f"{videos} video(s) in one call, same noise for all; presets first", title_justify="left")
     table.add_column("settings", no_wrap=True)
-    for name in ("seconds", "U-Net rows", "rows saved", "U-Net speed-up", "latent rel. L2", "of a seed's", "PSNR dB"):
+    fine = any(outcome.fine_relative_l2 is not None for outcome in measurement.outcomes)
+    names = ["seconds", "U-Net rows", "rows saved", "U-Net speed-up", "latent rel. L2", "of a seed's", "PSNR dB"]
+    for name in [*names, f"to {FINE}"] if fine else names:
         table.add_column(name, justify="right")
     exact = next(outcome for outcome in measurement.outcomes if outcome.name == EXACT)
     for outcome in measurement.outcomes:
@@ -40,6 +42,7 @@ def _costs(measurement: Measurement, videos: int) -> Table:
             f"{outcome.distance.latent_relative_l2:.4f}",
             f"{share_of_seeds(outcome, measurement.other_seed):.0%}",
             f"{outcome.distance.psnr:.1f}",
+            *([] if outcome.fine_relative_l2 is None else [f"{outcome.fine_relative_l2:.4f}"]),
         )
     other = measurement.other_seed
     table.add_row(

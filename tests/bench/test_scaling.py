@@ -60,7 +60,11 @@ def test_frames_need_an_export_each_and_the_other_axes_one(
     command = ("bench", "scaling", *points, *QUICK, "--models", tmp_path / "models", "-o", tmp_path / "s.json")
     outcome = consisti2v(*command)
     assert outcome.code == 0, outcome.stderr
-    assert [row.name for row in read_record(tmp_path / "s.json").subjects[0].rows] == ["frames 16", "steps 1", "steps 2"]
+    assert [row.name for row in read_record(tmp_path / "s.json").subjects[0].rows] == [
+        "frames 16",
+        "steps 1",
+        "steps 2",
+    ]
     (base, flags, frames) = (exports[0], exports[1][2:4], json.loads(Path(exports[1][1]).read_text()))
     assert len(exports) == 2 and "any" in base and "--dynamic" not in base
     assert flags == ["--guidance", "text"] and frames == {**_options("tiny"), "n_frames": 16}
