@@ -85,7 +85,7 @@ class GenerationSettings:
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
         """Settings from keyword arguments; lists become tuples.
 
-        ``preset`` (exact, balanced or fast) stands for the options that :data:`PRESETS` gives it; options beside it
+        ``preset`` (exact or balanced) stands for the options that :data:`PRESETS` gives it; options beside it
         win over it, and it wins over `base`.
 
         Raises:

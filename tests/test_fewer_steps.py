@@ -207,9 +207,9 @@ def test_generate_says_when_an_interval_saves_nothing(consisti2v, demo_bundle, p
 
 def test_presets_and_options_beside_them():
     assert GenerationSettings.from_options({"preset": "exact"}) == GenerationSettings()
-    fast = GenerationSettings.from_options({"preset": "fast", "num_inference_steps": 7})
-    assert fast.num_inference_steps == 7 and fast.scheduler == PRESETS["fast"]["scheduler"]
-    base = GenerationSettings(seed=5, num_inference_steps=9)
+    quicker = GenerationSettings.from_options({"preset": "balanced", "num_inference_steps": 7})
+    assert quicker == GenerationSettings(num_inference_steps=7)
+    base = GenerationSettings(seed=5, num_inference_steps=9, scheduler="unipc", guidance_interval=(0.0, 0.5))
     assert GenerationSettings.from_options({"preset": "balanced"}, base) == dataclasses.replace(
         base, **PRESETS["balanced"]
     )
@@ -219,14 +219,16 @@ def test_presets_and_options_beside_them():
 
 def test_a_preset_is_what_it_stands_for(animate, photo):
     options = {"num_inference_steps": 2, "seed": 3}
-    preset = animate(photo, "a cat", preset="fast", **options).latents
-    assert np.array_equal(preset, animate(photo, "a cat", **{**PRESETS["fast"], **options}).latents)
+    steps = []
+    preset = animate(photo, "a cat", preset="balanced", callback=lambda s: steps.append(s.steps), **options).latents
+    assert steps == [2, 2], "an option beside the preset wins"
+    assert np.array_equal(preset, animate(photo, "a cat", **{**PRESETS["balanced"], **options}).latents)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "quick"}, "choose exact, balanced, fast"),
+        ({"preset": "quick"}, r"choose exact, balanced\."),
         ({"scheduler": "heun"}, "choose ddim, dpmpp_2m, dpmpp_2m_karras, unipc, euler, lcm"),
         ({"scheduler": "unipc", "eta": 0.5}, "eta=0.5 belongs to the ddim scheduler"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "from 1 to 50"),

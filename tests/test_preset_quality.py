@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("psutil")
 
+from consisti2v_rt.benchmarks.bench.bundle_facts import bundle_facts, open_bundle
 from consisti2v_rt.benchmarks.preset_quality import command, measurement, variants
-from consisti2v_rt.benchmarks.preset_quality.outcome import Distance, Outcome, distance, is_kept, verdicts
-from consisti2v_rt.benchmarks.preset_quality.variants import EXACT, Variant, all_variants
+from consisti2v_rt.benchmarks.preset_quality.outcome import (
+    KEEP_BELOW,
+    Distance,
+    Outcome,
+    distance,
+    is_kept,
+    verdicts,
+)
+from consisti2v_rt.benchmarks.preset_quality.variants import EXACT, FINE, Variant, all_variants
 from consisti2v_rt.runtime.presets import PRESETS
 from consisti2v_rt.runtime.settings import GenerationSettings
 
+RESULTS = Path(command.__file__).parents[1] / "results"
 OTHER_SEED = Distance(1.0, 15.0)
 TWO_STEPS = {**PRESETS[EXACT], "num_inference_steps": 2}
 SMALL = [
     Variant(EXACT, TWO_STEPS, True),
+    Variant(FINE, {**TWO_STEPS, "num_inference_steps": 3}, False),
     Variant("fast", {**TWO_STEPS, "scheduler": "unipc"}, True),
     Variant("the same as exact", dict(TWO_STEPS), False),
     Variant("half guided", {**TWO_STEPS, "guidance_interval": (0.0, 0.5)}, False),
@@ -58,16 +69,37 @@ def test_every_variant_is_a_possible_setting():
     exact = GenerationSettings()
     for variant in found:
         assert (GenerationSettings.from_options(variant.options) == exact) == (variant.name == EXACT)
+    unguided = all_variants(guided=False)
+    assert [v.name for v in found if v not in unguided] == ["guidance interval 0:0.8", "guidance interval 0.2:0.8"]
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("presets_demo", 1.0), ("presets_demo_guided", 7.5)])
+def test_the_records_keep_every_preset_of_the_table(name, guidance):
+    """A preset that is changed or added is measured again: the demo's own guidance, and the published one."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert record["task"]["guidance_scale"] == guidance and record["keep_below"] == KEEP_BELOW
+    assert record["bundle"]["sha256"] == bundle_facts(open_bundle(command.DEMO_BUNDLE))["sha256"]
+    measured = {entry["name"]: entry for entry in record["outcomes"] if entry["is_preset"]}
+    assert {name: entry["options"] for name, entry in measured.items()} == json.loads(json.dumps(PRESETS))
+    most = KEEP_BELOW * record["another_seed"]["latent_relative_l2"]
+    for entry in measured.values():
+        assert entry["kept"] and entry["distance"]["latent_relative_l2"] <= most
+    exact = measured.pop(EXACT)
+    assert measured and all(entry["row_forwards"] <= 0.75 * exact["row_forwards"] for entry in measured.values())
+
+
+def test_the_demo_bundle_is_judged_at_its_own_guidance(tmp_path):
+    assert command.own_guidance(command.DEMO_BUNDLE) == 1
+    assert command.own_guidance(tmp_path) == GenerationSettings().guidance_scale_txt
 
 
 def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle, photo, tmp_path):
     monkeypatch.setattr(measurement, "MEASURES", ("temporal_flickering", "subject_consistency"))
     monkeypatch.setattr(measurement, "_published_seconds", lambda *arguments: 1000.0)
-    monkeypatch.setattr(variants, "all_variants", lambda: SMALL)
-    assert measurement.steps_to_run(SMALL) == 8
-    command.quality(
-        demo_bundle, None, photo, ["zoom in"], 0, False, "cpu", None, threads=1, output=tmp_path / "presets.json"
-    )
+    monkeypatch.setattr(variants, "all_variants", lambda guided: SMALL if guided else pytest.fail("guided at 3"))
+    assert measurement.steps_to_run(SMALL) == 11
+    options = {"prompt": ["zoom in", "pan left"], "seed": 0, "guidance_scale": 3.0, "device": "cpu", "threads": 1}
+    command.quality(demo_bundle, image=[photo, photo], output=tmp_path / "presets.json", **options)
     record = json.loads((tmp_path / "presets.json").read_text())
     outcomes = {entry["name"]: entry for entry in record["outcomes"]}
     assert outcomes[EXACT]["distance"] == {"latent_relative_l2": 0.0, "psnr": "infinite"}
@@ -75,9 +107,14 @@ def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle
     for name in ("fast", "half guided"):
         assert outcomes[name]["distance"]["latent_relative_l2"] > 0 and outcomes[name]["distance"]["psnr"] < 100
     assert record["another_seed"]["latent_relative_l2"] > 0.01
-    assert outcomes[EXACT]["row_forwards"] == 4 and "temporal_flickering" in outcomes[EXACT]["measures"]
+    assert outcomes[EXACT]["fine_relative_l2"] == pytest.approx(
+        outcomes[FINE]["distance"]["latent_relative_l2"], rel=0.2
+    )
+    assert outcomes[FINE]["fine_relative_l2"] == 0
+    shown = capsys.readouterr().out
+    assert "another seed" in shown and "preset fast:" in shown
+    assert record["task"]["guidance_scale"] == 3 and record["task"]["images"] == [photo.name] * 2
+    assert outcomes[EXACT]["row_forwards"] == 8 and "temporal_flickering" in outcomes[EXACT]["measures"]
     assert "subject_consistency" in record["unavailable"]
     assert outcomes["fast"]["speed_up_unet"] == pytest.approx(1000 / outcomes["fast"]["unet_seconds"])
     assert [sentence.split(":")[0] for sentence in record["verdicts"]] == ["preset fast"]
-    shown = capsys.readouterr().out
-    assert "another seed" in shown and "preset fast:" in shown

@@ -104,10 +104,11 @@ def side_by_side(
 
 
 def scaling(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle; a random model is exported for each need if absent.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; random models are exported if absent.")] = None,
     random_weights: Annotated[str, typer.Option(help="Without BUNDLE: tiny, full, or a JSON file.")] = "tiny",
+    models: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the exported models; the next time they are found there.")
+    ] = None,
     frames: Annotated[list[int] | None, typer.Option(min=2, max=256, help="Frames of a clip; repeat.")] = None,
     resolution: Annotated[list[int] | None, typer.Option(min=8, max=8192, help="Pixels a side; repeat.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, max=64, help="Rows of the U-Net; repeat.")] = None,
@@ -123,17 +124,20 @@ def scaling(
     """Time a U-Net forward over frames, resolution and batch, and a video over steps. Without values: a few of each."""
     from rich.console import Console
 
+    from ...runtime.errors import UserError
     from .outcome import check_place, deliver
     from .scaling import DEFAULTS, Source, measure_scaling
 
     check_place(output)
+    if bundle is not None and models is not None:
+        raise UserError("--models keeps models that are exported without BUNDLE: leave one of the two out.")
     given = {"frames": frames, "resolution": resolution, "batch": batch, "steps": steps}
     points = {axis: sorted(set(values)) for axis, values in given.items() if values}
     if not points:
         # A bundle that is given is built for one number of frames.
         points = {axis: list(values) for axis, values in DEFAULTS.items() if bundle is None or axis != "frames"}
     record = measure_scaling(
-        Source(bundle, random_weights, device, precision),
+        Source(bundle, random_weights, models, device, precision),
         points,
         warmup=warmup,
         rounds=rounds,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,6 +17,7 @@ from .forward_inputs import make_inputs, save_inputs, session_dims
 from .machine import describe_machine, versions
 from .progress import run_progress
 from .record import Record, Row, Subject
+from .scaled_models import ModelMaker
 from .side_by_side import all_fit
 from .subjects_of_bundle import (
     Candidate,
@@ -55,6 +52,8 @@ class Source:
 
     bundle: Path | None
     random_weights: str = "tiny"
+    models: Path | None = None
+    """Where exported models are kept, and found again; None: nowhere."""
     device: str = "auto"
     precision: str | None = None
 
@@ -72,7 +71,8 @@ def measure_scaling(
     """Time every point of every axis, all others at the bundle's own values.
 
     Args:
-        source: a dynamic bundle takes resolution, batch and steps; any bundle takes steps; frames need an export each.
+        source: a dynamic bundle takes resolution, batch and steps; one of open batch takes batch and steps; any bundle
+            takes steps; frames need an export each.
         points: values by axis.
 
     Raises:
@@ -80,12 +80,17 @@ def measure_scaling(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = _base(source, folder, points, console)
+        maker = ModelMaker(source.random_weights, source.models or folder, console)
+        if source.bundle is None:
+            maker.check()
+        # First, because it may not take a point.
+        bundle = _base(source, maker, points)
         candidate = usual_candidate(bundle, source.device, source.precision)
         found: dict[str, Contestant] = {}
         for axis in AXES:
             for value in points.get(axis, ()):
-                contestant = _point(source, bundle, candidate, axis, value, folder, image, threads, console)
+                model = maker.model_of_frames(value) if axis == "frames" else bundle
+                contestant = _point(model, candidate, axis, value, folder, image, threads)
                 if contestant.subject.unavailable is not None:
                     raise UserError(f"{candidate.name} cannot run this: {contestant.subject.unavailable.rstrip('.')}.")
                 contestant.subject.name = f"{axis} {value}"
@@ -144,79 +149,35 @@ def _note_failure(subject: Subject, point: str, reason: str) -> None:
 
 
 def _point(
-    source: Source,
-    bundle: Bundle,
-    candidate: Candidate,
-    axis: str,
-    value: int,
-    folder: Path,
-    image: Path,
-    threads: int | None,
-    console: Console,
+    bundle: Bundle, candidate: Candidate, axis: str, value: int, folder: Path, image: Path, threads: int | None
 ) -> Contestant:
     if axis == "steps":
         return video_contestant(bundle, candidate, image, "", {"num_inference_steps": value, "seed": 0}, threads)
     rows, side = (value if axis == "batch" else None), (value if axis == "resolution" else None)
-    if axis == "frames":
-        bundle = _export(source.random_weights, folder / f"frames-{value}", value, console)
     dims = session_dims(bundle.manifest, rows, side, side)
     inputs = folder / f"{axis}-{value}.npz"
     save_inputs(make_inputs(bundle.manifest, dims, 0), inputs)
     return session_contestant(bundle, candidate, inputs, dims, threads)
 
 
-def _base(source: Source, folder: Path, points: Mapping[str, Sequence[int]], console: Console) -> Bundle:
+def _base(source: Source, maker: ModelMaker, points: Mapping[str, Sequence[int]]) -> Bundle:
     """The bundle that all axes but frames are measured on, checked to take every point."""
-    if source.bundle is None:
-        if source.random_weights not in ("tiny", "full"):
-            # A wrong path is told now, not after the libraries of an export are loaded.
-            _options(source.random_weights)
-        bundle = _export(source.random_weights, folder / Path(source.random_weights).stem, None, console)
-    else:
+    if source.bundle is not None:
         if points.get("frames"):
             raise UserError(
                 "a bundle is built for one number of frames: without BUNDLE a model is exported for each of --frames."
             )
         bundle = open_bundle(source.bundle)
-    multiple = bundle.manifest.model.dynamic_size_multiple
-    if multiple is None and (points.get("resolution") or points.get("batch")):
-        raise UserError("this bundle's size and batch are fixed: export it with --dynamic, or scale --steps alone.")
+    elif any(points.get(axis) for axis in AXES if axis != "frames"):
+        bundle = maker.open_model(sizes=bool(points.get("resolution")))
+    else:
+        bundle = maker.model_of_frames(points["frames"][0])
+    model = bundle.manifest.model
+    if points.get("batch") and model.rows is not None:
+        raise UserError("this bundle's batch is fixed: export it with --guidance any, or scale --steps alone.")
+    multiple = model.dynamic_size_multiple
+    if points.get("resolution") and multiple is None:
+        raise UserError("this bundle's size is fixed: export it with --dynamic, or leave --resolution out.")
     if multiple is not None and (wrong := [side for side in points.get("resolution", ()) if side % multiple]):
         raise UserError(f"--resolution {wrong[0]} does not fit: this model takes multiples of {multiple} pixels.")
     return bundle
-
-
-def _export(random_weights: str, folder: Path, frames: int | None, console: Console) -> Bundle:
-    """A dynamic bundle of random weights, made by ``consisti2v export`` in a process of its own."""
-    weights = random_weights
-    if frames is not None:
-        weights = str(folder.with_suffix(".json"))
-        Path(weights).write_text(json.dumps({**_options(random_weights), "n_frames": frames}), encoding="utf-8")
-    command = [sys.executable, "-m", __package__.split(".")[0], "export", "--random-weights", weights]
-    size = ["--height", "128", "--width", "128"] if random_weights == "tiny" else []
-    shape = "" if frames is None else f" of {frames} frames"
-    with console.status(f"exporting a model{shape}"):
-        done = subprocess.run([*command, "--dynamic", *size, "-o", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ").rstrip(".")
-        raise UserError(f"the model{shape} could not be exported ({said}): mend that, or give a BUNDLE.")
-    return open_bundle(folder)
-
-
-def _options(random_weights: str) -> dict[str, Any]:
-    """The U-Net's options behind a kind of random weights."""
-    if random_weights == "full":
-        return {}
-    if random_weights == "tiny":
-        try:
-            from ...export.random_model import TINY_UNET
-        except ImportError as error:
-            raise UserError(f"exporting needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
-        return TINY_UNET
-    try:
-        options = json.loads(Path(random_weights).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--random-weights {random_weights} is not a readable JSON file ({error}).") from None
-    if not isinstance(options, dict):
-        raise UserError(f"--random-weights {random_weights} does not hold a JSON object of U-Net options.")
-    return options

@@ -10,19 +10,27 @@ from typing import Annotated
 
 import typer
 
-ASSETS = Path(__file__).parents[2] / "assets"
+from ...runtime.commands.demo import ASSETS, GUIDANCE
+from ...runtime.settings import GenerationSettings
+
+DEMO_BUNDLE = ASSETS / "demo_bundle"
 
 
 def quality(
     bundle: Annotated[
         Path, typer.Argument(help="Folder made by 'consisti2v export'; the demo bundle if absent.")
-    ] = ASSETS / "demo_bundle",
+    ] = DEMO_BUNDLE,
     checkpoint: Annotated[
         str | None, typer.Option(help="What the bundle was exported from, to time the published formulation in torch.")
     ] = None,
-    image: Annotated[Path, typer.Option("--image", "-i", help="Photo.")] = ASSETS / "example.jpg",
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Photo, for all prompts or one each; the example photo.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="One a video; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of the first video; the next ones follow.")] = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Text guidance; what the model is made for: 7.5, the demo's 1 (off).")
+    ] = None,
     presets_only: Annotated[bool, typer.Option("--presets-only", help="Leave the single options out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or openvino.")] = "cpu",
     precision: Annotated[str | None, typer.Option(help="As the bundle has it if absent.")] = None,
@@ -47,8 +55,13 @@ def quality(
     if output is not None:
         check_writable(output)
     console = Console()
-    variants = [variant for variant in all_variants() if variant.is_preset or not presets_only]
-    task = Task(image, tuple(prompt or ("zoom in", "pan left")), seed)
+    task = Task(
+        tuple(image or (ASSETS / "example.jpg",)),
+        tuple(prompt or ("zoom in", "pan left")),
+        seed,
+        own_guidance(bundle) if guidance_scale is None else guidance_scale,
+    )
+    variants = [variant for variant in all_variants(task.guidance_scale > 1) if variant.is_preset or not presets_only]
     steps = steps_to_run(variants)
     opened = open_bundle(bundle)
     with step_progress(steps, Console(stderr=True)) as bar:
@@ -71,7 +84,13 @@ def quality(
         "machine": describe_machine(),
         "versions": versions(),
         "bundle": bundle_facts(opened),
-        "task": {"image": task.image.name, "prompts": task.prompts, "seed": task.seed, "threads": threads},
+        "task": {
+            "images": [photo.name for photo in task.images],
+            "prompts": task.prompts,
+            "seed": task.seed,
+            "guidance_scale": task.guidance_scale,
+            "threads": threads,
+        },
         "outcomes": [
             {**outcome.record(), "kept": is_kept(outcome, measurement.other_seed)} for outcome in measurement.outcomes
         ],
@@ -82,3 +101,8 @@ def quality(
         "verdicts": verdicts(measurement.outcomes, measurement.other_seed),
     }
     typer.echo(str(save_record(record, output)))
+
+
+def own_guidance(bundle: Path) -> float:
+    """The text guidance that a bundle is made for: the demo model has its own, all others the published one."""
+    return GUIDANCE if bundle.resolve() == DEMO_BUNDLE.resolve() else GenerationSettings.guidance_scale_txt

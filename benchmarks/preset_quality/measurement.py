@@ -24,8 +24,8 @@ from ..quality.evaluation import evaluate_set
 from ..quality.media_set import MediaSet
 from ..quality.networks.loader import Networks
 from ..quality.video import Video
-from .outcome import Distance, Outcome, distance
-from .variants import EXACT, Variant
+from .outcome import Distance, Outcome, distance, latent_distance
+from .variants import EXACT, FINE, Variant
 
 # Of the videos alone; the others need originals or a set of real videos.
 MEASURES = (
@@ -44,11 +44,19 @@ _PUBLISHED_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Task:
-    """What is animated: one photo, a prompt for each video; video n has the seed `seed` + n."""
+    """What is animated, and how far guided; video n has the seed `seed` + n."""
 
-    image: Path
+    images: tuple[Path, ...]
+    """One for all prompts, or one each."""
     prompts: tuple[str, ...]
     seed: int
+    guidance_scale: float = GenerationSettings.guidance_scale_txt
+    """Of the text; 1: off."""
+
+    @property
+    def photos(self) -> Path | list[Path]:
+        """As the pipeline takes them."""
+        return self.images[0] if len(self.images) == 1 else list(self.images)
 
 
 @dataclass
@@ -82,7 +90,7 @@ def measure_presets(
     Args:
         bundle: what makes the videos.
         variants: among them :data:`EXACT`, which all are compared with.
-        task: photo, prompts, seeds.
+        task: photos, prompts, seeds, guidance.
         checkpoint: what the bundle was exported from, for the published formulation.
         callback: told of every step of every distinct run, and of another seed's exact one.
 
@@ -91,18 +99,21 @@ def measure_presets(
     """
     animate = ImageToVideo(bundle, threads=threads, device=device, precision=precision)
     all_settings = [
-        GenerationSettings.from_options({**variant.options, "seed": _seeds(task, 0)}) for variant in variants
+        GenerationSettings.from_options(
+            {**variant.options, "seed": _seeds(task, 0), "guidance_scale_txt": task.guidance_scale}
+        )
+        for variant in variants
     ]
     for settings in all_settings:
-        animate.check(task.image, list(task.prompts), settings=settings)
+        animate.check(task.photos, list(task.prompts), settings=settings)
     exact_settings = all_settings[[variant.name for variant in variants].index(EXACT)]
     # First, so that a checkpoint that does not fit is told before the long part.
     published = _published_seconds(bundle, exact_settings, len(task.prompts), checkpoint, threads)
     # Loads every stage and touches every buffer, which none of the timed runs should pay.
-    animate(task.image, list(task.prompts), settings=all_settings[0], num_inference_steps=1)
+    animate(task.photos, list(task.prompts), settings=all_settings[0], num_inference_steps=1)
 
     def generate(settings: GenerationSettings) -> GeneratedVideos:
-        return animate(task.image, list(task.prompts), settings=settings, callback=callback)
+        return animate(task.photos, list(task.prompts), settings=settings, callback=callback)
 
     made: dict[str, GeneratedVideos] = {}
     for settings in all_settings:
@@ -111,6 +122,8 @@ def measure_presets(
             made[key] = generate(settings)
     exact = made[_key(exact_settings)]
     other = generate(replace(exact_settings, seed=_seeds(task, _SEED_STEP)))
+    by_name = dict(zip([variant.name for variant in variants], all_settings, strict=True))
+    fine = made[_key(by_name[FINE])] if FINE in by_name else None
 
     networks, outcomes = Networks(), []
     unavailable: dict[str, str] = {}
@@ -127,6 +140,7 @@ def measure_presets(
                 unet_seconds=videos.timings["unet"],
                 row_forwards=row_forwards(settings, len(task.prompts), bundle.manifest),
                 distance=distance(videos.latents, videos.frames, exact.latents, exact.frames),
+                fine_relative_l2=None if fine is None else latent_distance(videos.latents, fine.latents),
                 measures=measures,
             )
         )

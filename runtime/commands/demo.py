@@ -22,7 +22,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Video; a GIF is written beside it.")] = Path(
         "demo.mp4"
     ),
-    preset: Annotated[str, typer.Option(help="exact (published), balanced or fast.")] = "exact",
+    preset: Annotated[str, typer.Option(help="exact (published) or balanced (35 steps).")] = "exact",
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's (50).")] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another video.")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU where one can be used), cpu, cuda or openvino.")] = "auto",

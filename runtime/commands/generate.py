@@ -48,7 +48,7 @@ def generate(
     ),
     negative_prompt: Annotated[list[str] | None, typer.Option(help="What to lead away from.")] = None,
     preset: Annotated[
-        str, typer.Option(help="exact (published), balanced or fast; other options win over it.")
+        str, typer.Option(help="exact (published) or balanced (35 steps); other options win over it.")
     ] = "exact",
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's (50).")] = None,
     scheduler: Annotated[
