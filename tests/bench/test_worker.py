@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -75,3 +77,23 @@ def test_the_machine_without_its_names() -> None:
     assert set(machine) == known | {"memory_bytes", "system", "gpus"}
     assert set(processor_flags()) == set(machine["instruction_sets"])
     assert re.fullmatch(r"3\.\d+\.\d+\S*", versions()["python"]) and "onnxruntime" in versions()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a worker sees its parent's end between two requests alone")
+def test_a_busy_worker_ends_with_its_killed_parent():
+    busy = (
+        "import time; from consisti2v_rt.benchmarks.bench.worker import end_with_parent; "
+        "end_with_parent(); print('busy', flush=True); time.sleep(300)"
+    )
+    starter = (
+        "import subprocess, sys, time; "
+        f"print(subprocess.Popen([sys.executable, '-c', {busy!r}]).pid, flush=True); time.sleep(300)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    assert parent.stdout.readline() == "busy\n" and worker.is_running()
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
