@@ -24,6 +24,7 @@ from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
+from ..bench.record import write_text
 from .cases import Case, cases
 from .engine_attention import AttentionEngine, build_attention
 from .stopwatch import Stopwatch
@@ -42,9 +43,7 @@ def main(
     _show(record)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        part = output.with_name(output.name + ".part")
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        part.replace(output)
+        write_text(output, json.dumps(record, indent=2) + "\n")
 
 
 def measure(rounds: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ...runtime.errors import UserError
 from ...runtime.openvino.session import HINTS, runtime
 from ..bench.machine import describe_machine, versions
 from ..bench.outcome import check_place
+from ..bench.record import write_text
 from .cases import Case, cases
 
 
@@ -40,9 +41,7 @@ def main(
         raise typer.Exit(2) from None
     _show(record)
     if output is not None:
-        part = output.with_name(output.name + ".part")
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        part.replace(output)
+        write_text(output, json.dumps(record, indent=2) + "\n")
 
 
 def measure(rounds: int, wanted: list[Case] | None = None) -> dict[str, Any]:
