@@ -26,6 +26,7 @@ _VERSIONS = (
     "cuda-python",
     "cuda-bindings",
     "cuda-core",
+    "nvidia-cuda-nvrtc",
 )
 # Instruction sets that decide how fast float32 and half precision can be on a processor.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8", "asimdhp", "bf16", "sve")

@@ -28,7 +28,7 @@ from typing import Any
 from ...runtime.errors import UserError
 from .engines import TARGETS
 from .parts import PARTS
-from .record import Record
+from .record import RAN, Record
 from .wheels import install
 
 PACKAGE = "consisti2v_rt.benchmarks.device"
@@ -118,10 +118,9 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
             here = {"backend": name, "precision": precision}
             part("parity", f"parity {name} {precision}", **here)
             for graph in (True, False):
-                label = f"video {name} {precision} {'with' if graph else 'without'} graph"
-                part("video", label, **here, cuda_graph=graph)
+                part("video", _video_label(name, precision, graph), **here, cuda_graph=graph)
             part("video", f"video {name} {precision} low vram", **here, low_vram=True)
-        for name, precision in choices[:1]:
+        for name, precision in _with_videos(choices, record)[:1]:
             part("device noise", backend=name, precision=precision)
         part("inspector")
         part("compare")
@@ -132,6 +131,16 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
         section("kernels", lambda: _command(["consisti2v_rt.benchmarks.kernels_on_gpu"], work, record))
         for precision in ("int8", "fp8"):
             part("calibrated", f"calibrated {precision}", precision=precision)
+
+
+def _video_label(backend: str, precision: str, graph: bool) -> str:
+    return f"video {backend} {precision} {'with' if graph else 'without'} graph"
+
+
+def _with_videos(choices: list[list[str]], record: Record) -> list[list[str]]:
+    """Those first that made a video: an engine may load and not run."""
+    made = [c for c in choices if record.parts.get(_video_label(c[0], c[1], True), {}).get("status") == RAN]
+    return [*made, *choices]
 
 
 def _refuse(reason: str) -> None:

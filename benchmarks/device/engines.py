@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
     open_gpu().make_current()
     runtime = module.Runtime(words)
     if runtime.deserialize_cuda_engine(opened.file(engine.file).read_bytes()) is None:
+        forget_target(bundle, engine.target)
         raise RuntimeError(
             f"{engine.flavour} {engine.version} refuses the plan: {'; '.join(words.lines) or 'no reason'}"
         )
@@ -61,6 +63,13 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
             for report in reports
         },
     }
+
+
+def forget_target(bundle: Path, target: str) -> None:
+    """Take engines that this GPU refuses out of the manifest, so that no later part chooses them."""
+    from ...export.manifest_file import rewrite_manifest
+
+    rewrite_manifest(bundle, lambda m: replace(m, engines=tuple(e for e in m.engines if e.target != target)))
 
 
 def target_here(bundle: Bundle) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def distribution(wheel: Path) -> tuple[str, str]:
-    """Name and version of a wheel, by its file name (PEP 427)."""
-    name, number = wheel.name.split("-")[:2]
+    """Name and version of a wheel, or of an installed one's ``.dist-info``, by its file name (PEP 427)."""
+    name, number = wheel.name.removesuffix(".dist-info").split("-")[:2]
     return re.sub(r"[-_.]+", "-", name).lower(), number
 
 
@@ -41,18 +43,22 @@ def install(folder: Path, site: Path) -> dict[str, str]:
     wheels = missing(folder)
     if not wheels:
         return {}
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--upgrade",
-        "--no-compile",
-    ]
-    done = subprocess.run([*command, "--target", str(site), *map(str, wheels)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip()[-2000:])
+    site.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=site.parent) as fresh:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        done = subprocess.run([*command, "--target", fresh, *map(str, wheels)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        _merge(Path(fresh), site)
     return dict(distribution(wheel) for wheel in wheels)
+
+
+def _merge(fresh: Path, site: Path) -> None:
+    """Put what was installed beside what an earlier run did. pip itself would replace folders that both have part of,
+    such as ``nvidia`` and ``cuda``.
+    """
+    names = {distribution(info)[0] for info in fresh.glob("*.dist-info")}
+    for info in site.glob("*.dist-info"):
+        if distribution(info)[0] in names:
+            shutil.rmtree(info)
+    shutil.copytree(fresh, site, symlinks=True, dirs_exist_ok=True)

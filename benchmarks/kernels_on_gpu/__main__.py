@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,8 @@ from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
+from ..bench.machine import versions
+from ..bench.outcome import check_place
 from ..bench.record import write_text
 from .cases import Case, cases
 from .engine_attention import AttentionEngine, build_attention
@@ -36,14 +37,15 @@ def main(
 ) -> None:
     """Time every CUDA kernel against plain torch on this machine's GPU."""
     try:
+        if output is not None:
+            check_place(output)
         record = measure(rounds)
+        _show(record)
+        if output is not None:
+            write_text(output, json.dumps(record, indent=2) + "\n")
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(2) from None
-    _show(record)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, json.dumps(record, indent=2) + "\n")
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def measure(rounds: int) -> dict[str, Any]:
     return {
         "what": "CUDA kernels against plain torch, GPU time as CUDA graphs",
         "gpu": status.reason,
-        "versions": {name: version(name) for name in ("consisti2v-rt", "cuda-core", "nvidia-cuda-nvrtc", "torch")},
+        "versions": versions(),
         "rounds": rounds,
         "kernels": rows,
     }

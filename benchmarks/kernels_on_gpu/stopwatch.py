@@ -35,9 +35,11 @@ class Stopwatch:
         self._start, self._end = (checked(driver.cuEventCreate(0)) for _ in range(2))
 
     def upload(self, array: NDArray[Any], address: int) -> None:
-        """Copy an array to the device."""
+        """Copy an array to the device, and wait until it is there."""
         contiguous = np.ascontiguousarray(array)
-        checked(self._driver.cuMemcpyHtoD(address, contiguous.ctypes.data, contiguous.nbytes))
+        # On this stream: one that does not wait for the default stream would not see a plain copy's end.
+        checked(self._driver.cuMemcpyAsync(address, contiguous.ctypes.data, contiguous.nbytes, self._stream))
+        checked(self._driver.cuStreamSynchronize(self._stream))
 
     def measure(self, enqueue: Callable[[], Any], rounds: int) -> list[float]:
         """Microseconds of one ``enqueue()`` in each round, the first rounds after a warm-up.

@@ -36,12 +36,12 @@ def main(
         if output is not None:
             check_place(output)
         record = measure(rounds)
+        _show(record)
+        if output is not None:
+            write_text(output, json.dumps(record, indent=2) + "\n")
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(2) from None
-    _show(record)
-    if output is not None:
-        write_text(output, json.dumps(record, indent=2) + "\n")
 
 
 def measure(rounds: int, wanted: list[Case] | None = None) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class BuilderConfig(Protocol):
 
     def set_flag(self, flag: Any) -> None: ...
 
+    def clear_flag(self, flag: Any) -> None: ...
+
 
 class HostMemory(Protocol):
     nbytes: int

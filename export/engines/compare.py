@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +36,8 @@ def check_comparison(other: str | None) -> None:
     gpu = probe()
     if not gpu.found:
         raise UserError(f"--compare onnxruntime runs the engines, and there is no GPU ({gpu.reason}): leave it out.")
-    try:
-        import polygraphy  # noqa: F401
-    except ImportError:
-        raise UserError("--compare onnxruntime needs polygraphy: pip install 'consisti2v-rt[rtx]'.") from None
+    if importlib.util.find_spec("polygraphy") is None:
+        raise UserError("--compare onnxruntime needs polygraphy: pip install 'consisti2v-rt[rtx]'.")
 
 
 def compare_engines(bundle: str | os.PathLike[str], engines: Sequence[EngineSpec]) -> Iterator[str]:
@@ -94,8 +93,11 @@ def _run_onnxruntime(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
 
 
 def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    # Read when polygraphy is first imported.
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if engine.flavour == "tensorrt-rtx" else "0"
+    from polygraphy import config
+
+    # Before its TensorRT part is imported, which asks once. The environment is read when polygraphy itself is imported,
+    # and ONNX Runtime's part did that.
+    config.USE_TENSORRT_RTX = engine.flavour == "tensorrt-rtx"
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 

@@ -104,6 +104,11 @@ def _configure(library: TensorRT, builder: Builder, network: Network, request: P
     config = builder.create_builder_config()
     set_target(library, config, request.flavour, request.target)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    # On by default, and float32 with ten bits of mantissa is not float32.
+    config.clear_flag(library.BuilderFlag.TF32)
+    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT for RTX: no memory is asked for while a step runs, which its capture as a graph needs.
+        config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request.stripped:
         # Refittable with any weights, so that a newly trained checkpoint needs no new engine.
         config.set_flag(library.BuilderFlag.REFIT)

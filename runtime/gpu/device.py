@@ -53,9 +53,13 @@ def probe() -> GpuStatus:
     if not _has_driver():
         return GpuStatus(False, "no NVIDIA driver is installed")
     try:
+        import cuda.core
         from cuda.core import Device
     except ImportError as error:
         return GpuStatus(False, f"cuda-core 1.0 or later is not installed ({error}): {INSTALL}")
+    # Earlier ones import as well, and name things otherwise.
+    if int(cuda.core.__version__.split(".")[0]) < 1:
+        return GpuStatus(False, f"cuda-core {cuda.core.__version__} is installed, 1.0 or later is needed: {INSTALL}")
     try:
         device = Device(0)
         device.set_current()
@@ -182,7 +186,8 @@ class Gpu:
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
         """Copy between addresses, host or device, in the order of the stream.
 
-        From and to pinned memory this returns at once; ordinary host memory is read, or written, before it returns.
+        From pinned memory this returns at once; from ordinary memory it may (CUDA's "API synchronization behavior"), so
+        what is read must live until the stream got there. Ordinary memory is written when the stream is waited for.
         """
         from cuda.bindings import driver
 
@@ -208,10 +213,10 @@ class Gpu:
         try:
             work()
         except BaseException:
-            # The stream has to leave capture, whatever state it is in.
-            with suppress(Exception):
-                builder.end_building()
-            builder.close()
+            # The stream has to leave capture, whatever state it is in, and what went wrong first is what is told.
+            for leave in (builder.end_building, builder.close):
+                with suppress(Exception):
+                    leave()
             raise
         graph = builder.end_building().complete()
         builder.close()

@@ -35,7 +35,7 @@ class DeviceFrameInit:
         self._difference = self._memory.empty(shape, "float32")
         self._spectrum: DeviceArray | None = None
         self._transform: RealTransform | None = None
-        self._mask: tuple[int, DeviceArray] | None = None
+        self._mask: tuple[Any, DeviceArray] | None = None
         self.on_device = False
         """Whether the last transform ran there."""
 
@@ -112,8 +112,8 @@ class DeviceFrameInit:
         return self._transform
 
     def _upload_mask(self, plan: FrameInitPlan) -> DeviceArray:
-        if self._mask is None or self._mask[0] != id(plan.mask):
-            self._mask = (id(plan.mask), self._memory.upload(np.asarray(plan.mask)))
+        if self._mask is None or self._mask[0] is not plan.mask:
+            self._mask = (plan.mask, self._memory.upload(np.asarray(plan.mask)))
         return self._mask[1]
 
     def _sizes(self) -> dict[str, Any]:

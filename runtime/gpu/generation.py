@@ -68,8 +68,9 @@ class GpuGeneration:
         self._memory, self._kernels = GpuMemory(self._gpu), GpuKernels(self._gpu, bundle)
         self.loop = DeviceLoop(self._gpu, self._kernels, use_graph=options.cuda_graph)
         self.plan: Plan | None = None
+        self._planned_for: tuple[Any, ...] = ()
         self._unet: tuple[tuple[Any, ...], DeviceUNet] | None = None
-        self._decoder: tuple[DeviceSession, DeviceDecoder] | None = None
+        self._decoder: tuple[tuple[Any, ...], DeviceDecoder] | None = None
         self._waiting: list[Latents] = []
         self._seeds: list[int] = []
         self._clip = 0
@@ -92,23 +93,30 @@ class GpuGeneration:
         self._seeds, self._clip = video_seeds(seed, request.videos), 0
         self._waiting.clear()
         if self._decoder:
-            self._decoder[1].resume()
-        if self.plan is None:
+            self._decoder[1].restart()
+        low_vram = self._plan_memory(dims, rows, shallow=request.settings.cache_interval > 1)
+        if low_vram and request.settings.cache_interval > 1:
+            raise UserError(
+                "cache_interval above 1 needs two U-Nets on the GPU, and with --low-vram one stage is there at a time: "
+                "leave it at 1."
+            )
+
+    def _plan_memory(self, dims: Mapping[str, int], rows: int, shallow: bool) -> bool:
+        """See that these sizes fit, once for each; whether one stage is on the GPU at a time."""
+        sizes = (tuple(sorted(dims.items())), rows, shallow)
+        if self.plan is None or self._planned_for != sizes:
             free, total = self._gpu.free_and_total()
-            shallow = ("unet_shallow",) if request.settings.cache_interval > 1 else ()
-            need = self._need((*STAGES, *shallow), dims, rows)
-            self.plan = plan(need, free, total, self.options.low_vram)
+            # What this generation holds already is its own to use.
+            free = free if self.plan is None else max(free, self._free_before)
+            need = self._need((*STAGES, "unet_shallow") if shallow else STAGES, dims, rows)
+            self.plan, self._planned_for = plan(need, free, total, self.options.low_vram), sizes
             self._free_before, self._needed = free, need.one_stage if self.plan.low_vram else need.resident
             _memory_log.info("%s", self.plan.told)
             if self.plan.warning:
                 _log.warning("%s", self.plan.warning)
             # All sessions of a process take turns as soon as one generation has to.
             self._turns.exclusive = self._turns.exclusive or self.plan.low_vram
-        if self.plan.low_vram and request.settings.cache_interval > 1:
-            raise UserError(
-                "cache_interval above 1 needs two U-Nets on the GPU, and with --low-vram one stage is there at a time: "
-                "leave it at 1."
-            )
+        return self.plan.low_vram
 
     def cancel(self) -> None:
         """Stop before the next step, or the next chunk of frames."""
@@ -200,8 +208,9 @@ class GpuGeneration:
     def decode(self, session: Session, latents: Latents) -> None:
         """Hand over a clip's frames [videos, c, f, h, w]; decoded at once where the memory allows, else at the end."""
         assert self.plan is not None and isinstance(session, DeviceSession)
-        if self._decoder is None or self._decoder[0] is not session:
-            self._decoder = (session, self._make_decoder(session))
+        key = (session, session.dims, self.plan.overlap)
+        if self._decoder is None or self._decoder[0] != key:
+            self._decoder = (key, self._make_decoder(session))
         if self.plan.low_vram:
             self._waiting.append(latents)
         else:

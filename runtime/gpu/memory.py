@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -67,6 +68,8 @@ class GpuMemory:
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
+        self._uploads: deque[tuple[Any, Array]] = deque()
+        """Host arrays that a copy may still read, each with the event behind it."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """Uninitialised device memory."""
@@ -85,7 +88,7 @@ class GpuMemory:
         return PinnedArray(view[:nbytes].view(storage).reshape(shape), block.address, block)
 
     def upload(self, host: Array, target: DeviceArray | None = None, dtype: str | None = None) -> DeviceArray:
-        """Host array -> device; read before this returns.
+        """Host array -> device; kept until it is read, and not to be changed before.
 
         Raises:
             ValueError: the target has another size.
@@ -96,6 +99,9 @@ class GpuMemory:
         if target.nbytes != host.nbytes:
             raise ValueError(f"{host.nbytes} bytes do not fit a device array of {target.nbytes}")
         self._gpu.copy(target.address, host.ctypes.data, host.nbytes, self._gpu.stream)
+        while self._uploads and self._uploads[0][0].is_done:
+            self._uploads.popleft()
+        self._uploads.append((self._gpu.record(self._gpu.stream), host))
         return target
 
     def download(self, source: DeviceArray) -> Array:

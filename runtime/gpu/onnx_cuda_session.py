@@ -6,7 +6,9 @@ The provider takes our stream (``user_compute_stream``) and does not wait at the
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from .device_session import DeviceSession
 from .memory import STORAGE, DeviceArray, WeightTurns
 from .onnx_cuda_start import PROVIDER, missing_library, preload_libraries
 
+_log = logging.getLogger("consisti2v_rt")
+
+_LAYERS = ("Attention", "Conv", "Gemm", "GroupNormalization", "MatMul", "Pad", "Resize", "Softmax")
+"""Kinds that work on whole activations: one of them on the processor costs a copy there and back every step."""
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; NumPy has no such type to say it with
 
 
@@ -65,6 +71,7 @@ class OnnxCudaGraph:
         self._turns.use(self)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cuda = (PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
         try:
             session = onnxruntime.InferenceSession(
@@ -81,6 +88,14 @@ class OnnxCudaGraph:
             raise BackendError(
                 f"ONNX Runtime {onnxruntime.__version__} has its CUDA provider but cannot start it "
                 f"({missing_library(onnxruntime)}): install what is missing, or pass --device cpu."
+            )
+        elsewhere = left_on_processor(session)
+        if elsewhere:
+            _log.warning(
+                "ONNX Runtime %s runs parts of %s on the processor (%s), which is slow: update onnxruntime-gpu.",
+                onnxruntime.__version__,
+                self._path.name,
+                ", ".join(f"{count} {kind}" for kind, count in elsewhere.items()),
             )
         self._session = session
         self.moves += 1
@@ -138,6 +153,19 @@ class OnnxCudaSession(DeviceSession):
     @property
     def generation(self) -> tuple[int, ...]:
         return (self._graph.moves,)
+
+
+def left_on_processor(session: Any) -> dict[str, int]:
+    """Kind -> number of the layers that the session does not run on the GPU; shapes are worked out on the processor by
+    design, and do not count. Empty where this ONNX Runtime does not tell.
+    """
+    try:
+        subgraphs = session.get_provider_graph_assignment_info()
+    except Exception:
+        # The method came in 2026, and asks for an option that older ones do not know.
+        return {}
+    elsewhere = [graph for graph in subgraphs if graph.ep_name != PROVIDER]
+    return dict(Counter(node.op_type for graph in elsewhere for node in graph.get_nodes() if node.op_type in _LAYERS))
 
 
 def provider_options(stream: int, precision: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from ..engine_refit import refit_from_onnx
 from ..errors import BackendError, UserError
@@ -61,6 +62,7 @@ class Engine:
         self.path, self.spec, self.module, self._turns, self._onnx = path, spec, module, turns, onnx
         self._jit_cache = jit_cache
         self._saved = False
+        self.sessions: WeakSet[TensorRTSession] = WeakSet()
         self._logger = _collecting_logger(module)
         self._runtime = module.Runtime(self._logger)
         self._engine: Any | None = None
@@ -130,6 +132,9 @@ class Engine:
             if self._engine.weights_loaded:
                 self._engine.unload_weights()
         else:
+            # A context keeps its engine alive, and must not outlive it.
+            for session in self.sessions:
+                session.forget_context()
             self._engine = None
 
     def create_context(self) -> Any:
@@ -142,6 +147,10 @@ class Engine:
         if hasattr(engine, "create_runtime_config"):
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
+            # Compiled at the first run, not in the background: a step captured meanwhile would keep the stand-ins.
+            if hasattr(self.module, "DynamicShapesKernelSpecializationStrategy"):
+                eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
+                config.dynamic_shapes_kernel_specialization_strategy = eager
             if self._jit_cache is not None:
                 self._jit_cache.attach(config)
             context = engine.create_execution_context(config)
@@ -206,6 +215,7 @@ class TensorRTSession(DeviceSession):
         self._scratch_set = -1
         self._profile = 0
         self._sizes: dict[str, int] = {}
+        engine.sessions.add(self)
         self.allocate(dims)
 
     def _set_sizes(self, dims: Mapping[str, int]) -> None:
@@ -232,8 +242,9 @@ class TensorRTSession(DeviceSession):
                 raise RuntimeError(f"{self._engine.path.name} has no profile {self._profile}")
             for spec in self._specs["in"]:
                 shape = tuple(size if isinstance(size, int) else self._sizes[size] for size in spec.shape)
-                if any(size < 0 for size in engine.get_tensor_shape(spec.name)):
-                    self._context.set_input_shape(spec.name, shape)
+                dynamic = any(size < 0 for size in engine.get_tensor_shape(spec.name))
+                if dynamic and not self._context.set_input_shape(spec.name, shape):
+                    raise RuntimeError(f"{self._engine.path.name} does not take {list(shape)} for {spec.name}")
             for name, array in self._bound.items():
                 self._set_address(name, array)
         return self._context
@@ -252,6 +263,10 @@ class TensorRTSession(DeviceSession):
     def on_scratch(self, scratch: SharedScratch) -> TensorRTSession:
         """The same stage with working memory of its own, to run beside others on another stream."""
         return TensorRTSession(self._gpu, self._engine, self._stage, self._dims or {}, scratch)
+
+    def forget_context(self) -> None:
+        """Let go of the engine's context; the next run makes another."""
+        self._context = None
 
     def release(self) -> None:
         self._engine.release()

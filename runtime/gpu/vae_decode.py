@@ -67,8 +67,17 @@ class DeviceDecoder:
     def cancel(self) -> None:
         self._cancelled = True
 
-    def resume(self) -> None:
+    def restart(self) -> None:
+        """Forget a cancellation, and whatever of an earlier call was not collected."""
         self._cancelled = False
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._jobs:
+            # Two streams still read and write what is let go of here.
+            self._stream.sync()
+            self._copies.sync()
+            self._jobs.clear()
 
     def submit(self, latents: Latents) -> None:
         """Enqueue the decoding of [videos, c, frames, h, w]; returns at once."""
@@ -86,6 +95,8 @@ class DeviceDecoder:
         decoded = memory.empty((videos * frames, *image.shape[2:], 3), "uint8")
         pixels = memory.pinned((videos * frames, *image.shape[2:], 3), "uint8")
         job = _Job((videos, frames), chunks(videos, frames, batch), [], pixels, [source, decoded])
+        # At once: what fails half-way is still under way.
+        self._jobs.append(job)
         self._gpu.wait(stream, self._gpu.record(self._gpu.stream))
         for chunk in job.chunks:
             start = chunk.video * frames + chunk.first
@@ -106,23 +117,29 @@ class DeviceDecoder:
             offset = start * area * 3
             self._gpu.copy(pixels.address + offset, part.address, part.nbytes, self._copies)
             job.events.append(self._gpu.record(self._copies))
-        self._jobs.append(job)
 
     def collect(self, on_frames: FramesCallback | None = None) -> NDArray[np.uint8]:
         """Wait for everything submitted: uint8 [videos, frames of all clips, height, width, 3].
 
         Args:
             on_frames: told each chunk as soon as it is on the host, while the next ones decode.
+
+        Raises:
+            CancelledError: :meth:`cancel` was called.
         """
-        jobs, self._jobs = self._jobs, []
+        try:
+            return self._collect(on_frames)
+        finally:
+            self._drop()
+
+    def _collect(self, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
         done = 0
         clips: list[NDArray[np.uint8]] = []
-        for job in jobs:
+        for job in self._jobs:
             frames = job.pixels.array.reshape(*job.shape, *job.pixels.array.shape[1:])
             for chunk, event in zip(job.chunks, job.events, strict=True):
                 event.sync()
                 if self._cancelled:
-                    self._copies.sync()
                     raise CancelledError
                 if on_frames is not None:
                     on_frames(

@@ -2,26 +2,32 @@
 
 Work is queued and runs only when something waits for it, so that reading a result too early, reusing a buffer too soon
 or forgetting to order two streams gives garbage here as it would on a GPU. Stages run in ONNX Runtime on the CPU.
+
+In a process that test_driver_on_host.py starts, with a driver that runs on the host, the real driver layer takes the
+stand-in's place, cuda.core included.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from consisti2v_rt.kernels.cuda.compile import compile_cubin
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.gpu import entry, frame_init
-from consisti2v_rt.runtime.gpu.device import Block
+from consisti2v_rt.runtime.gpu.device import Block, Gpu
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
 from consisti2v_rt.runtime.gpu.kernels import GpuKernels
 from consisti2v_rt.runtime.gpu.memory import STORAGE, DeviceArray, SharedScratch, WeightTurns
@@ -130,13 +136,8 @@ class FakeGpu:
         return any(start <= address < start + nbytes for start, nbytes, _ in self._blocks)
 
     def copy(self, target: int, source: int, nbytes: int, stream: FakeStream) -> None:
-        if not self._is_own(source):  # ordinary host memory is read before the call returns
-            staged = np.frombuffer(ctypes.string_at(source, nbytes), np.uint8)
-            stream.push(lambda: ctypes.memmove(target, staged.ctypes.data, nbytes) and None)
-        else:
-            stream.push(lambda: ctypes.memmove(target, source, nbytes) and None)
-        if not self._is_own(target):  # and written before it returns
-            stream.sync()
+        # Late, from ordinary host memory too: the driver may read that before the call returns, or not.
+        stream.push(lambda: ctypes.memmove(target, source, nbytes) and None)
 
     def fill(self, address: int, nbytes: int, byte: int, stream: FakeStream) -> None:
         stream.push(lambda: ctypes.memset(address, byte, nbytes) and None)
@@ -173,6 +174,45 @@ class FakeKernels:
         stream.push(lambda: self._gpu.run_kernel(self._name, entry_name, values))
 
 
+class GpuOnHost(Gpu):
+    """The real driver layer over a driver that runs on the host; counts what the tests ask about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captures, self.launches = 0, []
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        self.captures += 1
+        return super().capture(work)
+
+    def load_kernels(self, name: str, cubin: bytes) -> Any:
+        kernels = super().load_kernels(name, cubin)
+
+        def launch(stream: Any, entry: str, /, **values: Any) -> None:
+            self.launches.append(entry)
+            kernels.launch(stream, entry, **values)
+
+        return SimpleNamespace(launch=launch)
+
+
+_host_functions: list[Any] = []
+"""Kept for good: a captured one may run at any later time."""
+
+
+def push(stream: Any, work: Callable[[], None]) -> None:
+    """Let Python work at its place in the stream."""
+    if isinstance(stream, FakeStream):
+        stream.push(work)
+        return
+    from cuda.bindings import driver
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
+    _host_functions.append(function)
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    (status,) = driver.cuLaunchHostFunc(stream.handle, driver.CUhostFn(address), 0)
+    assert status == driver.CUresult.CUDA_SUCCESS, status
+
+
 def view(array: DeviceArray) -> Any:
     """A device array of the stand-in as NumPy sees it."""
     raw = (ctypes.c_ubyte * max(array.nbytes, 1)).from_address(array.address)
@@ -196,7 +236,7 @@ class FakeTransform:
             source = self._array(real, self._real, np.float32)
             self._array(spectrum, self._half, np.complex64)[...] = np.fft.rfftn(source, axes=(1, 2, 3))
 
-        self._stream.push(work)
+        push(self._stream, work)
 
     def inverse(self, spectrum: int, real: int) -> None:
         def work() -> None:
@@ -205,7 +245,7 @@ class FakeTransform:
             self._array(real, self._real, np.float32)[...] = result
             source[...] = np.nan
 
-        self._stream.push(work)
+        push(self._stream, work)
 
 
 class FakeSession(DeviceSession):
@@ -244,7 +284,7 @@ class FakeSession(DeviceSession):
             for name, value in zip(names, self._session.run(names, feed), strict=True):
                 view(arrays[name])[...] = value
 
-        stream.push(work)
+        push(stream, work)
 
     def with_dims(self, dims: Mapping[str, int]) -> FakeSession:
         return FakeSession(self._gpu, self._turns, self._path, self._stage, dims)
@@ -275,15 +315,24 @@ def kernels_on_host(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return _kernel_conftest().HostMachine(tmp_path_factory.mktemp("gpu_kernels"))
 
 
-@pytest.fixture
-def gpu(kernels_on_host: Any) -> FakeGpu:
-    return FakeGpu(kernels_on_host)
+ON_HOST_DRIVER = "DRIVER_ON_HOST_KERNELS" in os.environ
+
+
+@cache
+def cubin(name: str) -> bytes:
+    """What the driver takes; the stand-in only looks whether it is there, and compiling takes half a second each."""
+    return compile_cubin(name, "sm_89") if ON_HOST_DRIVER else b"\x7fELF"
 
 
 @pytest.fixture
-def fake_cuda(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+def gpu(kernels_on_host: Any) -> Any:
+    return GpuOnHost() if ON_HOST_DRIVER else FakeGpu(kernels_on_host)
+
+
+@pytest.fixture
+def fake_cuda(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``device="cuda"`` runs on the stand-in."""
-    turns = WeightTurns(gpu)  # type: ignore[arg-type]
+    turns = WeightTurns(gpu)
 
     def load(bundle: Any, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> FakeSession:
         spec = stage_graph(bundle, stage, precision)
@@ -293,10 +342,9 @@ def fake_cuda(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu
         "stand-in", "Stand-in", "cuda", ("fp32",), True, lambda: Availability(True, "stand-in"), has_graphs, load
     )
     monkeypatch.setattr(backends, "BACKENDS", (stand_in, *backends.BACKENDS))
-    monkeypatch.setattr(entry, "shared", lambda: (gpu, SharedScratch(gpu), turns))  # type: ignore[arg-type]
+    monkeypatch.setattr(entry, "shared", lambda: (gpu, SharedScratch(gpu), turns))
     monkeypatch.setattr(frame_init, "RealTransform", FakeTransform)
-    # Compiling takes half a second each; test_gpu_kernels.py has the real ones.
-    monkeypatch.setattr(GpuKernels, "_cubin", lambda self, name: b"\x7fELF")
+    monkeypatch.setattr(GpuKernels, "_cubin", lambda self, name: cubin(name))
     yield gpu
 
 

@@ -150,8 +150,8 @@ def test_device_noise_needs_a_gpu(demo_bundle):
         ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu", gpu=GpuOptions(device_noise=True))
 
 
-def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cuda, photo):
-    fake_cuda.used = fake_cuda.total - (1 << 20)
+def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cuda, photo, monkeypatch):
+    monkeypatch.setattr(fake_cuda, "free_and_total", lambda: (1 << 20, 8 << 30))
     with pytest.raises(UserError, match="even with --low-vram"):
         on_gpu(photo, "a cat", **FAST)
     assert not on_gpu._stages.sessions

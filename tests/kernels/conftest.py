@@ -135,7 +135,8 @@ class GpuMachine(Machine):
         memory = {key: self._device.allocate(array.nbytes, stream=self._stream) for key, array in guarded.items()}
         self._stream.sync()
         for key, array in guarded.items():
-            (error,) = driver.cuMemcpyHtoD(int(memory[key].handle), array.ctypes.data, array.nbytes)
+            handle = self._stream.handle
+            (error,) = driver.cuMemcpyAsync(int(memory[key].handle), array.ctypes.data, array.nbytes, handle)
             assert error == driver.CUresult.CUDA_SUCCESS, error
         addresses = {key: int(buffer.handle) + GUARD for key, buffer in memory.items()}
         self._loaded[name].launch(self._stream, entry, **addresses, **numbers)
