@@ -201,32 +201,57 @@ class Gpu:
 
     # -- graphs and kernels --------------------------------------------------------------------------------------------
 
-    def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` enqueues on :attr:`stream`, as a graph with ``launch(stream)``; nothing of it runs now.
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What `work` enqueues on :attr:`stream`, as a graph; nothing of it runs now.
 
         Raises:
             Exception: whatever `work` raises, or the driver where it does something that cannot be captured.
         """
-        builder = self.stream.create_graph_builder()
-        # "relaxed": a runtime may allocate or query on the way; what that breaks, the check of the graph finds.
-        builder.begin_building("relaxed")
+        from cuda.bindings import driver
+
+        # Not by cuda.core's builder: what it does after an invalidated capture destroys a graph that is gone.
+        stream = self.stream.handle
+        # Relaxed: a runtime may allocate or query on the way; what that breaks, the check of the graph finds.
+        _check(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         try:
             work()
         except BaseException:
             # The stream has to leave capture, whatever state it is in, and what went wrong first is what is told.
-            for leave in (builder.end_building, builder.close):
-                with suppress(Exception):
-                    leave()
+            status, graph = driver.cuStreamEndCapture(stream)
+            if int(status) == 0:
+                driver.cuGraphDestroy(graph)
             raise
-        graph = builder.end_building().complete()
-        builder.close()
-        return graph
+        (graph,) = _check(driver.cuStreamEndCapture(stream))
+        try:
+            return Graph(*_check(driver.cuGraphInstantiate(graph, 0)))
+        finally:
+            driver.cuGraphDestroy(graph)
 
     def load_kernels(self, name: str, cubin: bytes) -> Any:
         """A kernel source's entry points: ``launch(stream, entry, **values)``."""
         from ...kernels.cuda.launch import LoadedKernels
 
         return LoadedKernels(name, cubin)
+
+
+class Graph:
+    """Captured work."""
+
+    def __init__(self, executable: Any) -> None:
+        self._executable = executable
+
+    def launch(self, stream: Any) -> None:
+        """Run it in the order of the stream; returns at once."""
+        from cuda.bindings import driver
+
+        _check(driver.cuGraphLaunch(self._executable, stream.handle))
+
+    def __del__(self) -> None:
+        # At the interpreter's end the module may be gone, and the driver with it.
+        with suppress(Exception):
+            from cuda.bindings import driver
+
+            driver.cuGraphExecDestroy(self._executable)
 
 
 @lru_cache(maxsize=1)

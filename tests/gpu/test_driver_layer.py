@@ -59,17 +59,15 @@ def test_names_of_cuda_core_and_the_driver():
     core, driver = pytest.importorskip("cuda.core"), pytest.importorskip("cuda.bindings.driver")
     wanted = {
         core.Device: ("set_current", "create_stream", "allocate", "compute_capability", "name"),
-        core.Stream: ("record", "wait", "sync", "create_graph_builder", "handle"),
+        core.Stream: ("record", "wait", "sync", "handle"),
         core.Event: ("sync", "is_done", "__sub__"),
     }
     for kind, names in wanted.items():
         assert not [name for name in names if not hasattr(kind, name)], kind
-    from cuda.core.graph import Graph, GraphBuilder
-
-    assert all(hasattr(GraphBuilder, name) for name in ("begin_building", "end_building", "complete", "close"))
-    assert hasattr(Graph, "launch") and core.EventOptions(timing_enabled=True, blocking_sync=True)
+    assert core.EventOptions(timing_enabled=True, blocking_sync=True)
     assert callable(core.LegacyPinnedMemoryResource().allocate)
-    for name, arguments in (("cuMemcpyAsync", 4), ("cuMemsetD8Async", 4), ("cuMemGetInfo", 0)):
+    graphs = (("cuStreamBeginCapture", 2), ("cuStreamEndCapture", 1), ("cuGraphInstantiate", 2), ("cuGraphLaunch", 2))
+    for name, arguments in (("cuMemcpyAsync", 4), ("cuMemsetD8Async", 4), ("cuMemGetInfo", 0), *graphs):
         assert getattr(driver, name).__doc__.split(")")[0].count(",") == max(arguments - 1, 0), name
 
 

@@ -433,15 +433,6 @@ CUresult CUDAAPI cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* sta
                                  : CU_STREAM_CAPTURE_STATUS_ACTIVE;
   return CUDA_SUCCESS;
 }
-CUresult CUDAAPI cuStreamGetCaptureInfo(CUstream stream, CUstreamCaptureStatus* status, cuuint64_t* id, CUgraph* graph,
-                                        const CUgraphNode** nodes, const CUgraphEdgeData** edges, size_t* count) {
-  if (id) *id = 1;
-  if (graph) *graph = reinterpret_cast<CUgraph>(of(stream)->captured.get());
-  if (nodes) *nodes = nullptr;
-  if (edges) *edges = nullptr;
-  if (count) *count = 0;
-  return cuStreamIsCapturing(stream, status);
-}
 CUresult CUDAAPI cuGraphInstantiateWithParams(CUgraphExec* executable, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS* p) {
   LOCKED;
   if (p) p->result_out = CUDA_GRAPH_INSTANTIATE_SUCCESS;
@@ -452,15 +443,6 @@ CUresult CUDAAPI cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph gr
 }
 CUresult CUDAAPI cuGraphDestroy(CUgraph graph) { return delete as<Graph>(graph), CUDA_SUCCESS; }
 CUresult CUDAAPI cuGraphExecDestroy(CUgraphExec executable) { return delete as<Graph>(executable), CUDA_SUCCESS; }
-// What a graph keeps alive, here for good.
-CUresult CUDAAPI cuUserObjectCreate(CUuserObject* object, void* resource, CUhostFn, unsigned, unsigned) {
-  return *object = reinterpret_cast<CUuserObject>(resource), CUDA_SUCCESS;
-}
-CUresult CUDAAPI cuUserObjectRetain(CUuserObject, unsigned) { return CUDA_SUCCESS; }
-CUresult CUDAAPI cuUserObjectRelease(CUuserObject, unsigned) { return CUDA_SUCCESS; }
-CUresult CUDAAPI cuGraphRetainUserObject(CUgraph, CUuserObject, unsigned, unsigned) { return CUDA_SUCCESS; }
-CUresult CUDAAPI cuGraphReleaseUserObject(CUgraph, CUuserObject, unsigned) { return CUDA_SUCCESS; }
-CUresult CUDAAPI cuGraphUpload(CUgraphExec, CUstream) { return CUDA_SUCCESS; }
 CUresult CUDAAPI cuGraphLaunch(CUgraphExec executable, CUstream stream) {
   IN_CONTEXT;
   for (const Work& work : as<Graph>(executable)->work) of(stream)->push(work);
