@@ -92,12 +92,17 @@ def _run_onnxruntime(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
         return {name: np.array(array) for name, array in runner.infer(dict(inputs)).items()}
 
 
-def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def choose_library(flavour: str) -> None:
+    """Which TensorRT polygraphy runs, before its part for that is imported, which asks once. The environment is too
+    late: it is read when polygraphy itself is imported, and ONNX Runtime's part does that.
+    """
     from polygraphy import config
 
-    # Before its TensorRT part is imported, which asks once. The environment is read when polygraphy itself is imported,
-    # and ONNX Runtime's part did that.
-    config.USE_TENSORRT_RTX = engine.flavour == "tensorrt-rtx"
+    config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"
+
+
+def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    choose_library(engine.flavour)
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 

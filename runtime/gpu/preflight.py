@@ -116,7 +116,7 @@ def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Map
     weights = {stage: bundle.manifest.files[engine.file].bytes for stage, engine in engines.items()}
     scratch: dict[str, int] = {}
     for stage, engine in engines.items():
-        size = _scratch_of(bundle, engine)
+        size = _scratch_of(bundle, engine, rows)
         if size is not None:
             scratch[stage] = size
     stages = {stage: bundle.manifest.stages[stage] for stage in engines}
@@ -132,13 +132,18 @@ def need_of_graphs(bundle: Bundle, stages: Mapping[str, StageSpec], dims: Mappin
     return Need(weights, {}, _buffers(stages, dims, rows), known=False)
 
 
-def _scratch_of(bundle: Bundle, engine: EngineSpec) -> int | None:
-    """Working memory of an engine by its facts; None where they do not say."""
+def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int) -> int | None:
+    """Working memory of an engine by its facts, of the profiles that so many rows use; None where they do not say."""
     if not engine.facts:
         return None
     try:
         facts: Any = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
-        return max(int(size) for size in facts["activation_bytes"])
+        sizes = [int(size) for size in facts["activation_bytes"]]
+        batches = [profile.rows for profile in engine.profiles]
+        if len(sizes) == len(batches):
+            used = [size for size, batch in zip(sizes, batches, strict=True) if batch is None or batch <= rows]
+            return max(used, default=sizes[0])
+        return max(sizes)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -111,6 +111,33 @@ def test_cancel_between_steps(on_gpu, photo):
     assert len(on_gpu(photo, "a cat", **FAST).frames) == 1, "the next call is a call again"
 
 
+def test_frames_of_a_cancelled_clip_are_not_in_the_next_video(on_gpu, photo):
+    clips: list[int] = []
+
+    def stop_in_the_second(progress: Any) -> None:
+        clips.append(progress.clip)
+        if progress.clip == 1:
+            on_gpu.cancel()
+
+    with pytest.raises(CancelledError):
+        on_gpu(photo, "a cat", callback=stop_in_the_second, **FAST, autoregress_steps=2)
+    assert 1 in clips
+    assert on_gpu(photo, "a cat", **FAST).frames.shape[1] == 16
+
+
+def test_nothing_is_under_way_behind_a_failed_writer(on_gpu, fake_cuda, photo):
+    """Its buffers go back to the GPU: nothing may still read or write them."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        on_gpu(photo, "a cat", on_frames=full, **FAST)
+    if isinstance(getattr(fake_cuda, "streams", None), list):
+        assert all(stream.done == stream.enqueued for stream in fake_cuda.streams)
+    assert len(on_gpu(photo, "a cat", **FAST).frames) == 1
+
+
 def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(low_vram=True))
     result = animate(photo, "a cat", **FAST)

@@ -15,7 +15,7 @@ import pytest
 
 from consisti2v_rt.benchmarks.device import __main__ as script
 from consisti2v_rt.benchmarks.device import calibrated, parity, videos
-from consisti2v_rt.benchmarks.device.engines import bundle_copy, target_here
+from consisti2v_rt.benchmarks.device.engines import bundle_copy, forget_target, target_here
 from consisti2v_rt.benchmarks.device.inspection import engines_here, layer_summary
 from consisti2v_rt.benchmarks.device.parity import run_session, stage_parity
 from consisti2v_rt.benchmarks.device.record import Record
@@ -24,7 +24,7 @@ from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.gpu.device import probe
-from consisti2v_rt.runtime.manifest import EngineSpec
+from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +230,28 @@ def test_a_copy_is_kept_until_the_bundle_is_another(demo_bundle, tmp_path):
     (source / "bundle.json").write_text(text.replace(digest, "0" * 64))
     bundle_copy(source, tmp_path / "to")
     assert not (copy / "engines").exists() and len(list(copy.rglob("*.onnx"))) == 5
+
+
+def test_engines_that_this_card_refuses_are_not_chosen_again(demo_bundle, tmp_path):
+    copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = Bundle.open(copy, verify=False).manifest
+    specs = [
+        EngineSpec("unet", f"engines/{t}/unet.plan", t, "tensorrt-rtx", "1", "fp16", ("8.9",), "0" * 64, (), ())
+        for t in ("rtx", "current")
+    ]
+    files = manifest.files | {spec.file: FileRecord("0" * 64, 4) for spec in specs}
+    for spec in specs:
+        (copy / spec.file).parent.mkdir(parents=True)
+        (copy / spec.file).write_bytes(b"plan")
+    (copy / "bundle.json").write_text(dataclasses.replace(manifest, engines=tuple(specs), files=files).to_json())
+    forget_target(copy, "rtx")
+    assert [engine.target for engine in Bundle.open(copy, verify=False).manifest.engines] == ["current"]
+
+
+def test_device_noise_runs_where_a_video_was_made(tmp_path):
+    record = Record(tmp_path / "r.json", 60)
+    choices = [["tensorrt-rtx", "fp16"], ["onnxruntime-cuda", "fp32"]]
+    record.part("video tensorrt-rtx fp16 with graph", lambda: 1 / 0)
+    assert script._with_videos(choices, record)[0] == choices[0]
+    record.part("video onnxruntime-cuda fp32 with graph", lambda: {"psnr_db": 40})
+    assert script._with_videos(choices, record)[0] == choices[1]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.device.wheels import distribution, missing
-from consisti2v_rt.runtime.gpu import device
-from consisti2v_rt.runtime.gpu.onnx_cuda_session import provider_options
+from consisti2v_rt.benchmarks.device.wheels import distribution, install, missing
+from consisti2v_rt.runtime.gpu import device, onnx_cuda_session
+from consisti2v_rt.runtime.gpu.onnx_cuda_session import left_on_processor, provider_options
 from consisti2v_rt.runtime.gpu.pacing import IN_FLIGHT, Pacer
 
 GPU_PACKAGES = ("cuda", "tensorrt_rtx", "tensorrt", "nvmath", "torch")
@@ -43,6 +43,14 @@ def test_reasons_from_errors_are_one_sentence():
     error = RuntimeError('"cuda" cannot be found. Ensure the display driver is installed.\nmore')
     assert device._first_sentence(error) == '"cuda" cannot be found'
     assert device._first_sentence(RuntimeError()) == "RuntimeError"
+
+
+def test_an_older_cuda_core_is_named(monkeypatch):
+    core = pytest.importorskip("cuda.core")
+    monkeypatch.setattr(device, "_has_driver", lambda: True)
+    monkeypatch.setattr(core, "__version__", "0.5.1")
+    status = device.probe.__wrapped__()
+    assert not status.found and status.reason.startswith("cuda-core 0.5.1 is installed, 1.0 or later is needed")
 
 
 def test_driver_statuses():
@@ -108,3 +116,68 @@ def test_only_missing_wheels_are_installed(tmp_path):
             pass
     assert [path.name for path in missing(tmp_path)] == ["Not_There-1.0-py3-none-any.whl"]
     assert distribution(Path("Not_There-1.0-py3-none-any.whl")) == ("not-there", "1.0")
+
+
+def _wheel(folder: Path, name: str, number: str, files: dict[str, str]) -> None:
+    info = f"{name}-{number}.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as wheel:
+        for path, text in (*files.items(), (f"{info}/RECORD", record)):
+            wheel.writestr(path, text)
+
+
+def test_a_later_wheel_leaves_the_folders_it_shares_with_an_earlier_one(tmp_path):
+    pytest.importorskip("pip")
+    first, second, site = tmp_path / "first", tmp_path / "second", tmp_path / "site"
+    for folder in (first, second):
+        folder.mkdir()
+    _wheel(first, "maker_one", "1.0", {"maker/one.py": "number = 1"})
+    _wheel(second, "maker_two", "1.0", {"maker/two.py": "number = 2"})
+    _wheel(second, "maker_one", "1.1", {"maker/one.py": "number = 3"})
+    assert install(first, site) == {"maker-one": "1.0"}
+    assert install(second, site) == {"maker-one": "1.1", "maker-two": "1.0"}
+    assert (site / "maker" / "one.py").read_text() == "number = 3" and (site / "maker" / "two.py").exists()
+    assert [path.name for path in site.glob("maker_one*")] == ["maker_one-1.1.dist-info"]
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "site"}
+
+
+def test_layers_that_onnxruntime_leaves_on_the_processor(monkeypatch):
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy"]
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["z"]), helper.make_node("Shape", ["z"], ["s"])]
+    nodes.append(helper.make_node("Reshape", ["z", "s"], ["y"]))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:1], values[1:]),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    graph = model.SerializeToString()
+    told = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    assert left_on_processor(told) == {"MatMul": 1}
+    monkeypatch.setattr(onnx_cuda_session, "PROVIDER", "CPUExecutionProvider")
+    assert left_on_processor(told) == {}
+    assert left_on_processor(object()) == {}, "an ONNX Runtime that does not tell"
+
+
+def test_polygraphy_takes_the_library_of_the_engine():
+    """In a process of its own, after the part for ONNX Runtime: what it chose stays."""
+    pytest.importorskip("polygraphy")
+    script = """
+import polygraphy.backend.onnxrt
+from consisti2v_rt.export.engines.compare import choose_library
+choose_library("tensorrt-rtx")
+from polygraphy.backend.trt import util
+from polygraphy.mod.trt_importer import lazy_import_trt
+print(lazy_import_trt().__version__)
+"""
+    trt = pytest.importorskip("tensorrt_rtx")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().splitlines()[-1] == trt.__version__, done.stdout + done.stderr

@@ -11,7 +11,7 @@ from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
 from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
-from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord
+from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord, ProfileSpec
 
 GIB = 1 << 30
 # Full size in FP16, rounded up from shared/gpu.md: U-Net 2411 MiB of weights and 296 MiB of working memory.
@@ -105,6 +105,12 @@ def test_engines_count_plans_and_facts(bundle, tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [5000, 7000]}))
     known = need_of_engines(copy, {"unet": engine}, DIMS, 2)
     assert known.known and known.scratch == {"unet": 7000}
+    # A profile a batch: larger ones than asked for are not used.
+    profiles = tuple(ProfileSpec(n, {}) for n in (1, 2, 3))
+    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [1000, 2000, 3000]}))
+    for rows, expected in ((1, 1000), (2, 2000), (3, 3000), (6, 3000)):
+        need = need_of_engines(copy, {"unet": replace(engine, profiles=profiles)}, DIMS, rows)
+        assert need.scratch == {"unet": expected}
     (tmp_path / "facts.json").write_text("[]")
     assert not need_of_engines(copy, {"unet": engine}, DIMS, 2).known
 

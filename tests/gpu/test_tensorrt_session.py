@@ -5,6 +5,8 @@ A last test holds the stand-in against the real module: it must have no name tha
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +47,7 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._library.calls.append(f"shape {name} {shape}")
-        return True
+        return self._library.takes_shapes
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._library.calls.append(f"address {name}")
@@ -94,6 +96,8 @@ class CudaEngine:
 
     def create_execution_context(self, config: Any) -> Context:
         assert config.strategy == ["user managed"]
+        # In the background the step would be captured with the kernels that stand in until then.
+        assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
         self.library.calls.append("context")
         self.library.contexts.append(Context(self))
         return self.library.contexts[-1]
@@ -119,6 +123,7 @@ class Library:
 
     __name__, __version__ = "tensorrt_rtx", "1.7"
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     TensorIOMode = SimpleNamespace(INPUT="in")
 
     class ILogger:
@@ -127,11 +132,13 @@ class Library:
     def __init__(self, gpu: Any) -> None:
         self.gpu, self.calls, self.contexts = gpu, [], []
         self.refuses = self.fails = False
+        self.takes_shapes = self.defers = True
         self.engine = CudaEngine(self)
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
         self.logger = logger
-        return SimpleNamespace(defer_weights_loading=False, deserialize_cuda_engine=self._deserialize)
+        deferral = {"defer_weights_loading": False} if self.defers else {}
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialize, **deferral)
 
     def _deserialize(self, plan: bytes) -> CudaEngine | None:
         self.calls.append("deserialize")
@@ -209,6 +216,30 @@ def test_weights_leave_and_come_back_without_a_new_context(parts, library):
     assert library.calls == ["load weights", "run"] and stage.generation not in (generation, away)
 
 
+def test_an_engine_that_leaves_whole_takes_its_contexts_along(parts, library):
+    """As plain TensorRT's: a context keeps its engine's weights on the GPU."""
+    library.defers = False
+    engine = parts.make()
+    library.engine.weights_loaded = True  # with the plan
+    two = TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.scratch)
+    one = two.with_dims({"rows": 1})
+    two.run()
+    one.run()
+    contexts = [weakref.ref(context) for context in library.contexts]
+    library.contexts.clear()
+    two.release()
+    gc.collect()
+    assert [context() for context in contexts] == [None, None]
+    one.run()
+    assert library.calls.count("deserialize") == 2 and len(library.contexts) == 1
+
+
+def test_a_shape_that_is_not_taken_is_told(parts, library):
+    library.takes_shapes = False
+    with pytest.raises(RuntimeError, match=r"unet.plan does not take \[2, 4\] for sample"):
+        session(parts)
+
+
 def test_low_vram_makes_room_before_another_stage_loads(parts, library):
     first = session(parts)
     first.run()
@@ -257,5 +288,7 @@ def test_the_stand_in_has_no_name_that_the_library_lacks():
     assert {"defer_weights_loading", "deserialize_cuda_engine"} <= set(dir(trt.Runtime))
     assert {"set_execution_context_allocation_strategy", "set_runtime_cache"} <= set(dir(trt.IRuntimeConfig))
     assert {"weights_loaded", "num_io_tensors"} <= set(dir(trt.ICudaEngine))
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED and trt.TensorIOMode.INPUT
     assert {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.WARNING}
