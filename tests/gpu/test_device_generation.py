@@ -9,7 +9,9 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.errors import CancelledError
-from consisti2v_rt.runtime.gpu import frame_init
+from consisti2v_rt.runtime.gpu import frame_init, generation
+from consisti2v_rt.runtime.gpu.device_session import DeviceSession
+from consisti2v_rt.runtime.gpu.preflight import Plan
 from consisti2v_rt.runtime.gpu_options import GpuOptions
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
@@ -182,3 +184,19 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cud
     with pytest.raises(UserError, match="even with --low-vram"):
         on_gpu(photo, "a cat", **FAST)
     assert not on_gpu._stages.sessions
+
+
+def test_decoding_beside_the_next_clip_follows_the_size(fake_cuda, dynamic_bundle, photo, monkeypatch, relative_l2):
+    """The decoder's own session, on a stream and working memory of its own, is made anew for another size."""
+
+    monkeypatch.setattr(generation, "TensorRTSession", DeviceSession)
+    monkeypatch.setattr(DeviceSession, "on_scratch", lambda self, scratch: self.with_dims(self.dims), raising=False)
+    monkeypatch.setattr(generation, "plan", lambda *_: Plan(low_vram=False, overlap=True, told=""))
+    animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
+    exact = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cpu")
+    for height, width in ((64, 64), (48, 80), (64, 64)):
+        options = {**FAST, "height": height, "width": width, "autoregress_steps": 2}
+        result, expected = (each(photo, "a cat", **options) for each in (animate, exact))
+        assert result.frames.shape == expected.frames.shape == (1, 31, height, width, 3)
+        assert relative_l2(result.latents, expected.latents) < 2e-5
+        assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
