@@ -29,7 +29,7 @@ class Written:
 def put_in_place(
     bundle: Path, precision: str, temporary: Path, written: dict[str, Written], kept: dict[str, dict[str, Any]]
 ) -> None:
-    """Move the new stages in from their temporary folder, or none. The bundle is whole at every moment: what is replaced
+    """Move the new stages in from a temporary folder, or none. The bundle is whole at every moment: what is replaced
     leaves the manifest first, what is new enters it last; on any failure everything moves back.
     """
     target, replaced, manifest_file = bundle / "variants" / precision, temporary / ".replaced", bundle / MANIFEST_NAME
