@@ -184,11 +184,13 @@ def _without_lost(
 ) -> Bundle:
     """The bundle without its lost and damaged parts; of this precision, the files are hashed for it."""
     held = bundle.manifest.variants.get(precision, {})
-    needed = {f"variants/{precision}/{LOSSES_FILE}"}
+    record = f"variants/{precision}/{LOSSES_FILE}"
+    needed = {record}
     needed.update(name for stage in stages if stage in held for name in graph_files(held[stage]))
     lost = bundle.lost_files(hashed=needed)
     for stage in stages:
-        if stage in held and lost_graph(held[stage], lost):
+        # Refused before anything is dropped: the manifest remembers the calibration.
+        if stage in held and (record in lost or lost_graph(held[stage], lost)):
             _keep_calibration(_calibration(bundle, precision, stage), precision, options)
     return drop_lost(bundle, lost, on_notice)
 

@@ -186,9 +186,11 @@ def test_a_calibration_with_a_damaged_record_is_not_dropped(bundle):
     write_variant(bundle, "int8", ["unet"], VariantOptions(calibration_set("demo"), quick_check=True))
     path = bundle / "variants/int8/losses.json"
     path.write_bytes(b"{".ljust(path.stat().st_size))
+    before = (bundle / "bundle.json").read_bytes()
     for lost in (path, bundle / "variants/int8/unet/unet.onnx"):
         with pytest.raises(UserError, match="is calibrated on demo and must be written"):
             write_variant(bundle, "int8", ["unet"], VariantOptions(quick_check=True))
+        assert (bundle / "bundle.json").read_bytes() == before
         lost.unlink()
 
 
