@@ -6,7 +6,8 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,6 +25,7 @@ from .export.command import export
 from .export.engines.command import build
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
+from .runtime.commands.ending_signals import ending_signals
 from .runtime.commands.generate import generate
 from .runtime.commands.inspect import inspect
 from .runtime.errors import CancelledError, UserError
@@ -78,19 +80,32 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: bad input gives one sentence and exit code 2, Ctrl-C a clean end with 130."""
+    """Run the command line: bad input gives one sentence and exit code 2; Ctrl-C, SIGTERM and SIGHUP a clean end with
+    128 and the signal's number.
+    """
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("consisti2v_rt.memory").setLevel(logging.INFO)
-    try:
-        app()
-    except UserError as error:
-        console.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"), soft_wrap=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, CancelledError):
+    with ending_signals() as ending:
+        try:
+            app()
+        except (KeyboardInterrupt, CancelledError):
+            _stopped(console, ending.exit_code)
+        except (UserError, OSError, SystemExit) as error:
+            # A terminal that is gone cannot be written to, and a builder may have heard the signal first.
+            if ending.signal is not None:
+                _stopped(console, ending.exit_code)
+            if not isinstance(error, UserError):
+                raise
+            console.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"), soft_wrap=True)
+            sys.exit(2)
+
+
+def _stopped(console: Console, exit_code: int) -> NoReturn:
+    with suppress(OSError):
         console.print("stopped; nothing half-written is left")
-        sys.exit(130)
+    sys.exit(exit_code)
 
 
 def _one_line(text: str) -> str:

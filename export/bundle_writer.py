@@ -27,6 +27,7 @@ from ..runtime.manifest import (
 )
 from ..runtime.settings import MAX_SIDE
 from .onnx_graph import compare_with_torch, stage_spec, torch_reference, write_graph
+from .partial_folders import remove_abandoned_exports
 from .source_model import SourceModel
 from .stages import dynamic_sizes, stages
 from .unet.simplified_text import TEXT_ATTENTIONS, simplify_and_measure
@@ -211,6 +212,7 @@ def _atomic_folder(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` that takes its place on success and vanishes on any failure."""
     temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+    remove_abandoned_exports(output)
     try:
         temporary.mkdir()
         yield temporary

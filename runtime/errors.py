@@ -17,3 +17,7 @@ class UserError(ValueError):
 
 class BackendError(UserError):
     """A backend that was chosen cannot load a stage on this machine; with device "auto" the next one is taken."""
+
+
+class DerivedFileError(UserError):
+    """A file that ``consisti2v build`` made is missing or damaged; what does not use it runs."""

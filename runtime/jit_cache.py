@@ -10,12 +10,11 @@ import hashlib
 import logging
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .file_lock import locked
 
 _log = logging.getLogger("consisti2v_rt")
 _MAGIC = b"consisti2v jit cache 1\n"
@@ -57,7 +56,7 @@ def write_cache(path: Path, data: bytes) -> bool:
     """Keep the bytes; whether that was possible. A folder that is read-only costs only time at the next start."""
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with locked(path.with_name(f".{path.name}.lock")):
             try:
                 temporary.write_bytes(_MAGIC + hashlib.sha256(data).digest() + data)
                 temporary.replace(path)
@@ -97,24 +96,3 @@ class JitCache:
         data = bytes(memoryview(self._cache.serialize()))
         if data != self._kept and write_cache(self.path, data):
             self._kept = data
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for other processes; the operating system releases it when a process dies."""
-    with path.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-            try:
-                yield
-            finally:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -86,7 +86,7 @@ class ImageToVideo:
 
         Args:
             path: its folder.
-            verify: hash every file first.
+            verify: hash every file that is used, before it is.
             threads: processor threads; None: one per physical core.
             device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.
             precision: fp32, fp16, ...; None: the best that the bundle holds for the device.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .bundle import Bundle
-from .errors import UserError
+from .errors import DerivedFileError, UserError
 from .manifest import STAGES, StageSpec
 
 
@@ -23,7 +23,7 @@ def stage_graph(bundle: Bundle, stage: str, precision: str) -> StageSpec:
     """The stage's ONNX graph in a precision; fp32 is the one every bundle has.
 
     Raises:
-        UserError: the bundle has no such variant.
+        UserError: the bundle has no such variant, or its files are missing or damaged.
     """
     manifest = bundle.manifest
     if precision == "fp32":
@@ -35,7 +35,13 @@ def stage_graph(bundle: Bundle, stage: str, precision: str) -> StageSpec:
             f"this bundle has no {precision} graph of stage {stage} (it has {held}): choose one of these, "
             f"or make it with 'consisti2v build BUNDLE --precision {precision}'."
         )
+    bundle.require(graph_files(variant[stage]), f"consisti2v build BUNDLE --target TARGET --precision {precision}")
     return variant[stage]
+
+
+def graph_files(graph: StageSpec) -> tuple[str, str]:
+    """A graph's own file and the one of its weights, which a graph with none does not have."""
+    return graph.file, graph.file + ".data"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> Availability:
@@ -44,5 +50,5 @@ def has_graphs(bundle: Bundle, precision: str) -> Availability:
         for stage in STAGES:
             stage_graph(bundle, stage, precision)
     except UserError as error:
-        return Availability(False, str(error))
+        return Availability(False, str(error), failed=isinstance(error, DerivedFileError))
     return Availability(True, f"the bundle holds every stage as {precision} ONNX")

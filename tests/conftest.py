@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import cli
+from consisti2v_rt.runtime.bundle import hash_files
 
 DATA = Path(__file__).parent / "data"
 ASSETS = Path(cli.__file__).parent / "assets"
@@ -135,6 +136,32 @@ def fp16_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(ASSETS / "demo_bundle", tmp_path_factory.mktemp("demo") / "bundle"))
     write_variant(folder, "fp16")
     return folder
+
+
+@pytest.fixture
+def change_weight() -> Callable[[Path, str, str, float], None]:
+    """Multiply one weight of a stage of a bundle, the manifest's hashes with it."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import numpy_helper
+
+    def change(bundle: Path, stage: str, name: str, factor: float) -> None:
+        path = bundle / stage / f"{stage}.onnx"
+        model = onnx.load(str(path))
+        for tensor in model.graph.initializer:
+            if tensor.name == name:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factor, name))
+                break
+        else:
+            raise KeyError(name)
+        data = path.with_name(path.name + ".data")
+        data.unlink()
+        onnx.save_model(model, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)
+        manifest: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())
+        for file, record in hash_files(bundle, [f"{stage}/{stage}.onnx", f"{stage}/{stage}.onnx.data"]).items():
+            manifest["files"][file] = {"sha256": record.sha256, "bytes": record.bytes}
+        (bundle / "bundle.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+    return change
 
 
 @pytest.fixture(scope="session")

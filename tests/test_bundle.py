@@ -294,6 +294,43 @@ def test_an_unreadable_file_is_told(copy, monkeypatch):
     assert "unet.onnx cannot be read (Permission denied)" in refusal(lambda: Bundle.open(copy))
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_was_built_is_checked_when_it_is_used(copy, verify):
+    """Lost or damaged it hinders nothing but its own use; a link out of the bundle is refused in any case."""
+    name = "engines/sm89/unet.plan"
+    path = copy / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a plan")
+    data = json.loads((copy / MANIFEST_NAME).read_text())
+    data["files"][name] = dataclasses.asdict(hash_files(copy, [name])[name])
+    (copy / MANIFEST_NAME).write_text(json.dumps(data))
+    assert Bundle.open(copy, verify=verify).require([name, "engines/not recorded"], "COMMAND") is None
+    path.write_bytes(b"a plot")
+    if verify:
+        message = refusal(lambda: Bundle.open(copy).require([name], "COMMAND"))
+        assert message.endswith(f"{name} was altered (its SHA-256 differs): make it again with 'COMMAND'.")
+    else:
+        Bundle.open(copy, verify=False).require([name], "COMMAND")
+    path.write_bytes(b"half")
+    opened = Bundle.open(copy, verify=verify)
+    assert "has 4 bytes instead of 6" in refusal(lambda: opened.require([name], "COMMAND"))
+    assert opened.lost_files() == {name: "has 4 bytes instead of 6"}
+    path.unlink()
+    assert f"{name} is missing: make it again with 'consisti2v build'" in refusal(Bundle.open(copy).verify)
+    path.symlink_to(__file__)
+    assert "link to outside" in refusal(lambda: Bundle.open(copy, verify=verify))
+
+
+def test_verify_names_every_file(copy):
+    unchecked = Bundle.open(copy, verify=False)
+    (copy / "unet" / "unet.onnx").unlink()
+    path = copy / "vae_decoder" / "vae_decoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    message = refusal(unchecked.verify)
+    assert "unet/unet.onnx is missing" in message and "vae_decoder.onnx was altered (its SHA-256 differs)" in message
+    assert message.endswith("copy it again, or export again.")
+
+
 def test_hash_files(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle_module, "_CHUNK", 1000)
     contents = {"empty": b"", "small": b"abc", "a/b/large": bytes(range(256)) * 100, "exact": b"x" * 1000}

@@ -1,4 +1,4 @@
-"""Ctrl-C: a clean end with exit code 130 and nothing half-written, wherever it falls."""
+"""Ctrl-C and the like: a clean end with exit code 128 + signal and nothing half-written, wherever they fall."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.runtime.commands.ending_signals import ENDING_SIGNALS, ending_signals
 from consisti2v_rt.runtime.errors import CancelledError
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.settings import StepProgress
@@ -54,12 +55,12 @@ class OnTerminal:
         self.screen += data.decode(errors="replace")
         return bool(data)
 
-    def interrupt(self, seconds: float) -> float:
-        """Press Ctrl-C and wait for the end; returns how long that took."""
+    def interrupt(self, seconds: float, number: int = signal.SIGINT) -> float:
+        """Press Ctrl-C, or send another signal, and wait for the end; returns how long that took."""
         started = time.monotonic()
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         while self.process.poll() is None:
-            assert time.monotonic() - started < seconds, f"still running {seconds} s after Ctrl-C: {self.screen!r}"
+            assert time.monotonic() - started < seconds, f"still running {seconds} s after {number}: {self.screen!r}"
             self._read(0.05)
         took = time.monotonic() - started
         while self._read(0.2):
@@ -100,6 +101,48 @@ def test_ctrl_c_during_generation(on_terminal, tmp_path, demo_bundle, photo):
     assert command.lines[-1] == STOPPED and "Traceback" not in command.screen
     assert command.screen.count("\x1b[?25l") == command.screen.count("\x1b[?25h"), "the cursor stays hidden"
     assert command.process.stdout.read() == b"" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_other_signals_end_a_generation_too(on_terminal, tmp_path, demo_bundle, photo, number):
+    command = on_terminal("generate", "--bundle", demo_bundle, "--image", photo, "--steps", 900, "--output", "out.mp4")
+    command.read_until(r"\b1/900", 60)
+    command.interrupt(15, number)
+    assert command.process.returncode == 128 + number
+    assert command.lines[-1] == STOPPED and "Traceback" not in command.screen
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_terminal_ends_an_export(on_terminal, tmp_path, demo_bundle):
+    """Its last words are heard by nobody; the half-written bundle goes all the same."""
+    pytest.importorskip("torch")
+    command = on_terminal("export", "--random-weights", "tiny", "--height", 64, "--width", 64, "--output", "bundle")
+    command.read_until(r"text_encoder +[\d.]+ s", 120)
+    assert any(path.name.startswith(".bundle.partial") for path in tmp_path.iterdir())
+    os.close(command._ours)
+    command.process.send_signal(signal.SIGHUP)
+    assert command.process.wait(20) == 128 + signal.SIGHUP
+    assert list(tmp_path.iterdir()) == []
+    command._ours = os.open(os.devnull, os.O_RDONLY)
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As ``nohup`` leaves it; and a second one does not disturb the end."""
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    ignored, taken = signal.SIGHUP, signal.SIGTERM
+    signal.signal(ignored, signal.SIG_IGN)
+    try:
+        with ending_signals() as ending:
+            os.kill(os.getpid(), ignored)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), taken)
+                time.sleep(10)
+            os.kill(os.getpid(), taken)
+            assert ending.exit_code == 143 and signal.getsignal(taken) == signal.SIG_IGN
+        assert signal.getsignal(taken) == before[taken] and signal.getsignal(ignored) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_during_export(on_terminal, tmp_path, demo_bundle, listing):

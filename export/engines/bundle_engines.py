@@ -14,6 +14,8 @@ from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import GpuStatus, probe
 from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec, graph_sha256
+from ..bundle_lock import building
+from ..lost_files import drop_lost
 from ..manifest_file import rewrite_manifest
 from .facts import engine_facts, facts_json
 from .graph_attentions import spelled_out
@@ -21,6 +23,7 @@ from .kernels import FOLDER as KERNEL_FOLDER
 from .kernels import write_cubins
 from .libraries import Flavour, check_machine, find_flavour, load_library
 from .monitor import BuildProgress
+from .outdated import outdated_engines
 from .plan import Plan
 from .process import run_build
 from .shapes import engine_shapes, parse_ranges
@@ -79,11 +82,13 @@ def build_engines(
     on_variant: Callable[[StageVariant], None] = lambda variant: None,
     on_progress: Callable[[BuildProgress], None] = lambda progress: None,
     on_engine: Callable[[EngineReport], None] = lambda report: None,
+    on_notice: Callable[[str], None] = lambda line: None,
 ) -> tuple[EngineSpec, ...]:
     """Build engines of a bundle's stages, and our kernels, for a target.
 
     Everything is written to a temporary folder and put in place when complete; engines of other targets stay, those of
-    the same target, flavour, precision and stage are replaced. No GPU is needed but by flavour "tensorrt".
+    the same target, flavour, precision and stage are replaced. No GPU is needed but by flavour "tensorrt". Another
+    build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
         bundle: folder of a bundle.
@@ -96,6 +101,7 @@ def build_engines(
         variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
         on_phase, on_variant, on_progress, on_engine: what is being done; what a graph in another precision became;
             where the builder is; what one engine became.
+        on_notice: told who is waited for, what was lost, and which other engines fit their graphs no more, a line each.
 
     Returns:
         What the manifest says about the new engines.
@@ -105,10 +111,24 @@ def build_engines(
             left then.
     """
     job = _settle(bundle, target, flavour, precision, stages, dynamic, stripped)
-    if precision != "fp32":
-        job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant))
-    elif variant is not None:
+    if precision == "fp32" and variant is not None:
         raise UserError("float32 graphs are the bundle's own: calibration and largest loss are for other precisions.")
+    with building(job.bundle.path, on_notice):
+        if precision != "fp32":
+            job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant, on_notice))
+        # As another build may have left it.
+        opened = Bundle.open(bundle, verify=False)
+        job = replace(job, bundle=drop_lost(opened, opened.lost_files(), on_notice))
+        return _build(job, on_phase, on_progress, on_engine)
+
+
+def _build(
+    job: _Job,
+    on_phase: Callable[[str], None],
+    on_progress: Callable[[BuildProgress], None],
+    on_engine: Callable[[EngineReport], None],
+) -> tuple[EngineSpec, ...]:
+    """Build all stages into a temporary folder and put them in place."""
     engines_folder = job.bundle.path.resolve() / "engines"
     temporary = engines_folder / f".{job.target.name}.partial-{os.getpid()}"
     try:
@@ -166,6 +186,7 @@ def _with_variant(
     options: VariantOptions | None,
     on_phase: Callable[[str], None],
     on_variant: Callable[[StageVariant], None],
+    on_notice: Callable[[str], None],
 ) -> Bundle:
     """The bundle with its graphs in the wanted precision; those up to date are kept."""
     try:
@@ -174,16 +195,30 @@ def _with_variant(
         raise UserError(
             f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
         ) from None
+    written: set[str] = set()
+
+    def on_stage(report: StageVariant) -> None:
+        on_variant(report)
+        if not report.skipped:
+            written.add(report.stage)
+
     write_variant(
         job.bundle.path,
         job.precision,
         job.stages,
         options or VariantOptions(),
         on_stage_start=lambda stage: on_phase(f"{job.precision} graph of {stage}"),
-        on_stage=on_variant,
+        on_stage=on_stage,
         on_sample=lambda done, total: on_phase(f"calibrating on sample {done + 1} of {total}"),
+        on_notice=on_notice,
     )
-    return Bundle.open(job.bundle.path, verify=False)
+    bundle = Bundle.open(job.bundle.path, verify=False)
+    # Those in this job's own folder are about to be replaced.
+    others = [e for e in bundle.manifest.engines if e.stage in written and not e.file.startswith(f"{job.folder}/")]
+    notice = outdated_engines(bundle, others, job.precision)
+    if notice is not None:
+        on_notice(notice)
+    return bundle
 
 
 def _build_stage(

@@ -104,6 +104,7 @@ def build(
             on_variant=on_variant,
             on_progress=on_progress,
             on_engine=on_engine,
+            on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
     seconds = time.perf_counter() - started
     typer.echo(f"{bundle}  {len(engines)} engines for {target} in {round(seconds) // 60}:{round(seconds) % 60:02d} min")

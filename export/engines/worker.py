@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...runtime.bundle import Bundle
+from ...runtime.commands.ending_signals import ENDING_SIGNALS
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from .libraries import find_flavour, load_library
@@ -70,8 +71,9 @@ def main(order: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches every process of a terminal; the one that was asked decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They reach every process of a terminal or service; the one that was asked decides, and ends this one.
+    for number in (signal.SIGINT, *ENDING_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
     # The library itself may print: what it says must not get among the answers.
     channel = sys.stdout
     sys.stdout = sys.stderr

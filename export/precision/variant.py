@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
-from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
-from ..manifest_file import rewrite_manifest
+from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
+from ...runtime.stage_graphs import graph_files
+from ..bundle_lock import building
+from ..lost_files import drop_lost, lost_graph
 from .calibration.run import STAGE as CALIBRATED_STAGE
 from .calibration.run import Calibration, calibrate, calibration_spec
 from .calibration.samples import CalibrationSet
@@ -25,8 +26,7 @@ from .conversion import ConversionFacts, convert, variant_spec
 from .keep_loss import most_within
 from .recipe import RECIPE_VERSION, Recipe, recipe
 from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
-
-LOSSES_FILE = "losses.json"
+from .variant_files import LOSSES_FILE, Written, put_in_place
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,6 @@ class StageVariant:
     """Residual sums left in float32, because the stage strays too far with them in half precision."""
 
 
-@dataclass(frozen=True)
-class _Written:
-    spec: StageSpec
-    record: dict[str, Any]
-    """The stage's entry in ``losses.json``."""
-
-
 def write_variant(
     bundle: str | os.PathLike[str],
     precision: str,
@@ -81,12 +74,14 @@ def write_variant(
     on_stage_start: Callable[[str], None] = lambda stage: None,
     on_stage: Callable[[StageVariant], None] = lambda variant: None,
     on_sample: Callable[[int, int], None] = lambda done, total: None,
+    on_notice: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageSpec]:
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
     Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
     ``variants/<precision>/losses.json``. An fp16 stage over its limit is written again with its residual sums in
-    float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the U-Net.
+    float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another
+    build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
         bundle: folder of a bundle with its float32 graphs.
@@ -94,6 +89,7 @@ def write_variant(
         stages: names; None: all of the manifest's stages.
         options: calibration of activations, the loss that is allowed, the check.
         on_stage_start, on_stage, on_sample: progress; the last while calibrating, samples done and all.
+        on_notice: told who is waited for, and what was lost, a line each.
 
     Returns:
         stage -> what ``manifest.variants[precision][stage]`` says (those written before are left and returned too).
@@ -108,11 +104,31 @@ def write_variant(
     _check_options(options, rules, wanted)
     if options.max_loss is not None:
         rules = replace(rules, limit=options.max_loss)
+    with building(opened.path, on_notice):
+        # Another build may have changed it meanwhile.
+        return _write_stages(
+            Bundle.open(bundle, verify=False), wanted, rules, options, on_stage_start, on_stage, on_sample, on_notice
+        )
+
+
+def _write_stages(
+    opened: Bundle,
+    wanted: Sequence[str],
+    rules: Recipe,
+    options: VariantOptions,
+    on_stage_start: Callable[[str], None],
+    on_stage: Callable[[StageVariant], None],
+    on_sample: Callable[[int, int], None],
+    on_notice: Callable[[str], None],
+) -> dict[str, StageSpec]:
+    """Within a build: write what is not there as it should be."""
+    precision = rules.name
+    opened = _without_lost(opened, precision, wanted, options, on_notice)
     kept = _recorded(opened, precision)
     folder = opened.path.resolve() / "variants"
     temporary = folder / f".{precision}.partial-{os.getpid()}"
     cases = Cases(opened)
-    written: dict[str, _Written] = {}
+    written: dict[str, Written] = {}
     try:
         for stage in wanted:
             on_stage_start(stage)
@@ -120,7 +136,7 @@ def write_variant(
             present = kept.get(stage)
             skipped = present is not None and _is_current(present, opened.manifest, stage, rules, options)
             if not skipped:
-                _keep_calibration(present, precision, options)
+                _keep_calibration(_calibration(opened, precision, stage), precision, options)
                 _check_source(opened, stage)
                 calibration = None
                 if options.calibration is not None and stage == CALIBRATED_STAGE:
@@ -140,7 +156,7 @@ def write_variant(
                 )
             )
         if written:
-            _put_in_place(opened.path.resolve(), precision, temporary, written, kept)
+            put_in_place(opened.path.resolve(), precision, temporary, written, kept)
     except OSError as error:
         raise UserError(
             f"the {precision} variant of {opened.path} cannot be written ({error}): check space and permissions."
@@ -150,7 +166,7 @@ def write_variant(
         for empty in (folder / precision, folder):
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()
-    manifest = Bundle.open(bundle, verify=False).manifest
+    manifest = Bundle.open(opened.path, verify=False).manifest
     return {stage: manifest.variants[precision][stage] for stage in wanted}
 
 
@@ -163,12 +179,33 @@ def _check_options(options: VariantOptions, rules: Recipe, stages: Sequence[str]
         raise UserError(f"the largest loss is a relative L2 between 0 and 1, not {options.max_loss}: give 0.02 or so.")
 
 
-def _keep_calibration(present: dict[str, Any] | None, precision: str, options: VariantOptions) -> None:
+def _without_lost(
+    bundle: Bundle, precision: str, stages: Sequence[str], options: VariantOptions, on_notice: Callable[[str], None]
+) -> Bundle:
+    """The bundle without its lost and damaged parts; of this precision, the files are hashed for it."""
+    held = bundle.manifest.variants.get(precision, {})
+    record = f"variants/{precision}/{LOSSES_FILE}"
+    needed = {record}
+    needed.update(name for stage in stages if stage in held for name in graph_files(held[stage]))
+    lost = bundle.lost_files(hashed=needed)
+    for stage in stages:
+        # Refused before anything is dropped: the manifest remembers the calibration.
+        if stage in held and (record in lost or lost_graph(held[stage], lost)):
+            _keep_calibration(_calibration(bundle, precision, stage), precision, options)
+    return drop_lost(bundle, lost, on_notice)
+
+
+def _calibration(bundle: Bundle, precision: str, stage: str) -> CalibrationSpec | None:
+    """What the stage's graph of this precision is calibrated on."""
+    graph = bundle.manifest.variants.get(precision, {}).get(stage)
+    return None if graph is None else graph.calibration
+
+
+def _keep_calibration(held: CalibrationSpec | None, precision: str, options: VariantOptions) -> None:
     """A calibration is hours of work at full size: it is not dropped without a word."""
-    held = None if present is None else present["source"].get("calibration")
     if held is not None and options.calibration is None and not options.weight_only:
         raise UserError(
-            f"the {precision} graph of {CALIBRATED_STAGE} is calibrated on {held['name']} and must be written or "
+            f"the {precision} graph of {CALIBRATED_STAGE} is calibrated on {held.name} and must be written or "
             "checked anew: pass --calibrate again (or --quick-check, if only its check was quick), or --calibrate off."
         )
 
@@ -216,13 +253,18 @@ def _check_source(bundle: Bundle, stage: str) -> None:
 
 
 def _recorded(bundle: Bundle, precision: str) -> dict[str, dict[str, Any]]:
-    """stage -> entry of ``losses.json``, for the stages that the manifest has in this precision."""
+    """stage -> entry of ``losses.json``, for the stages that the manifest has in this precision; none where the file
+    cannot be read, so that they are written anew.
+    """
     held = bundle.manifest.variants.get(precision, {})
     name = f"variants/{precision}/{LOSSES_FILE}"
     if not held or name not in bundle.manifest.files:
         return {}
-    entries = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
-    return {stage: entries[stage] for stage in held if stage in entries}
+    try:
+        entries = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
+        return {stage: dict(entries[stage]) for stage in held if stage in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -242,7 +284,7 @@ def _write_stage(
     temporary: Path,
     options: VariantOptions,
     calibration: Calibration | None,
-) -> _Written:
+) -> Written:
     spec = bundle.manifest.stages[stage]
     source, path = bundle.file(spec.file), temporary / stage / f"{stage}.onnx"
     trials = list(islice(cases.of(stage), 1 if options.quick_check else None))
@@ -275,7 +317,7 @@ def _write_stage(
         "graph": asdict(made.facts),
         "losses": [asdict(loss) for loss in made.losses],
     }
-    return _Written(made.spec, record)
+    return Written(made.spec, record)
 
 
 def _attempt_calibrated(
@@ -297,51 +339,3 @@ def _attempt_calibrated(
     count, made = most_within(first, len(ordered), lambda made: worst(made.losses), rules.limit)
     left = {name: scales[name].loss for name in ordered[count:]}
     return made, {"quantised": count, "of": len(ordered), "loss_of_those_left": left}
-
-
-def _put_in_place(
-    bundle: Path, precision: str, temporary: Path, written: dict[str, _Written], kept: dict[str, dict[str, Any]]
-) -> None:
-    """Move the new stages in, or none. The bundle is whole at every moment: what is replaced leaves the manifest first,
-    what is new enters it last; on any failure everything moves back.
-    """
-    target, replaced, manifest_file = bundle / "variants" / precision, temporary / ".replaced", bundle / MANIFEST_NAME
-    place = target.relative_to(bundle).as_posix()
-    entries = {s: r for s, r in kept.items() if s not in written} | {s: w.record for s, w in written.items()}
-    text = json.dumps({"precision": precision, "stages": entries}, indent=2) + "\n"
-    (temporary / LOSSES_FILE).write_text(text, encoding="utf-8")
-    names = [p.relative_to(temporary).as_posix() for p in sorted(temporary.rglob("*")) if p.is_file()]
-    records = {f"{place}/{name}": record for name, record in hash_files(temporary, names).items()}
-    replaced.mkdir()
-    shutil.copy2(manifest_file, replaced)
-    with ExitStack() as undo:
-        undo.callback(lambda: (replaced / MANIFEST_NAME).replace(manifest_file))
-        rewrite_manifest(bundle, lambda manifest: _without_stages(manifest, precision, place, written))
-        target.mkdir(exist_ok=True)
-        for name in (*written, LOSSES_FILE):
-            if (target / name).exists():
-                _move(target / name, replaced / name, undo)
-            _move(temporary / name, target / name, undo)
-        rewrite_manifest(bundle, lambda manifest: _with_stages(manifest, precision, written, records))
-        undo.pop_all()
-
-
-def _move(source: Path, target: Path, undo: ExitStack) -> None:
-    source.rename(target)
-    undo.callback(lambda: target.rename(source))
-
-
-def _without_stages(manifest: Manifest, precision: str, place: str, written: Collection[str]) -> Manifest:
-    held = {stage: spec for stage, spec in manifest.variants.get(precision, {}).items() if stage not in written}
-    dropped = (f"{place}/{LOSSES_FILE}", *(f"{place}/{stage}/" for stage in written))
-    files = {name: record for name, record in manifest.files.items() if not name.startswith(dropped)}
-    others = {name: stages for name, stages in manifest.variants.items() if name != precision}
-    return replace(manifest, variants=others | ({precision: held} if held else {}), files=files)
-
-
-def _with_stages(
-    manifest: Manifest, precision: str, written: dict[str, _Written], records: dict[str, FileRecord]
-) -> Manifest:
-    held = manifest.variants.get(precision, {}) | {stage: entry.spec for stage, entry in written.items()}
-    ordered = {stage: held[stage] for stage in manifest.stages if stage in held}
-    return replace(manifest, variants=manifest.variants | {precision: ordered}, files=manifest.files | records)

@@ -9,12 +9,14 @@ from typing import Any
 from rich.table import Table
 
 from ..bundle import Bundle
+from ..engine_match import build_command
 from ..engine_source import staleness
 from ..errors import UserError
 from ..gpu.device import probe
 from ..manifest import EngineSpec
 
 ALL = "all"
+_BUILD_AGAIN = "build the engine again with 'consisti2v build'"
 
 
 def find_engines(bundle: Bundle, name: str) -> list[EngineSpec]:
@@ -43,7 +45,7 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
         try:
             facts = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{engine.facts} cannot be read ({error}): build the engine again.") from None
+            raise UserError(f"{engine.facts} cannot be read ({error}): {_BUILD_AGAIN}.") from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts
@@ -53,7 +55,7 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     """The engine inspector's JSON: layers as built, with their kernels.
 
     Raises:
-        UserError: the library is missing or refuses the engine.
+        UserError: the engine's file is missing or damaged, or the library is missing or refuses it.
     """
     from ..gpu.tensorrt_session import load_module
 
@@ -63,6 +65,7 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
         raise UserError(
             f"{engine.flavour} cannot be imported ({error}): install it to look into its engines."
         ) from None
+    bundle.require([engine.file], build_command(engine))
     loaded = library.Runtime(library.Logger(library.Logger.ERROR)).deserialize_cuda_engine(
         bundle.file(engine.file).read_bytes()
     )

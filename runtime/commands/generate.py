@@ -97,7 +97,7 @@ def generate(
     ] = None,
     device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
-    verify: Annotated[bool, typer.Option(help="Hash the bundle's files first.")] = True,
+    verify: Annotated[bool, typer.Option(help="Hash what is used of the bundle first.")] = True,
 ) -> None:
     """Animate a photo. Defaults are the published model's."""
     options: dict[str, Any] = {

@@ -39,6 +39,10 @@ def inspect(
         console.print(_stage_table(manifest))
         if manifest.variants:
             console.print(variant_table(opened, _size))
+    lost = {} if verify else opened.lost_files()
+    if lost:
+        told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
+        typer.echo(f"lost or damaged: {told}; make it again with 'consisti2v build'", err=True)
     if verify:
         started = time.perf_counter()
         opened.verify()

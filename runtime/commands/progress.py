@@ -23,6 +23,7 @@ from rich.text import Text
 
 from ..pipeline import ImageToVideo
 from ..settings import StepCallback, StepProgress
+from .ending_signals import ENDING_SIGNALS
 
 
 class _SecondsPerStep(ProgressColumn):
@@ -54,7 +55,7 @@ def step_progress(steps: int, console: Console) -> Iterator[StepCallback]:
 
 @contextmanager
 def prompt_interrupt(animate: ImageToVideo) -> Iterator[None]:
-    """Make Ctrl-C stop the graph that is running.
+    """Make Ctrl-C, SIGTERM and SIGHUP stop the graph that is running.
 
     Python runs its own signal handler only after the native call returns, which can take half a minute a step at full
     size on a processor. The wake-up socket is written at once, by the signal itself.
@@ -70,7 +71,7 @@ def prompt_interrupt(animate: ImageToVideo) -> Iterator[None]:
         while data := reader.recv(64):
             if done.is_set():
                 return
-            if signal.SIGINT in data:
+            if any(number in data for number in (signal.SIGINT, *ENDING_SIGNALS)):
                 animate.cancel()
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -9,11 +9,11 @@ from functools import lru_cache
 from ..bundle import Bundle
 from ..engine_match import build_command, check_engine
 from ..engine_source import engine_graph, staleness
-from ..errors import UserError
+from ..errors import DerivedFileError, UserError
 from ..jit_cache import CacheKey, JitCache
 from ..manifest import STAGES, EngineSpec
 from ..session import Session
-from ..stage_graphs import Availability, stage_graph
+from ..stage_graphs import Availability, graph_files, stage_graph
 from . import onnx_cuda_start
 from .device import Gpu, open_gpu, probe
 from .engine_choice import Machine, engines_fit, find_engine
@@ -67,7 +67,18 @@ def fit_engines(flavour: str, bundle: Bundle, precision: str) -> Availability:
         reason = staleness(engine, bundle.manifest)
         if reason is not None:
             return Availability(False, f"{reason}: {build_command(engine)}")
+        try:
+            _require_engine(bundle, engine)
+        except DerivedFileError as error:
+            return Availability(False, str(error), failed=True)
     return found
+
+
+def _require_engine(bundle: Bundle, engine: EngineSpec) -> None:
+    """Refuse an engine whose files, or the graph's that it takes its weights from, are missing or damaged."""
+    graph = engine_graph(engine, bundle.manifest)
+    weights = graph_files(graph) if engine.stripped and graph is not None else ()
+    bundle.require((engine.file, *weights), build_command(engine))
 
 
 def load_engine(
@@ -76,7 +87,7 @@ def load_engine(
     """One stage from its engine.
 
     Raises:
-        UserError: no engine fits, or the library refuses it.
+        UserError: no engine fits, its file is missing or damaged, or the library refuses it.
     """
     from .tensorrt_session import Engine, TensorRTSession, load_module
 
@@ -86,6 +97,7 @@ def load_engine(
         raise UserError(f"{engines_fit(bundle.manifest, flavour, precision, machine(flavour)).reason}.")
     sizes = with_nearest_rows(spec, dims)
     check_engine(spec, bundle.manifest, machine(flavour), sizes)
+    _require_engine(bundle, spec)
     gpu, scratch, turns = shared()
     gpu.make_current()
     graph = engine_graph(spec, bundle.manifest) or bundle.manifest.stages[stage]

@@ -28,7 +28,7 @@ class GpuKernels:
         Arrays are given as :class:`~.memory.DeviceArray`; None is null.
 
         Raises:
-            UserError: there is no kernel for this card and no compiler.
+            UserError: there is no kernel for this card and no compiler, or its file is missing or damaged.
         """
         name = self._home[entry]
         if name not in self._loaded:
@@ -39,6 +39,7 @@ class GpuKernels:
     def _cubin(self, name: str) -> bytes:
         spec = find_cubin(self._bundle.manifest.kernels, name, self._gpu.compute_capability)
         if spec is not None:
+            self._bundle.require([spec.file], "consisti2v build BUNDLE --target current")
             return self._bundle.file(spec.file).read_bytes()
         try:
             from ...kernels.cuda.compile import compile_cubin

@@ -233,7 +233,10 @@ def test_a_failure_while_moving_leaves_a_whole_bundle(toy_bundle: Path, monkeypa
     assert not list(toy_bundle.rglob("*.plan")) and not list(toy_bundle.rglob("*.cubin"))
 
 
-def test_ctrl_c_ends_the_builder_at_once(toy_bundle: Path, listing: Callable[[Path], dict[str, int]]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_the_builder_at_once(
+    toy_bundle: Path, listing: Callable[[Path], dict[str, int]], number: signal.Signals
+) -> None:
     """Asked from another process, as a terminal does: it and its builder are gone, and nothing is left."""
     before = listing(toy_bundle)
     command = [sys.executable, "-m", "consisti2v_rt", "build", str(toy_bundle), "--target", "sm89"]
@@ -249,10 +252,30 @@ def test_ctrl_c_ends_the_builder_at_once(toy_bundle: Path, listing: Callable[[Pa
     while not list(toy_bundle.glob("engines/.*")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and "stopped; nothing half-written is left" in errors
+    assert child.returncode == 128 + number and "stopped; nothing half-written is left" in errors
     assert listing(toy_bundle) == before
+
+
+def test_a_second_build_waits_for_the_first(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+    """Another process has the bundle for a second, and has changed its manifest by then."""
+    code = (
+        "import sys, time; from dataclasses import replace; from pathlib import Path\n"
+        "from consisti2v_rt.export.bundle_lock import building\n"
+        "from consisti2v_rt.export.manifest_file import rewrite_manifest\n"
+        "with building(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(3)\n"
+        "    rewrite_manifest(Path(sys.argv[1]), lambda manifest: replace(manifest, name='changed'))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, str(toy_bundle)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    done = consisti2v("build", toy_bundle, "--target", "sm89", "--precision", "fp32", "--stages", "unet")
+    assert first.wait(30) == 0 and done.code == 0
+    assert f"note: waiting for process {first.pid}, which is building into {toy_bundle}" in done.stderr
+    manifest = Bundle.open(toy_bundle).manifest
+    assert manifest.name == "changed" and [engine.stage for engine in manifest.engines] == ["unet"]
+    assert not list(toy_bundle.glob(".*"))
 
 
 def test_a_builder_that_dies_is_told(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -11,10 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, variant, write_variant
+from consisti2v_rt.export.manifest_file import rewrite_manifest
+from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, variant, variant_files, write_variant
+from consisti2v_rt.export.precision.calibration import calibration_set
 from consisti2v_rt.export.precision.weights import channel_scales
 from consisti2v_rt.runtime.backends import choose
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.session import OnnxCpuSession
@@ -162,6 +165,35 @@ def test_written_anew_for_other_weights(bundle, change_weight):
     Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("rehash", [False, True], ids=["altered", "recorded as it is"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"stages": 1}', b"\xff"])
+def test_a_damaged_record_counts_as_none(bundle, content, rehash):
+    write_variant(bundle, "fp16", ["conditioning"])
+    path = bundle / "variants/fp16/losses.json"
+    size = path.stat().st_size
+    path.write_bytes(content.ljust(size))
+    if rehash:
+        record = hash_files(bundle, ["variants/fp16/losses.json"])
+        rewrite_manifest(bundle, lambda manifest: replace(manifest, files=manifest.files | record))
+    seen = []
+    write_variant(bundle, "fp16", ["conditioning"], on_stage=seen.append)
+    assert [report.skipped for report in seen] == [False] and set(recorded(bundle, "fp16")) == {"conditioning"}
+    Bundle.open(bundle).verify()
+
+
+def test_a_calibration_with_a_damaged_record_is_not_dropped(bundle):
+    """It takes hours at full size: the manifest says that there is one, and it is asked for."""
+    write_variant(bundle, "int8", ["unet"], VariantOptions(calibration_set("demo"), quick_check=True))
+    path = bundle / "variants/int8/losses.json"
+    path.write_bytes(b"{".ljust(path.stat().st_size))
+    before = (bundle / "bundle.json").read_bytes()
+    for lost in (path, bundle / "variants/int8/unet/unet.onnx"):
+        with pytest.raises(UserError, match="is calibrated on demo and must be written"):
+            write_variant(bundle, "int8", ["unet"], VariantOptions(quick_check=True))
+        assert (bundle / "bundle.json").read_bytes() == before
+        lost.unlink()
+
+
 def test_same_bytes_twice(bundle, fp16_bundle):
     write_variant(bundle, "fp16", ["vae_decoder", "conditioning"])
     for stage in ("vae_decoder", "conditioning"):
@@ -221,7 +253,9 @@ def test_damaged_source_is_refused(bundle, listing):
     assert listing(bundle) == before
 
 
-@pytest.mark.parametrize("fails", ["convert", "_with_stages"], ids=["while writing", "at the last step"])
+@pytest.mark.parametrize(
+    "fails", [(variant, "convert"), (variant_files, "with_stages")], ids=["while writing", "at the last step"]
+)
 @pytest.mark.parametrize("held", [(), ("conditioning", "vae_decoder")], ids=["first", "replacing"])
 def test_full_disk_leaves_the_bundle_as_it_was(bundle, listing, monkeypatch, held, fails):
     if held:
@@ -232,7 +266,7 @@ def test_full_disk_leaves_the_bundle_as_it_was(bundle, listing, monkeypatch, hel
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(variant, fails, full)
+    monkeypatch.setattr(*fails, full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
         write_variant(bundle, "fp16", ["vae_decoder"])
     assert listing(bundle) == before and (bundle / "bundle.json").read_bytes() == manifest

@@ -1,0 +1,115 @@
+"""A lock between processes on one machine: a file that the operating system unlocks when its holder dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.2
+"""Seconds between two tries. Waiting within the system's own call would not end at a Ctrl-C on Windows."""
+_LOCKED_BYTE = 1 << 30
+"""On Windows a locked byte cannot be read: this one lies behind what the holder writes about itself."""
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Hold a lock file, waiting while another process or thread does; the file goes when it is released.
+
+    It is not for one thread twice: that would wait for itself.
+
+    Args:
+        path: the lock file; its folder has to be there.
+        on_wait: told once, before the first wait, who holds it: "process 4711".
+
+    Raises:
+        OSError: the file cannot be made, or the file system knows no locks.
+    """
+    file = _acquire(path, on_wait)
+    try:
+        yield
+    finally:
+        _release(path, file)
+
+
+def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
+    pause = _FIRST_PAUSE
+    told = False
+    while True:
+        file = path.open("a+b")
+        try:
+            if _try_lock(file):
+                # Whoever held it may have removed the file between the two calls: then this locks nothing.
+                if _is_at(path, file):
+                    file.truncate(0)
+                    file.write(str(os.getpid()).encode())
+                    file.flush()
+                    return file
+                pause = 0.0
+            elif not told:
+                told = True
+                on_wait(_holder(file))
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        time.sleep(pause)
+        pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+    else:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: BinaryIO) -> str:
+    file.seek(0)
+    text = file.read(20).decode("ascii", errors="replace")
+    return f"process {text}" if text.isdigit() else "another process"
+
+
+def _release(path: Path, file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        file.close()
+        # Windows refuses it while somebody else has the file open, and only then: nobody's lock is lost.
+        with suppress(OSError):
+            path.unlink()
+        return
+    try:
+        # While it is still locked: see the check in _acquire.
+        if _is_at(path, file):
+            path.unlink(missing_ok=True)
+    except OSError:
+        # A folder that turned read-only: an unlocked file is left, which stops nobody.
+        pass
+    finally:
+        file.close()

@@ -1,0 +1,228 @@
+"""Locks between processes and threads, the lock of a bundle, and what killed builds left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consisti2v_rt.export import bundle_lock
+from consisti2v_rt.export.bundle_lock import BUILD_LOCK, building
+from consisti2v_rt.export.manifest_file import restore_manifest, rewrite_manifest
+from consisti2v_rt.export.partial_folders import remove_abandoned_exports, remove_abandoned_in
+from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.file_lock import locked
+from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from consisti2v_rt.runtime.file_lock import locked\n"
+    "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def small_bundle(tmp_path: Path, demo_bundle: Path) -> Path:
+    """A manifest alone."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / MANIFEST_NAME).write_bytes((demo_bundle / MANIFEST_NAME).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    """Another process that holds a lock file."""
+    started: list[subprocess.Popen[str]] = []
+
+    def hold(path: Path) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None and started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_held_and_gone(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    for _ in range(2):
+        with locked(path):
+            assert path.read_text() == str(os.getpid())
+        assert not path.exists()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]]) -> None:
+    """The second waits for the first, is told for whom once, and goes on when that one is killed."""
+    other, told = holder(tmp_path / "lock"), []
+    killer = threading.Timer(0.5, other.kill)
+    killer.start()
+    started = time.monotonic()
+    with locked(tmp_path / "lock", told.append):
+        assert 0.4 < time.monotonic() - started < 30
+    assert told == [f"process {other.pid}"]
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with locked(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
+def test_ctrl_c_ends_the_wait(tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]]) -> None:
+    holder(tmp_path / "lock")
+    code = (
+        "import signal, sys; from pathlib import Path; from consisti2v_rt.runtime.file_lock import locked\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n with locked(Path(sys.argv[1]), lambda holder: print(holder, flush=True)): print('got it')\n"
+        "except KeyboardInterrupt: print('left')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    waiter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert waiter.stdout is not None and waiter.stdout.readline().startswith("process ")
+    waiter.send_signal(signal.SIGINT)
+    assert waiter.communicate(timeout=20)[0] == "left\n" and (tmp_path / "lock").exists()
+
+
+def test_a_bundle_is_held_once_by_a_thread_and_told_to_the_next(small_bundle: Path) -> None:
+    told: list[str] = []
+    with building(small_bundle), building(small_bundle):
+        assert (small_bundle / BUILD_LOCK).is_file()
+        other = threading.Thread(target=lambda: building(small_bundle, told.append).__enter__())
+        other.start()
+        while not told:
+            time.sleep(0.01)
+    other.join()
+    (line,) = told
+    assert line.startswith(f"waiting for process {os.getpid()}, which is building into {small_bundle}")
+
+
+def test_a_bundle_that_cannot_be_written_to_needs_no_lock(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, listing: Callable[[Path], dict[str, int]]
+) -> None:
+    before = listing(small_bundle)
+    real = Path.open
+
+    def read_only(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+        if "r" not in mode:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, mode, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(bundle_lock.os, "access", lambda path, mode: False)
+    with building(small_bundle):
+        assert listing(small_bundle) == before
+
+
+def test_changes_of_the_manifest_at_once_are_all_kept(small_bundle: Path) -> None:
+    """Four processes, each adding ten tools: read, changed and replaced without a lock, some would be lost."""
+    code = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        "from consisti2v_rt.export.manifest_file import rewrite_manifest\n"
+        "def add(name): return lambda m: replace(m, provenance=replace(m.provenance, tools=m.provenance.tools | "
+        "{name: '1'}))\n"
+        "for i in range(10): rewrite_manifest(Path(sys.argv[1]), add(f'{sys.argv[2]}{i}'))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(small_bundle), letter]) for letter in "abcd"]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    tools = Manifest.from_json((small_bundle / MANIFEST_NAME).read_text()).provenance.tools
+    assert {f"{letter}{i}" for letter in "abcd" for i in range(10)} <= tools.keys()
+    assert [path.name for path in small_bundle.iterdir()] == [MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_an_undone_change_keeps_what_others_changed(small_bundle: Path, tmp_path: Path, meanwhile: bool) -> None:
+    path, saved = small_bundle / MANIFEST_NAME, small_bundle / "saved"
+    original = path.read_bytes()
+    saved.write_bytes(original)
+    name = Manifest.from_json(original.decode()).name
+    since = rewrite_manifest(small_bundle, lambda manifest: replace(manifest, name="changed"))
+    if meanwhile:
+        rewrite_manifest(small_bundle, lambda m: replace(m, provenance=replace(m.provenance, revision="other")))
+    restore_manifest(small_bundle, saved, since, lambda manifest: replace(manifest, name=name))
+    now = Manifest.from_json(path.read_text())
+    assert now.name == name and (now.provenance.revision == "other") == meanwhile
+    assert meanwhile or path.read_bytes() == original
+
+
+# -- what killed builds left -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leave(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "plan").write_bytes(b"half")
+    return path
+
+
+def test_what_the_dead_left_goes_and_the_living_keep(
+    small_bundle: Path, dead: int, holder: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    living = holder(small_bundle.parent / "lock").pid
+    places = ["bundle/engines/.sm89", "bundle/variants/.fp16", ".bundle"]
+    gone = [leave(small_bundle.parent / f"{place}.partial-{dead}") for place in places]
+    gone += [leave(small_bundle / f"engines/.sm86.partial-{os.getpid()}")]
+    gone += [leave(small_bundle.parent / f".bundle.replaced-{dead}")]
+    kept = [leave(small_bundle.parent / f"{place}.partial-{living}") for place in places]
+    kept += [leave(small_bundle.parent / f".other.partial-{dead}"), leave(small_bundle / "engines/sm89")]
+    manifest = small_bundle / f".{MANIFEST_NAME}.partial-{dead}"
+    manifest.write_text("half")
+    with building(small_bundle):
+        assert not any(path.exists() for path in (*gone, manifest)) and all(path.exists() for path in kept)
+
+
+def test_an_export_removes_its_own_and_keeps_the_only_bundle(tmp_path: Path, dead: int) -> None:
+    partial, old = leave(tmp_path / f".new.partial-{dead}"), leave(tmp_path / f".new.replaced-{dead}")
+    remove_abandoned_exports(tmp_path / "new")
+    assert not partial.exists() and old.exists()
+    (tmp_path / "new").mkdir()
+    remove_abandoned_in(tmp_path / "new")
+    assert not old.exists()
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(small_bundle: Path, tmp_path: Path, dead: int) -> None:
+    elsewhere = leave(tmp_path / "elsewhere")
+    (small_bundle / "engines").mkdir()
+    (small_bundle / "engines" / f".sm89.partial-{dead}").symlink_to(elsewhere)
+    remove_abandoned_in(small_bundle)
+    assert list((small_bundle / "engines").iterdir()) == [] and (elsewhere / "plan").exists()
+
+
+def test_a_lock_is_not_part_of_a_bundle(tmp_path: Path, demo_bundle: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    with building(bundle):
+        opened = Bundle.open(bundle)
+        opened.verify()
+        assert (bundle / BUILD_LOCK).is_file() and BUILD_LOCK not in opened.manifest.files
+    assert not (bundle / BUILD_LOCK).exists()
