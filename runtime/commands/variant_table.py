@@ -58,5 +58,8 @@ def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
     try:
         stages: dict[str, Any] = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{name} cannot be read ({error}): write the variant again with 'consisti2v build'.") from None
+        raise UserError(
+            f"{name} cannot be read ({error}): write the variant again with "
+            f"'consisti2v build BUNDLE --target rtx4060 --precision {precision}'."
+        ) from None
     return stages
