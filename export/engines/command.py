@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.progress import MofNCompleteColumn, Progress
 
+from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def build(
         raise UserError("--stages is empty: name stages such as unet,vae_decoder, or leave it out.")
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     started = time.perf_counter()
-    with Progress(*_columns(console), console=console, disable=not console.is_terminal, transient=True) as progress:
+    columns = (*leading_columns(console), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         doing = ""
 
@@ -112,13 +113,6 @@ def build(
     if compare is not None:
         for line in compare_engines(bundle, engines):
             typer.echo(line)
-
-
-def _columns(console: Console) -> list[ProgressColumn]:
-    """The time first: what a narrow terminal cuts off is the end of the line."""
-    elapsed = TimeElapsedColumn(Column(no_wrap=True, min_width=7))
-    bar: list[ProgressColumn] = [BarColumn()] if console.width >= 80 else []
-    return [elapsed, TextColumn("{task.description}"), *bar, MofNCompleteColumn()]
 
 
 def _minutes(seconds: float) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress
 
-from consisti2v_rt.export.engines.command import _columns
+from consisti2v_rt.export.engines import bundle_engines
+from consisti2v_rt.export.engines.monitor import BuildProgress
 from consisti2v_rt.export.precision.validation import watch_runs
+from consisti2v_rt.runtime.commands.progress import leading_columns
 
 pytest.importorskip("onnx")
 
@@ -19,7 +22,7 @@ pytest.importorskip("onnx")
 def test_the_elapsed_time_is_never_cut(width: int) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=width, force_terminal=True, color_system=None)
-    progress = Progress(*_columns(console), console=console, auto_refresh=False)
+    progress = Progress(*leading_columns(console), MofNCompleteColumn(), console=console, auto_refresh=False)
     task = progress.add_task("fp16 graph of vae_decoder: run 3 of 18", completed=2, total=18)
     progress.tasks[task].start_time = progress.get_time() - 83
     console.print(progress.get_renderable())
@@ -29,8 +32,6 @@ def test_the_elapsed_time_is_never_cut(width: int) -> None:
 
 
 def test_the_runs_of_a_check_are_counted(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     from consisti2v_rt.export.precision import VariantOptions, write_variant
 
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
@@ -39,4 +40,14 @@ def test_the_runs_of_a_check_are_counted(tiny_bundle: Path, tmp_path: Path) -> N
         write_variant(bundle, "fp16", ["conditioning"])
     assert seen == [(number, 6) for number in range(1, 7)], "three seeds, in float32 and rounded"
     write_variant(bundle, "fp16", ["text_encoder"], VariantOptions(quick_check=True))
-    assert len(seen) == 6
+    assert len(seen) == 6, "nobody watches any more"
+
+
+def test_a_build_tells_of_them(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(bundle_engines, "write_cubins", lambda *arguments: ())
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
+    seen: list[BuildProgress] = []
+    bundle_engines.build_engines(bundle, "sm89", stages=["conditioning"], on_progress=seen.append)
+    runs = [progress for progress in seen if progress.phase.startswith("run ")]
+    assert runs == [BuildProgress(f"run {number} of 6", number - 1, 6) for number in range(1, 7)]
