@@ -32,4 +32,7 @@ def check_gpu_options(options: GpuOptions, device: str) -> None:
     }
     names = [name for name, is_asked in asked.items() if is_asked]
     if names and device in ("cpu", "openvino"):
-        raise UserError(f"{', '.join(names)}: for a GPU alone, not for device {device}: leave it out, or use cuda.")
+        need, it = ("needs", "it") if len(names) == 1 else ("need", "them")
+        raise UserError(
+            f"{', '.join(names)} {need} a GPU, which device {device} is not: leave {it} out, or choose device cuda."
+        )

@@ -267,7 +267,11 @@ COMBINATIONS = [
     Row("camera motion in a long video", "one clip", generate("--camera-motion", "zoom_in", "--clips", "2")),
     Row("prompt that is no text", "prompt", generate("--prompt", "half a \udcf0 character")),
     *(
-        Row(f"{option} on {device}", f"{option}: for a GPU alone", generate("--device", device, option))
+        Row(
+            f"{option} on {device}",
+            f"{option} needs a GPU, which device {device} is not",
+            generate("--device", device, option),
+        )
         for device in ("cpu", "openvino")
         for option in ("--low-vram", "--device-noise", "--no-cuda-graph")
     ),

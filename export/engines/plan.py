@@ -79,6 +79,8 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
         reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
         raise UserError(f"{request.flavour.title} cannot read {request.onnx.name} ({plain_words(reason)}).")
     _check_tensors(network, request)
+    # First: a size that the graph leaves open and the engine has fixed decides what fuses.
+    _set_shapes(network, request.shapes)
     attentions = settle_attentions(library, network, request.shapes.smallest_batch)
     config = _configure(library, builder, network, request)
     config.progress_monitor = make_monitor(library, on_progress)
@@ -102,6 +104,12 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     )
 
 
+def _set_shapes(network: Network, shapes: EngineShapes) -> None:
+    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    for spec in shapes.inputs:
+        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+
+
 def _configure(library: TensorRT, builder: Builder, network: Network, request: PlanRequest) -> BuilderConfig:
     config = builder.create_builder_config()
     set_target(library, config, request.flavour, request.target)
@@ -115,9 +123,6 @@ def _configure(library: TensorRT, builder: Builder, network: Network, request: P
         # Refittable with any weights, so that a newly trained checkpoint needs no new engine.
         config.set_flag(library.BuilderFlag.REFIT)
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
-    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    for spec in request.shapes.inputs:
-        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
     for profile_spec in request.shapes.profiles:
         profile = builder.create_optimization_profile()
         for name, sizes in profile_spec.inputs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,13 @@ helper = pytest.importorskip("onnx.helper")
 OPEN = "no fused kernel takes one head of one row of open length"
 
 
-def build(folder: Path, shape: tuple[int | str, ...], smallest: tuple[int, ...], largest: tuple[int, ...]) -> Plan:
-    """One attention in half precision over x, its queries, keys and values made of the same rows."""
+Shape = tuple[int | str, ...]
+
+
+def build(folder: Path, shape: Shape, smallest: tuple[int, ...], largest: tuple[int, ...], fix: bool = False) -> Plan:
+    """One attention in half precision over x, its queries, keys and values made of the same rows. `fix`: the engine
+    has one size, which the graph leaves open.
+    """
     import onnx
     from onnx import TensorProto, numpy_helper
 
@@ -34,8 +40,10 @@ def build(folder: Path, shape: tuple[int | str, ...], smallest: tuple[int, ...],
     graph = helper.make_graph(nodes, "attention", [x], [y], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     onnx.save(model, str(folder / "one.onnx"))
+    shape = largest if fix else shape
     x_spec, y_spec = (TensorSpec(name, "float16", shape) for name in ("x", "y"))
-    shapes = EngineShapes((x_spec,), (y_spec,), (ProfileSpec(None, {"x": ShapeRange(smallest, largest, largest)}),))
+    profile = ProfileSpec(None, {"x": ShapeRange(smallest, largest, largest)})
+    shapes = EngineShapes((x_spec,), (y_spec,), () if fix else (profile,))
     flavour = find_flavour("tensorrt-rtx")
     request = PlanRequest("vae_decoder", folder / "one.onnx", shapes, flavour, TARGETS["sm89"])
     return build_plan(load_library(flavour), request, folder / "one.plan", lambda progress: None)
@@ -63,6 +71,21 @@ def test_an_open_length(
     found = build(tmp_path, shape, smallest, largest).attentions
     assert [entry.reason for entry in found.decomposed] == reasons
     assert len(found.fused) + len(found.decomposed) == 1
+
+
+def test_sizes_that_the_engine_fixes_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VAE of a bundle with open sizes fuses in an engine for one size."""
+    seen: list[tuple[int, ...]] = []
+    real = attention._why_not_fused
+
+    def spy(library: Any, layer: Any, *rest: Any) -> str | None:
+        seen.append(tuple(layer.get_input(0).shape))
+        return real(library, layer, *rest)
+
+    monkeypatch.setattr(attention, "_why_not_fused", spy)
+    size = (2, 1, 64, 16)
+    assert build(tmp_path, ("rows", 1, "length", 16), size, size, fix=True).attentions.fused == ("only_attention",)
+    assert seen == [size]
 
 
 def test_the_rule_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
