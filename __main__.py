@@ -1,5 +1,5 @@
 """``python -m consisti2v_rt``: the same as the command ``consisti2v``."""
 
-from .cli import main
+from .entry import main
 
 main()

@@ -164,6 +164,14 @@ def table(
     return rows
 
 
+def check_device(device: str) -> None:
+    """Raises:
+    UserError: the name is none of :data:`DEVICES`.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device {device!r} is unknown: choose {', '.join(DEVICES)}.")
+
+
 def choose(bundle: Bundle, device: str = "auto", precision: str | None = None, without: Collection[str] = ()) -> Choice:
     """The first backend that can run this bundle. One that is installed and does not start is passed over with a
     warning.
@@ -176,8 +184,7 @@ def choose(bundle: Bundle, device: str = "auto", precision: str | None = None, w
     Raises:
         UserError: nothing fits; the sentence gives every backend's reason.
     """
-    if device not in DEVICES:
-        raise UserError(f"device {device!r} is unknown: choose {', '.join(DEVICES)}.")
+    check_device(device)
     if precision is not None and precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
     reasons: list[str] = []

@@ -6,7 +6,7 @@ the manifest, so that no library has to be asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from .engine_source import staleness
 from .errors import UserError
@@ -34,14 +34,20 @@ def check_engine(
     if dims is not None:
         reason = size_mismatch(engine, manifest, dims)
         if reason is not None:
-            raise UserError(f"{reason}: {build_command(engine, dims)}, or ask for sizes it has.")
+            inputs = manifest.stages[engine.stage].inputs
+            raise UserError(f"{reason}: {build_command(engine, dims, inputs)}, or ask for sizes it has.")
 
 
-def build_command(engine: EngineSpec, dims: Mapping[str, int] | None = None) -> str:
-    """The command that builds this engine for the GPU at hand; with `dims`, for ranges that hold them."""
+def build_command(engine: EngineSpec, dims: Mapping[str, int] | None = None, inputs: Iterable[TensorSpec] = ()) -> str:
+    """The command that builds this engine for the GPU at hand; with `dims`, for ranges that hold them.
+
+    Args:
+        inputs: of its graph; a size that they do not leave open can have no range. None: the engine's own.
+    """
+    sizes = {str(size).partition("/")[0] for spec in inputs or engine.inputs for size in spec.shape}
     command = f"consisti2v build BUNDLE --target current --flavour {engine.flavour} --precision {engine.precision}"
     for name in ("height", "width", "rows"):
-        if dims is not None and name in dims:
+        if dims is not None and name in dims and sizes & {name, f"latent_{name}"}:
             command += f" --dynamic {name}={dims[name]}:{dims[name]}:{dims[name]}"
     return command
 

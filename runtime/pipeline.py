@@ -20,7 +20,7 @@ from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
 from .errors import BackendError, UserError
 from .gpu.generation import GpuGeneration
-from .gpu_options import GpuOptions
+from .gpu_options import GpuOptions, check_gpu_options
 from .image import ImageSource, load_image, preprocess
 from .random_streams import RandomStreams
 from .request import Request, check_request
@@ -55,6 +55,8 @@ class ImageToVideo:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
         self.bundle = bundle
         self._automatic = choice is None and device == "auto"
+        if choice is None:
+            check_gpu_options(gpu, device)
         self._asked, self._failed = (threads, precision, gpu), set[str]()
         self._use(choose(bundle, device, precision) if choice is None else choice)
         try:

@@ -33,7 +33,7 @@ def stage_graph(bundle: Bundle, stage: str, precision: str) -> StageSpec:
         held = ", ".join(["fp32", *(name for name, stages in manifest.variants.items() if stage in stages)])
         raise UserError(
             f"this bundle has no {precision} graph of stage {stage} (it has {held}): choose one of these, "
-            f"or make it with 'consisti2v build BUNDLE --precision {precision}'."
+            f"or make it with 'consisti2v build BUNDLE --target rtx4060 --precision {precision}'."
         )
     bundle.require(graph_files(variant[stage]), f"consisti2v build BUNDLE --target TARGET --precision {precision}")
     return variant[stage]

@@ -266,7 +266,21 @@ COMBINATIONS = [
     ),
     Row("camera motion in a long video", "one clip", generate("--camera-motion", "zoom_in", "--clips", "2")),
     Row("prompt that is no text", "prompt", generate("--prompt", "half a \udcf0 character")),
+    *(
+        Row(
+            f"{option} on {device}",
+            f"{option} needs a GPU, which device {device} is not",
+            generate("--device", device, option),
+        )
+        for device in ("cpu", "openvino")
+        for option in ("--low-vram", "--device-noise", "--no-cuda-graph")
+    ),
     Row("demo with 0 steps", "from 1 to 1000", ["demo", "--steps", "0", "--output", "{out}/out.mp4"]),
+]
+
+DOCTOR = [
+    Row("doctor: unknown device", "device 'foo' is unknown: choose auto, cpu", ["doctor", "--device", "foo"]),
+    Row("doctor: missing bundle", "does not exist", ["doctor", "--bundle", "{out}/none"]),
 ]
 
 BUNDLES = [
@@ -407,7 +421,7 @@ EXPORTS = [
     Row("export: VAE that cannot be read", "cannot be read", export("{bad}/no_parts")),
 ]
 
-TABLE = IMAGES + OUTPUTS + COMBINATIONS + BUNDLES + EXPORTS
+TABLE = IMAGES + OUTPUTS + COMBINATIONS + DOCTOR + BUNDLES + EXPORTS
 ALSO_AS_PROCESS = {
     "truncated image",
     "markup in the name",
@@ -519,6 +533,7 @@ def test_refused(row, places, consisti2v, listing, monkeypatch):
     outcome = consisti2v(*filled(row.arguments, places))
 
     assert row.says in outcome.refusal()
+    assert row.arguments[0] == "inspect" or outcome.stdout == ""
     assert [listing(folder) for folder in folders] == before
     assert row.late or not runs
 

@@ -218,3 +218,20 @@ def test_a_failed_export_leaves_what_was_there(consisti2v, tmp_path, demo_bundle
     assert outcome.code == 2 and outcome.stdout == "" and "Traceback" not in outcome.stderr
     assert outcome.stderr.splitlines()[-1] == "error: the graph cannot be written."
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["-m consisti2v_rt", "-c import consisti2v_rt.entry as e; e.main()"])
+def test_ctrl_c_while_the_program_is_imported(tmp_path, command):
+    """A module that the command line imports first raises what Ctrl-C does, and again as a signal of its own."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    flag, argument = command.split(" ", 1)
+    done = subprocess.run(
+        [sys.executable, flag, argument],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # A shell's background job ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{STOPPED}\n")

@@ -131,7 +131,7 @@ def test_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         information = f"{PACKAGE}-{consisti2v_rt.__version__}.dist-info"
         metadata = archive.read(f"{information}/METADATA").decode()
-        assert "consisti2v = consisti2v_rt.cli:main" in archive.read(f"{information}/entry_points.txt").decode()
+        assert "consisti2v = consisti2v_rt.entry:main" in archive.read(f"{information}/entry_points.txt").decode()
         assert f"{information}/licenses/LICENSE" in archive.namelist()
     requirements = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     plain = {line.split()[1].split(">")[0] for line in requirements if "extra ==" not in line}

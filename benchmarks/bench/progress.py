@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...runtime.commands.progress import leading_columns
 
 
 class RunProgress:
@@ -33,10 +35,8 @@ class RunProgress:
 def run_progress(runs: int, console: Console) -> Iterator[RunProgress]:
     """A bar over all runs of a measurement, warm-up included."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        *leading_columns(console),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from ...runtime.bundle import Bundle
+from ...runtime.child_process import neutral_place
 from ...runtime.errors import UserError
 from .bundle_facts import open_bundle
 
@@ -73,7 +74,8 @@ class ModelMaker:
         if kept is not None:
             return kept
         side = ["--height", str(TINY_SIDE), "--width", str(TINY_SIDE)] if self.random_weights == "tiny" else []
-        self._export(folder, ["--random-weights", weights, *flags, *side])
+        named = weights if weights in ("tiny", "full") else str(Path(weights).absolute())
+        self._export(folder, ["--random-weights", named, *flags, *side])
         return open_bundle(folder)
 
     def _export(self, folder: Path, arguments: list[str]) -> None:
@@ -82,13 +84,20 @@ class ModelMaker:
         Raises:
             UserError: it failed, with its own reason.
         """
-        command = [sys.executable, "-m", __package__.split(".")[0], "export", *arguments, "-o", str(folder)]
+        command = [sys.executable, "-m", __package__.split(".")[0], "export", *arguments]
+        command += ["-o", str(folder.absolute())]
         started = time.perf_counter()
         said: deque[str] = deque(maxlen=1)
         status = self.console.status(f"exporting {folder.name}: loading torch")
         # One pipe for both, or a full one would stop the child.
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            **neutral_place(),
         )
         with status, child as process:
             assert process.stdout is not None

@@ -111,7 +111,8 @@ def usual_candidate(bundle: Bundle, device: str, precision: str | None) -> Candi
 def weights_options(bundle: Bundle, checkpoint: str | None) -> dict[str, Any] | str:
     """How the published formulation gets the bundle's own weights; or why it cannot, as a sentence."""
     if checkpoint is not None:
-        return {"checkpoint": checkpoint}
+        # A folder is found from elsewhere too; anything else is a hub id.
+        return {"checkpoint": str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint}
     found = _RANDOM.fullmatch(bundle.manifest.provenance.source)
     if found:
         return {"random_weights": (found[1], int(found[2]))}
@@ -130,10 +131,10 @@ def session_contestant(
     found = session_availability(bundle, candidate)
     options = {
         "subject": "session",
-        "bundle": str(bundle.path),
+        "bundle": str(bundle.path.absolute()),
         "backend": candidate.backend,
         "precision": candidate.precision,
-        "inputs": str(inputs),
+        "inputs": str(inputs.absolute()),
         "dims": dict(dims),
         "threads": threads,
     }
@@ -148,10 +149,10 @@ def video_contestant(
     found = session_availability(bundle, candidate)
     work = {
         "subject": "video",
-        "bundle": str(bundle.path),
+        "bundle": str(bundle.path.absolute()),
         "backend": candidate.backend,
         "precision": candidate.precision,
-        "image": str(image),
+        "image": str(image.absolute()),
         "prompt": prompt,
         "options": dict(options),
         "threads": threads,
@@ -177,7 +178,7 @@ def published_contestant(
         "precision": candidate.precision,
         "device": torch.device,
         "compiled": candidate.backend == "torch-compile",
-        "inputs": str(inputs),
+        "inputs": str(inputs.absolute()),
         "threads": threads,
         **(weights if isinstance(weights, dict) else {}),
     }

@@ -156,7 +156,7 @@ class _Turn:
         if self._worker is None or self._contestant.output is None:
             return
         try:
-            self._worker.ask("output", path=str(self._contestant.output))
+            self._worker.ask("output", path=str(self._contestant.output.absolute()))
         except WorkFailedError as error:
             self._fail(str(error))
 

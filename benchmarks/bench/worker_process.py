@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ...runtime.child_process import neutral_place
 from .device_meter import DeviceMeter
 from .machine import require
 
@@ -22,11 +23,21 @@ class WorkFailedError(Exception):
     """The child could not do what it was asked; the text is one sentence."""
 
 
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise WorkFailedError(f"its process wrote {' '.join(line.split())[:100]!r} in place of an answer")
+    return answer
+
+
 class WorkerProcess:
     """A process of :mod:`.worker` around one subject, ended with the context.
 
     Args:
-        subject: what it is to be, as :func:`.subjects.make_subject` takes it.
+        subject: what it is to be, as :func:`.subjects.make_subject` takes it; paths absolute.
 
     Attributes:
         start_seconds: until the child is ready to load: interpreter and imports.
@@ -51,8 +62,10 @@ class WorkerProcess:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
+            errors="replace",
             start_new_session=True,
             creationflags=flags,
+            **neutral_place(),
         )
         self._family = psutil.Process(self._process.pid)
         self._done = threading.Event()
@@ -69,14 +82,14 @@ class WorkerProcess:
         """Send a request and wait for its answer.
 
         Raises:
-            WorkFailedError: it failed, or the process ended.
+            WorkFailedError: it failed, the process ended, or it wrote something else.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
-            answer = json.loads(line)
+            answer = _parsed(line)
             if "progress" in answer:
                 on_progress(answer["progress"])
                 continue

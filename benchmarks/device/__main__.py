@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ...runtime.child_process import neutral_place
 from ...runtime.errors import UserError
 from .engines import TARGETS
 from .parts import PARTS
@@ -81,7 +82,8 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(arguments: argparse.Namespace, record: Record) -> None:
     with ExitStack() as stack:
-        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # Absolute: the parts work in another folder.
+        work = (arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).absolute()
         work.mkdir(parents=True, exist_ok=True)
         site = arguments.site or work / "site"
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
@@ -103,7 +105,7 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
 
         if arguments.wheels is not None:
             section("install", lambda: install(arguments.wheels, site), again=True)
-        bundle = arguments.bundle
+        bundle = arguments.bundle.absolute()
         part("machine")
         bundle = Path(part("copy", group="always", again=True, folder=str(work)) or bundle)
         for target in TARGETS:
@@ -156,7 +158,11 @@ def _in_process(name: str, bundle: Path, options: dict[str, Any], work: Path, re
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", PACKAGE, "--part", name, "--bundle", str(bundle), "--output", str(output)]
     done = subprocess.run(
-        [*command, "--argument", json.dumps(options)], capture_output=True, text=True, timeout=_time(record)
+        [*command, "--argument", json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=_time(record),
+        **neutral_place(),
     )
     if done.returncode or not output.exists():
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
@@ -171,7 +177,7 @@ def _command(module: list[str], work: Path, record: Record) -> Any:
     output = work / "command.json"
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", *module, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_time(record))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_time(record), **neutral_place())
     if done.returncode == 2 and "error: " in done.stderr:
         raise UserError(done.stderr.partition("error: ")[2].strip())
     if done.returncode or not output.exists():

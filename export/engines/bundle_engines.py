@@ -100,7 +100,7 @@ def build_engines(
         stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
         variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
         on_phase, on_variant, on_progress, on_engine: what is being done; what a graph in another precision became;
-            where the builder is; what one engine became.
+            where the builder, or the check of such a graph, is; what one engine became.
         on_notice: told who is waited for, what was lost, and which other engines fit their graphs no more, a line each.
 
     Returns:
@@ -112,10 +112,13 @@ def build_engines(
     """
     job = _settle(bundle, target, flavour, precision, stages, dynamic, stripped)
     if precision == "fp32" and variant is not None:
-        raise UserError("float32 graphs are the bundle's own: calibration and largest loss are for other precisions.")
+        raise UserError(
+            "float32 graphs are the bundle's own, and nothing is made or checked: calibration, largest loss and quick "
+            "check are for other precisions; leave them out, or choose fp16."
+        )
     with building(job.bundle.path, on_notice):
         if precision != "fp32":
-            job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant, on_notice))
+            job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant, on_notice, on_progress))
         # As another build may have left it.
         opened = Bundle.open(bundle, verify=False)
         job = replace(job, bundle=drop_lost(opened, opened.lost_files(), on_notice))
@@ -173,8 +176,9 @@ def _settle(
             raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(known)}.")
     wanted = tuple(stage for stage in known if stages is None or stage in stages)
     parse_ranges(dynamic, opened.manifest.model)
-    load_library(chosen)
+    # First the machine: a library that is of no use here need not be installed.
     check_machine(chosen, found, gpu)
+    load_library(chosen)
     if stripped and not gpu.found:
         # The builder ends the whole process there (TensorRT for RTX 1.7).
         raise UserError(f"--strip needs a GPU with its driver ({gpu.reason}): build without --strip here.")
@@ -187,10 +191,12 @@ def _with_variant(
     on_phase: Callable[[str], None],
     on_variant: Callable[[StageVariant], None],
     on_notice: Callable[[str], None],
+    on_progress: Callable[[BuildProgress], None],
 ) -> Bundle:
     """The bundle with its graphs in the wanted precision; those up to date are kept."""
     try:
         from ..precision import VariantOptions, write_variant
+        from ..precision.validation import watch_runs
     except ImportError as error:
         raise UserError(
             f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
@@ -202,16 +208,20 @@ def _with_variant(
         if not report.skipped:
             written.add(report.stage)
 
-    write_variant(
-        job.bundle.path,
-        job.precision,
-        job.stages,
-        options or VariantOptions(),
-        on_stage_start=lambda stage: on_phase(f"{job.precision} graph of {stage}"),
-        on_stage=on_stage,
-        on_sample=lambda done, total: on_phase(f"calibrating on sample {done + 1} of {total}"),
-        on_notice=on_notice,
-    )
+    def on_run(number: int, total: int) -> None:
+        on_progress(BuildProgress(f"run {number} of {total}", number - 1, total))
+
+    with watch_runs(on_run):
+        write_variant(
+            job.bundle.path,
+            job.precision,
+            job.stages,
+            options or VariantOptions(),
+            on_stage_start=lambda stage: on_phase(f"{job.precision} graph of {stage}"),
+            on_stage=on_stage,
+            on_sample=lambda done, total: on_phase(f"calibrating on sample {done + 1} of {total}"),
+            on_notice=on_notice,
+        )
     bundle = Bundle.open(job.bundle.path, verify=False)
     # Those in this job's own folder are about to be replaced.
     others = [e for e in bundle.manifest.engines if e.stage in written and not e.file.startswith(f"{job.folder}/")]

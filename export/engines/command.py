@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress
 
+from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def build(
         raise UserError("--stages is empty: name stages such as unet,vae_decoder, or leave it out.")
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (*leading_columns(console), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         doing = ""
@@ -74,6 +75,8 @@ def build(
             nonlocal doing
             doing = phase
             progress.reset(task, total=None, description=phase)
+            if not console.is_terminal:
+                console.print(f"{_minutes(time.perf_counter() - started)}  {phase}", soft_wrap=True)
 
         def on_progress(state: BuildProgress) -> None:
             description = f"{doing}: {state.phase[:40]}"
@@ -106,11 +109,15 @@ def build(
             on_engine=on_engine,
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
-    seconds = time.perf_counter() - started
-    typer.echo(f"{bundle}  {len(engines)} engines for {target} in {round(seconds) // 60}:{round(seconds) % 60:02d} min")
+    made = f"{len(engines)} engine{'s' * (len(engines) != 1)} for {engines[0].target}"
+    typer.echo(f"{bundle}  {made} in {_minutes(time.perf_counter() - started)} min")
     if compare is not None:
         for line in compare_engines(bundle, engines):
             typer.echo(line)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
 
 
 def _variant_options(

@@ -6,11 +6,10 @@ import dataclasses
 import json
 from typing import Any
 
+from ...runtime.engine_facts import FACTS_VERSION
 from ...runtime.gpu.device import GpuStatus
 from ...runtime.manifest import EngineSpec
 from .plan import Plan
-
-FACTS_VERSION = 1
 
 
 def engine_facts(engine: EngineSpec, plan: Plan, onnx_file: str, onnx_bytes: int, gpu: GpuStatus) -> dict[str, Any]:

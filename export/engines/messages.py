@@ -9,6 +9,7 @@ from typing import Any
 from .api import TensorRT
 
 _log = logging.getLogger("consisti2v_rt")
+_LINK = re.compile(r"\(?\b(?:(?:see|visit)\s+)?(?:https?://|www\.)\S*", re.IGNORECASE)
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
@@ -37,8 +38,15 @@ class Messages:
             self.weight_bytes = int(match[1])
 
     def reason(self) -> str:
-        """The first error, for a sentence."""
-        return self.errors[0][:300].rstrip(". ") if self.errors else "no reason given"
+        """The first error."""
+        return self.errors[0] if self.errors else "no reason given"
+
+
+def plain_words(text: str) -> str:
+    """The first line of what a library says, for a sentence: without links and control characters, not too long."""
+    line = (text.strip().splitlines() or [""])[0]
+    line = _LINK.sub("", "".join(character if character.isprintable() else " " for character in line))
+    return " ".join(line.split())[:300].rstrip(". ") or "no reason given"
 
 
 def make_logger(library: TensorRT, messages: Messages) -> Any:

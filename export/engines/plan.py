@@ -13,7 +13,7 @@ from .api import Builder, BuilderConfig, Network, TensorRT
 from .attention import Attentions, settle_attentions
 from .host_memory import peak_host_bytes
 from .libraries import Flavour, set_target
-from .messages import Messages, make_logger
+from .messages import Messages, make_logger, plain_words
 from .monitor import OnProgress, make_monitor
 from .shapes import EngineShapes
 from .targets import Target
@@ -26,6 +26,8 @@ _DTYPES = {
     "INT32": "int32",
     "UINT8": "uint8",
 }
+_NO_KERNEL = "not supported by a dedicated kernel"
+"""What TensorRT for RTX says of an Attention operator that it may not take apart, without its name."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     # By path: the weights are external, and larger than a message may be.
     if not parser.parse_from_file(str(request.onnx)):
         reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
-        raise UserError(f"{request.flavour.title} cannot read {request.onnx.name} ({_first_line(reason)}).")
+        raise UserError(f"{request.flavour.title} cannot read {request.onnx.name} ({plain_words(reason)}).")
     _check_tensors(network, request)
+    # First: a size that the graph leaves open and the engine has fixed decides what fuses.
+    _set_shapes(network, request.shapes)
     attentions = settle_attentions(library, network, request.shapes.smallest_batch)
     config = _configure(library, builder, network, request)
     config.progress_monitor = make_monitor(library, on_progress)
@@ -100,6 +104,12 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     )
 
 
+def _set_shapes(network: Network, shapes: EngineShapes) -> None:
+    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    for spec in shapes.inputs:
+        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+
+
 def _configure(library: TensorRT, builder: Builder, network: Network, request: PlanRequest) -> BuilderConfig:
     config = builder.create_builder_config()
     set_target(library, config, request.flavour, request.target)
@@ -113,9 +123,6 @@ def _configure(library: TensorRT, builder: Builder, network: Network, request: P
         # Refittable with any weights, so that a newly trained checkpoint needs no new engine.
         config.set_flag(library.BuilderFlag.REFIT)
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
-    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    for spec in request.shapes.inputs:
-        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
     for profile_spec in request.shapes.profiles:
         profile = builder.create_optimization_profile()
         for name, sizes in profile_spec.inputs.items():
@@ -143,12 +150,13 @@ def _types(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
 
 def _failure(library: TensorRT, request: PlanRequest, messages: Messages, attentions: Attentions) -> str:
     blamed = next((name for name in attentions.fused if any(name in error for error in messages.errors)), None)
-    what = f"attention {blamed} has no fused kernel" if blamed else messages.reason()
+    if blamed:
+        what = f"attention {blamed} has no fused kernel"
+    elif any(_NO_KERNEL in error for error in messages.errors):
+        what = "one of its attentions has no fused kernel at these sizes"
+    else:
+        what = plain_words(messages.reason())
     return (
         f"{request.flavour.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
         f"({what}): try another --precision or --target."
     )
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[0][:300].rstrip(".")

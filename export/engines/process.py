@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ...runtime.child_process import neutral_place
 from ...runtime.errors import UserError
 from .attention import Attentions, Decomposed
 from .monitor import BuildProgress, OnProgress
@@ -33,13 +35,14 @@ def run_build(order: Order, on_progress: OnProgress) -> Plan:
             stderr=errors,
             text=True,
             encoding="utf-8",
+            errors="replace",
+            **neutral_place(),
         )
         try:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps(dataclasses.asdict(order)))
             process.stdin.close()
-            answers = (json.loads(line) for line in process.stdout)
-            plan = _listen(answers, on_progress)
+            plan = _listen(_answers(process.stdout, order.stage), on_progress)
             process.wait()
         finally:
             # Nothing to end where it has ended by itself.
@@ -55,7 +58,27 @@ def run_build(order: Order, on_progress: OnProgress) -> Plan:
         )
 
 
-def _listen(answers: Any, on_progress: OnProgress) -> Plan | None:
+def _answers(lines: Iterable[str], stage: str) -> Iterator[dict[str, Any]]:
+    """What the process says, a JSON object a line.
+
+    Raises:
+        UserError: something else got into the channel, which is the process's failure.
+    """
+    for line in lines:
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            said = " ".join(line.split())[:100]
+            raise UserError(
+                f"the builder's process wrote {said!r} in place of an answer while it built stage {stage}: "
+                "look for what prints when Python starts (a sitecustomize or .pth file), and build again."
+            )
+        yield answer
+
+
+def _listen(answers: Iterable[dict[str, Any]], on_progress: OnProgress) -> Plan | None:
     for answer in answers:
         if "progress" in answer:
             on_progress(BuildProgress(**answer["progress"]))

@@ -37,20 +37,28 @@ def parse_ranges(entries: Sequence[str], model: ModelSpec) -> dict[str, Range]:
     """``--dynamic height=256:320:512``: named ranges, pixels or rows, smallest, usual and largest.
 
     Raises:
-        UserError: unknown name, no three rising numbers, or sizes the bundle does not have.
+        UserError: unknown or repeated name, no three rising numbers, or sizes the bundle does not have.
     """
     found: dict[str, Range] = {}
     for entry in entries:
         name, _, numbers = entry.partition("=")
         parts = numbers.split(":")
-        if name not in RANGE_NAMES or len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        if name not in RANGE_NAMES or len(parts) != 3 or not all(map(_is_number, parts)):
+            shown = entry if len(entry) <= 60 else entry[:60] + "..."
             raise UserError(
-                f"--dynamic {entry!r} is not a range: write one of {', '.join(RANGE_NAMES)} with smallest, usual and "
+                f"--dynamic {shown!r} is not a range: write one of {', '.join(RANGE_NAMES)} with smallest, usual and "
                 "largest, such as height=256:320:512."
             )
+        if name in found:
+            raise UserError(f"--dynamic {name} is given twice: give one range for each of {', '.join(RANGE_NAMES)}.")
         found[name] = Range(*map(int, parts))
         _check_range(name, found[name], model)
     return found
+
+
+def _is_number(text: str) -> bool:
+    # No size has more digits, and Python itself refuses to read some thousands of them.
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def _check_range(name: str, sizes: Range, model: ModelSpec) -> None:

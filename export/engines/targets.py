@@ -50,7 +50,7 @@ _OLDEST = {"fp8": ((8, 9), "Ada Lovelace")}
 
 
 def find_target(name: str, gpu: GpuStatus) -> Target:
-    """The target of a name; "current" becomes the GPU of this machine.
+    """The target of a name, in capitals or not; "current" becomes the GPU of this machine.
 
     Args:
         gpu: what was found when a GPU was looked for.
@@ -58,8 +58,9 @@ def find_target(name: str, gpu: GpuStatus) -> Target:
     Raises:
         UserError: unknown, or "current" without a GPU.
     """
+    asked, name = name, name.lower()
     if name not in TARGETS:
-        raise UserError(f"target {name!r} is unknown: choose {', '.join(TARGETS)}.")
+        raise UserError(f"target {asked!r} is unknown: choose {', '.join(TARGETS)}.")
     if name != "current":
         return TARGETS[name]
     if not gpu.found:

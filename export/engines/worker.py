@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ def main(order: TextIO, answers: TextIO) -> None:
     def on_progress(progress: BuildProgress) -> None:
         answer("progress", dataclasses.asdict(progress))
 
+    wanted = Order(**json.load(order))
     try:
-        wanted = Order(**json.load(order))
         manifest = Bundle.open(wanted.bundle, verify=False).manifest
         stages = manifest.stages if wanted.precision == "fp32" else manifest.variants[wanted.precision]
         graph, flavour = stages[wanted.stage], find_flavour(wanted.flavour)
@@ -67,14 +68,18 @@ def main(order: TextIO, answers: TextIO) -> None:
     except UserError as error:
         answer("refused", str(error))
     except OSError as error:
-        answer("refused", f"{error.filename or 'the plan'} cannot be written ({error.strerror}): check the disk.")
+        answer(
+            "refused",
+            f"the plan of stage {wanted.stage} cannot be written into bundle {wanted.bundle} "
+            f"({error.strerror or error}): check space and permissions.",
+        )
 
 
 if __name__ == "__main__":
     # They reach every process of a terminal or service; the one that was asked decides, and ends this one.
     for number in (signal.SIGINT, *ENDING_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
-    # The library itself may print: what it says must not get among the answers.
-    channel = sys.stdout
-    sys.stdout = sys.stderr
+    # The library itself may print, in C++ too: what it says goes to the error stream, not among the answers.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     main(sys.stdin, channel)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,11 +29,27 @@ class Loss:
     """The worst output's."""
 
 
-def run_cases(path: Path, spec: StageSpec, cases: Sequence[Case]) -> list[dict[str, Array]]:
-    """Outputs of a graph for every case, inputs cast to its types."""
+_on_run: ContextVar[Callable[[int, int], None]] = ContextVar("_on_run", default=lambda number, total: None)
+
+
+@contextmanager
+def watch_runs(on_run: Callable[[int, int], None]) -> Iterator[None]:
+    """Be told of every run before it starts: its number from 1, and how many a stage's check has. Each case is run
+    twice, in float32 and rounded; a stage that is written again is run rounded again.
+    """
+    token = _on_run.set(on_run)
+    try:
+        yield
+    finally:
+        _on_run.reset(token)
+
+
+def run_cases(path: Path, spec: StageSpec, cases: Sequence[Case], before: int = 0) -> list[dict[str, Array]]:
+    """Outputs of a graph for every case, inputs cast to its types. `before`: runs of the check that came before."""
     session = OnnxCpuSession(path, spec, cases[0].dims, lean=True)
     outputs = []
-    for case in cases:
+    for number, case in enumerate(cases, before + 1):
+        _on_run.get()(number, 2 * len(cases))
         session.allocate(case.dims)
         for name, array in case.inputs.items():
             session.inputs[name][...] = array
@@ -45,7 +63,7 @@ def run_variant(path: Path, spec: StageSpec, recipe: Recipe, cases: Sequence[Cas
     simulation = path.with_name(f"{path.stem}.simulation.onnx")
     try:
         write_simulation(path, simulation, recipe.activations)
-        return run_cases(simulation, _widened(spec), cases)
+        return run_cases(simulation, _widened(spec), cases, before=len(cases))
     finally:
         simulation.unlink(missing_ok=True)
 

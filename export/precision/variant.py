@@ -159,7 +159,8 @@ def _write_stages(
             put_in_place(opened.path.resolve(), precision, temporary, written, kept)
     except OSError as error:
         raise UserError(
-            f"the {precision} variant of {opened.path} cannot be written ({error}): check space and permissions."
+            f"the {precision} variant of {opened.path} cannot be written ({error.strerror or error}): "
+            "check space and permissions."
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..backends import Row, table
+from ..backends import Row, check_device, table
 from ..bundle import Bundle
 from ..errors import BackendError
 
@@ -35,6 +35,8 @@ def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or openvino: as 'generate' would be told.")] = "auto",
 ) -> None:
     """Show what is installed, which backends there are, what would be used and why."""
+    check_device(device)
+    opened = Bundle.open(bundle, verify=False) if bundle else None
     console = Console()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
@@ -52,7 +54,6 @@ def doctor(
             packages.add_row(f"[{extra}]".replace("[", "\\["), package, found or "-", _advice(extra, found))
     console.print(packages)
     backends = Table("backend", "device", "used", "why", title="sessions, in order of preference", title_justify="left")
-    opened = Bundle.open(bundle, verify=False) if bundle else None
     failed: set[str] = set()
     while True:
         rows = table(opened, device, without=failed)

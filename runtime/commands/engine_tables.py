@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..bundle import Bundle
+from ..engine_facts import check_facts
 from ..engine_match import build_command
 from ..engine_source import staleness
 from ..errors import UserError
@@ -28,9 +29,10 @@ def find_engines(bundle: Bundle, name: str) -> list[EngineSpec]:
     engines = bundle.manifest.engines
     found = [engine for engine in engines if name in (ALL, engine.stage, engine.target)]
     if not found:
+        if not engines:
+            raise UserError("the bundle has no engines: make some with 'consisti2v build BUNDLE --target rtx4060'.")
         names = dict.fromkeys([*(e.target for e in engines), *(e.stage for e in engines)])
-        held = f"choose {ALL}, {', '.join(names)}" if engines else "make some with 'consisti2v build'"
-        raise UserError(f"the bundle has no engine {name!r}: {held}.")
+        raise UserError(f"the bundle has no engine {name!r}: choose {ALL}, {', '.join(names)}.")
     return found
 
 
@@ -38,14 +40,16 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
     """The facts written at build time, and what the engine inspector adds where a GPU can load the engine.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or another version's.
     """
     facts: dict[str, Any] = {}
     if engine.facts:
         try:
             facts = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{engine.facts} cannot be read ({error}): {_BUILD_AGAIN}.") from None
+            check_facts(facts)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            raise UserError(f"{engine.facts} cannot be read ({reason}): {_BUILD_AGAIN}.") from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts

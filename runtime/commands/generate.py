@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from ...kernels.schedulers import SCHEDULERS
 from ..camera_motion import CAMERA_MOTIONS
 from ..errors import UserError
-from ..gpu_options import GpuOptions
+from ..gpu_options import GpuOptions, check_gpu_options
 from ..image import load_image
 from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
@@ -35,6 +37,9 @@ _OPTIONS = {
     "num_videos_per_prompt": "--videos-per-prompt",
     "autoregress_steps": "--clips",
     "video_length": "--frames",
+    "low_vram": "--low-vram",
+    "device_noise": "--device-noise",
+    "cuda_graph": "--no-cuda-graph",
 }
 _MAX_THREADS = 1024
 
@@ -161,12 +166,13 @@ def animate_to_file(
     if engine.get("threads") is not None:
         whole(engine["threads"], "threads", 1, _MAX_THREADS)
     settings = GenerationSettings.from_options(options)
+    if "gpu" in engine:
+        with _typed_words():
+            check_gpu_options(engine["gpu"], engine["device"])
     animate = ImageToVideo.from_bundle(bundle, verify=verify, **engine)
     prompt = prompts if len(prompts) > 1 else prompts[0]
-    try:
+    with _typed_words():
         request = animate.check(photos, prompt, settings=settings)
-    except UserError as error:
-        raise UserError(_in_typed_words(str(error))) from None
     videos_asked = request.videos
     for output in outputs:
         for index in range(videos_asked):
@@ -217,6 +223,10 @@ def _interval(text: str | None) -> tuple[float, float] | None:
     return start, end
 
 
-def _in_typed_words(sentence: str) -> str:
-    """A refusal of the library with the names of settings as the command line spells them."""
-    return re.sub(r"\w+", lambda word: _OPTIONS.get(word[0], word[0]), sentence)
+@contextmanager
+def _typed_words() -> Iterator[None]:
+    """A refusal of the library has the names of settings as the command line spells them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"\w+", lambda word: _OPTIONS.get(word[0], word[0]), str(error))) from None

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from ..pipeline import ImageToVideo
@@ -31,18 +32,18 @@ class _SecondsPerStep(ProgressColumn):
         return Text(f"{1 / task.speed:.2f} s/step" if task.speed else "", style="progress.data.speed")
 
 
+def leading_columns(console: Console) -> list[ProgressColumn]:
+    """Time elapsed, what is being done, and where there is room a bar: what a narrow terminal cuts off is the end."""
+    elapsed = TimeElapsedColumn(Column(no_wrap=True, min_width=len("0:00:00")))
+    bar: list[ProgressColumn] = [BarColumn()] if console.width >= 80 else []
+    return [elapsed, TextColumn("{task.description}"), *bar]
+
+
 @contextmanager
 def step_progress(steps: int, console: Console) -> Iterator[StepCallback]:
     """A progress bar over all steps of all clips, on a terminal only; the callback advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _SecondsPerStep(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    columns = [*leading_columns(console), MofNCompleteColumn(), _SecondsPerStep()]
+    columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("denoising", total=steps)
 

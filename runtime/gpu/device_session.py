@@ -182,7 +182,7 @@ def check_same_tensors(stage_name: str, found: Iterable[TensorSpec], stage: Stag
     if {spec.name: len(spec.shape) for spec in found} != wanted:
         raise UserError(
             f"{what} has other inputs or outputs than stage {stage_name} of this bundle: build it again with "
-            "'consisti2v build'."
+            "'consisti2v build BUNDLE --target current'."
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from ..engine_match import build_command
 from ..engine_refit import refit_from_onnx
 from ..errors import BackendError, UserError
 from ..jit_cache import JitCache
@@ -299,8 +300,8 @@ def choose_profile(spec: EngineSpec, dims: Mapping[str, int]) -> int:
     rows = ", ".join(str(profile.rows) for profile in spec.profiles if profile.rows is not None)
     held = f"guidance batches {rows}" if rows else "other sizes"
     raise UserError(
-        f"the engine of stage {spec.stage} was built for {held}, not for {asked}: build it with "
-        "'consisti2v build BUNDLE --dynamic', or ask for a size it has."
+        f"the engine of stage {spec.stage} was built for {held}, not for {asked}: "
+        f"{build_command(spec, dims)}, or ask for a size it has."
     )
 
 

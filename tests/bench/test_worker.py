@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from consisti2v_rt.benchmarks.bench import worker_process
 from consisti2v_rt.benchmarks.bench.machine import describe_machine, processor_flags, versions
 from consisti2v_rt.benchmarks.bench.resident_memory import own_peak_bytes
 from consisti2v_rt.benchmarks.bench.worker_process import WorkerProcess, WorkFailedError
@@ -48,6 +49,24 @@ def test_a_failure_is_told_and_the_process_stays_usable(demo_bundle: Path, tmp_p
         for _ in range(2):
             with pytest.raises(WorkFailedError, match=r"none\.jpg"):
                 worker.ask("load")
+
+
+def test_files_of_the_working_directory_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("random", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with WorkerProcess({"subject": "torch"}) as worker:
+        assert worker.ask("peak") > 0
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("line", ["a banner\\n", "[1]\\n"])
+def test_a_line_that_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    (tmp_path / "stand_in.py").write_text(f"print('{line}', end='', flush=True)")
+    real, command = subprocess.Popen, [sys.executable, str(tmp_path / "stand_in.py")]
+    monkeypatch.setattr(worker_process.subprocess, "Popen", lambda _, **options: real(command, **options))
+    with pytest.raises(WorkFailedError, match="in place of an answer"):
+        WorkerProcess({"subject": "torch"})
 
 
 def test_memory_progress_and_end(demo_bundle: Path, photo: Path) -> None:

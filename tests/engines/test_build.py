@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from consisti2v_rt.export.engines.monitor import BuildProgress
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import engine_shapes
 from consisti2v_rt.export.engines.targets import TARGETS
+from consisti2v_rt.export.precision import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -143,6 +145,9 @@ REFUSALS = [
     ({"dynamic": ["height=64:128:256"]}, "this bundle's size is fixed at 128x128: export it with --dynamic"),
     ({"dynamic": ["rows=3:2:1"]}, "give three rising numbers from 1 to 64"),
     ({"dynamic": ["rows=1"]}, "is not a range"),
+    ({"dynamic": ["rows=1:2:" + "9" * 5000]}, "999...' is not a range"),
+    ({"dynamic": ["rows=1:2:3", "rows=2:2:2"]}, "--dynamic rows is given twice"),
+    ({"variant": VariantOptions(quick_check=True)}, "quick check are for other precisions"),
     ({"dynamic": ["depth=1:2:3"]}, "is not a range"),
     ({"stripped": True}, "--strip needs a GPU with its driver"),
 ]
@@ -167,7 +172,12 @@ def test_a_missing_library_names_the_extra(toy_bundle: Path, monkeypatch: pytest
 
 
 def test_the_other_flavour_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_engines, "load_library", lambda flavour: None)
+    """Said first: nobody installs a library that cannot be used."""
+
+    def missing(flavour: Any) -> None:
+        raise UserError("tensorrt cannot be imported.")
+
+    monkeypatch.setattr(bundle_engines, "load_library", missing)
     with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself, and there is none"):
         build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
     monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(True, "", "H100", "9.0", 1))
@@ -292,16 +302,65 @@ def test_a_builder_that_dies_is_told(toy_bundle: Path, monkeypatch: pytest.Monke
 
 def test_the_command(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     done = consisti2v("build", toy_bundle, "--target", "sm89", "--precision", "fp32", "--stages", "unet")
-    assert done.code == 0 and "1 engines for sm89" in done.stdout
+    assert done.code == 0 and " 1 engine for sm89 in " in done.stdout
     assert "decomposed, no fused kernel takes float: only_attention" in done.stderr
+    assert re.search(r"^\d+:\d\d  building unet$", done.stderr, re.MULTILINE), "progress where there is no terminal"
     shown = consisti2v("inspect", toy_bundle, "--engine", "unet")
     assert "compute capability 8.9, Linux and Windows" in shown.stdout and "profile 2" in shown.stdout
     facts = json.loads(consisti2v("inspect", toy_bundle, "--engine", "all", "--json").stdout)
     assert [entry["stage"] for entry in facts] == ["unet"]
-    assert "has no engine 'vae'" in consisti2v("inspect", toy_bundle, "--engine", "vae").refusal()
+    assert (
+        "has no engine 'vae': choose all, sm89, unet" in consisti2v("inspect", toy_bundle, "--engine", "vae").refusal()
+    )
     assert (
         "there is no GPU" in consisti2v("build", toy_bundle, "--target", "sm89", "--compare", "onnxruntime").refusal()
     )
+
+
+def entry(**changes: Any) -> Callable[[str], str]:
+    return lambda text: json.dumps(json.loads(text) | changes)
+
+
+DAMAGED_FACTS: list[Callable[[str], str]] = [
+    lambda text: text[: len(text) // 2],
+    lambda text: "[" * 100_000,
+    lambda text: "[]",
+    lambda text: json.dumps({"facts_version": 99}),
+    lambda text: json.dumps({"facts_version": 1}),
+    entry(facts_version=True),
+    entry(layers=[]),
+    entry(layers={"total": 3, "kinds": {"shuffle": "two"}}),
+    entry(attentions={"fused": [], "decomposed": [{"name": "one"}]}),
+    entry(build_seconds="long"),
+    entry(build_seconds=float("nan")),
+    entry(peak_host_bytes="1 GiB"),
+    entry(weight_bytes=[]),
+    entry(activation_bytes=7),
+    entry(activation_bytes=[None]),
+]
+
+
+def test_damaged_facts(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+    """The manifest says that they are right: made so by hand, or written by another version."""
+    (engine,) = build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
+    facts = toy_bundle / engine.facts
+    whole = facts.read_text()
+    for damage in DAMAGED_FACTS:
+        facts.write_text(damage(whole))
+        rehash(toy_bundle)
+        shown = consisti2v("inspect", toy_bundle, "--engine", "conditioning").refusal()
+        assert "conditioning.json cannot be read (" in shown and shown.endswith("): build the engine again.")
+
+
+def test_no_engines(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+    for name in ("all", "unet"):
+        sentence = consisti2v("inspect", toy_bundle, "--engine", name).refusal()
+        assert sentence == "the bundle has no engines: make some with 'consisti2v build BUNDLE --target rtx4060'."
+
+
+def test_targets_in_capitals(toy_bundle: Path) -> None:
+    (engine,) = build_engines(toy_bundle, "RTX4060", precision="fp32", stages=["conditioning"])
+    assert engine.target == "rtx4060" and engine.file.startswith("engines/rtx4060-")
 
 
 def test_bad_bundles(tmp_path: Path, consisti2v: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.engine_match import check_engine
+from consisti2v_rt.runtime.engine_match import build_command, check_engine
 from consisti2v_rt.runtime.gpu.engine_choice import Machine
 from consisti2v_rt.runtime.manifest import EngineSpec, Manifest, ProfileSpec, ShapeRange, graph_sha256
 
@@ -126,3 +126,13 @@ def test_manifest_round_trip(engine: EngineSpec, manifest: Manifest) -> None:
     with_facts = dataclasses.replace(whole, engines=(dataclasses.replace(profiled, facts="engines/x.json"),))
     with pytest.raises(UserError, match=r"names 'engines/x\.json' without a hash"):
         Manifest.from_json(with_facts.to_json())
+
+
+def test_the_command_names_ranges_of_open_sizes_alone(engine: EngineSpec, manifest: Manifest) -> None:
+    """A range of a size that the bundle has fixed would be refused."""
+    dims = {"rows": 4, "height": 64, "width": 96}
+    assert "--dynamic" not in build_command(engine, dims, manifest.stages["unet"].inputs)
+    opened, profiled = open_batch(manifest, engine, (1, 2))
+    assert build_command(profiled, dims, opened.stages["unet"].inputs).endswith("fp32 --dynamic rows=4:4:4")
+    sample = dataclasses.replace(engine.inputs[0], shape=("rows", 4, 16, "latent_height/2", 8))
+    assert build_command(engine, dims, (sample,)).endswith("fp32 --dynamic height=64:64:64 --dynamic rows=4:4:4")

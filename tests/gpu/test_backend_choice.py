@@ -79,7 +79,11 @@ def test_a_precision_that_is_not_there_falls_through_to_the_next_backend(bundle,
     [
         ("gpu", None, "device 'gpu' is unknown: choose auto, cpu, cuda, openvino"),
         ("cpu", "half", "precision 'half' is unknown"),
-        ("cpu", "fp16", "no fp16 graph of stage text_encoder .* 'consisti2v build BUNDLE --precision fp16"),
+        (
+            "cpu",
+            "fp16",
+            "no fp16 graph of stage text_encoder .* 'consisti2v build BUNDLE --target rtx4060 --precision fp16",
+        ),
     ],
 )
 def test_refusals(demo_bundle, device, precision, sentence):

@@ -175,6 +175,10 @@ def test_device_noise(fake_cuda, demo_bundle, photo, on_processor):
 
 
 def test_device_noise_needs_a_gpu(demo_bundle):
+    with pytest.raises(
+        UserError, match="low_vram, cuda_graph need a GPU, which device openvino is not: leave them out"
+    ):
+        ImageToVideo.from_bundle(demo_bundle, device="openvino", gpu=GpuOptions(low_vram=False, cuda_graph=False))
     with pytest.raises(UserError, match="device_noise needs a GPU"):
         ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu", gpu=GpuOptions(device_noise=True))
 

@@ -137,6 +137,15 @@ def test_the_parts_that_run_other_programs(tmp_path, monkeypatch):
         script._tests(tmp_path, record)
 
 
+def test_parts_run_no_file_of_the_working_directory(tmp_path, demo_bundle, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "random.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    record = Record(tmp_path / "device.json", 60)
+    found = script._in_process("machine", demo_bundle, {}, tmp_path / "work", record)
+    assert "numpy" in found["packages"] and not (tmp_path / "was_run").exists()
+
+
 def test_parity_of_every_stage_on_three_seeds(fake_cuda, demo_bundle):
     """The stand-in computes in ONNX Runtime too: what it takes and gives is what the graph does."""
     errors = stage_parity(demo_bundle, backends.BACKENDS[0], "fp32", ["conditioning", "unet"])

@@ -1,0 +1,29 @@
+"""Child processes of this package: started where no file of the user's folder can take a module's place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+
+class Place(TypedDict):
+    """Of ``subprocess.Popen``, for ``python -m``."""
+
+    cwd: str
+    env: dict[str, str]
+
+
+def neutral_place() -> Place:
+    """Working directory and environment for ``python -m`` with a module of this package.
+
+    ``-m`` puts the working directory in front of the standard library: a ``random.py`` there would be run. So the
+    child works in the root folder, and from Python 3.11 on is told to leave its working directory out as well. Paths
+    handed to it must be absolute; those of PYTHONPATH become so here.
+    """
+    entries = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if entries:
+        environment["PYTHONPATH"] = os.pathsep.join(entries)
+    return {"cwd": Path(sys.executable).anchor, "env": environment | {"PYTHONSAFEPATH": "1"}}
