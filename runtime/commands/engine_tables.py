@@ -17,7 +17,6 @@ from ..gpu.device import probe
 from ..manifest import EngineSpec
 
 ALL = "all"
-_BUILD_AGAIN = "build the engine again with 'consisti2v build'"
 
 
 def find_engines(bundle: Bundle, name: str) -> list[EngineSpec]:
@@ -49,7 +48,11 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
             check_facts(facts)
         except (OSError, ValueError, RecursionError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            raise UserError(f"{engine.facts} cannot be read ({reason}): {_BUILD_AGAIN}.") from None
+            again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
+            raise UserError(
+                f"{engine.facts} cannot be read ({reason}): build the engine again with "
+                f"'consisti2v build BUNDLE {again}'."
+            ) from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts

@@ -349,7 +349,7 @@ def test_damaged_facts(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None
         facts.write_text(damage(whole))
         rehash(toy_bundle)
         shown = consisti2v("inspect", toy_bundle, "--engine", "conditioning").refusal()
-        assert "conditioning.json cannot be read (" in shown and shown.endswith("): build the engine again.")
+        assert "conditioning.json cannot be read (" in shown and shown.endswith("--stages conditioning'.")
 
 
 def test_no_engines(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
