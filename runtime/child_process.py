@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class Place(TypedDict):
@@ -27,3 +28,12 @@ def neutral_place() -> Place:
     if entries:
         environment["PYTHONPATH"] = os.pathsep.join(entries)
     return {"cwd": Path(sys.executable).anchor, "env": environment | {"PYTHONSAFEPATH": "1"}}
+
+
+def answer_in(line: str) -> dict[str, Any] | None:
+    """The JSON object that a child wrote as a line; None where the line is something else."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None

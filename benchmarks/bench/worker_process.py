@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ...runtime.child_process import neutral_place
+from ...runtime.child_process import answer_in, neutral_place
 from .device_meter import DeviceMeter
 from .machine import require
 
@@ -24,11 +24,8 @@ class WorkFailedError(Exception):
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
+    answer = answer_in(line)
+    if answer is None:
         raise WorkFailedError(f"its process wrote {' '.join(line.split())[:100]!r} in place of an answer")
     return answer
 

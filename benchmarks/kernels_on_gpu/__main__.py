@@ -10,7 +10,6 @@ NVIDIA GPU, ``consisti2v-rt[kernels]`` and, for the plain formulations, a torch 
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +23,7 @@ from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from ..bench.machine import versions
-from ..bench.outcome import check_place
-from ..bench.record import write_text
+from ..bench.script import run_script
 from .cases import Case, cases
 from .engine_attention import AttentionEngine, build_attention
 from .stopwatch import Stopwatch
@@ -36,16 +34,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each.")] = 50,
 ) -> None:
     """Time every CUDA kernel against plain torch on this machine's GPU."""
-    try:
-        if output is not None:
-            check_place(output)
-        record = measure(rounds)
-        _show(record)
-        if output is not None:
-            write_text(output, json.dumps(record, indent=2) + "\n")
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        raise typer.Exit(2) from None
+    run_script(output, lambda: measure(rounds), _show)
 
 
 def measure(rounds: int) -> dict[str, Any]:

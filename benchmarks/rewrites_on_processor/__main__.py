@@ -7,7 +7,6 @@ Needs ``consisti2v-rt[openvino,bench]`` and about 2 GiB.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,11 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ...runtime.errors import UserError
 from ...runtime.openvino.session import HINTS, runtime
 from ..bench.machine import describe_machine, versions
-from ..bench.outcome import check_place
-from ..bench.record import write_text
+from ..bench.script import run_script
 from .cases import Case, cases
 
 
@@ -32,16 +29,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each.")] = 7,
 ) -> None:
     """Time every rewrite of the OpenVINO session against the part of the graph as exported."""
-    try:
-        if output is not None:
-            check_place(output)
-        record = measure(rounds)
-        _show(record)
-        if output is not None:
-            write_text(output, json.dumps(record, indent=2) + "\n")
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        raise typer.Exit(2) from None
+    run_script(output, lambda: measure(rounds), _show)
 
 
 def measure(rounds: int, wanted: list[Case] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ...runtime.child_process import neutral_place
+from ...runtime.child_process import answer_in, neutral_place
 from ...runtime.errors import UserError
 from .attention import Attentions, Decomposed
 from .monitor import BuildProgress, OnProgress
@@ -65,11 +65,8 @@ def _answers(lines: Iterable[str], stage: str) -> Iterator[dict[str, Any]]:
         UserError: something else got into the channel, which is the process's failure.
     """
     for line in lines:
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+        answer = answer_in(line)
+        if answer is None:
             said = " ".join(line.split())[:100]
             raise UserError(
                 f"the builder's process wrote {said!r} in place of an answer while it built stage {stage}: "

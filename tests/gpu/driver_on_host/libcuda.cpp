@@ -3,7 +3,8 @@
 // For tests alone. With it the driver layer runs as it is, cuda.core included: arguments, life times, captured graphs.
 // Work is queued per stream and runs when somebody waits, so that a result read too early, or memory freed too soon, is
 // garbage here as on a GPU. A cubin's kernels run as g++ compiled their source: the libraries in the folder that
-// DRIVER_ON_HOST_KERNELS names (see tests/kernels/cuda_host) hold launch_NAME and signature_NAME.
+// DRIVER_ON_HOST_KERNELS names (see tests/kernels/cuda_host) hold launch_NAME and signature_NAME. Another version of
+// cuda.core may ask for more functions: with DRIVER_ON_HOST_TRACE set, those that are not here are named.
 #include "machine.h"
 
 // -- the driver's functions, with the signatures of cuda.h ------------------------------------------------------------
