@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.runtime import backends
+from consisti2v_rt.runtime.call_queue import CancelToken
 from consisti2v_rt.runtime.errors import CancelledError
 from consisti2v_rt.runtime.gpu import frame_init, generation
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
 from consisti2v_rt.runtime.gpu.preflight import Plan
 from consisti2v_rt.runtime.gpu_options import GpuOptions
+from consisti2v_rt.runtime.stage_graphs import Availability
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 CASES: dict[str, dict[str, Any]] = {
@@ -204,3 +210,72 @@ def test_decoding_beside_the_next_clip_follows_the_size(fake_cuda, dynamic_bundl
         assert result.frames.shape == expected.frames.shape == (1, 31, height, width, 3)
         assert relative_l2(result.latents, expected.latents) < 2e-5
         assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_threads_get_the_videos_of_one_thread(fake_cuda, dynamic_bundle, photo, models):
+    """Eight threads, mixed sizes and guidance, a cancelled call in the middle; two objects share the one GPU."""
+    loaded = [ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda") for _ in range(models)]
+    calls = [
+        {**FAST, "seed": seed, "height": height, "width": width, "guidance_scale_txt": guidance}
+        for seed, (height, width) in enumerate([(64, 64), (48, 80)])
+        for guidance in (1.0, 7.5)
+    ]
+    expected = [loaded[0](photo, "a cat", **options) for options in calls]
+    token = CancelToken()
+
+    def cancelled() -> None:
+        options = {**FAST, "num_inference_steps": 20}
+        with pytest.raises(CancelledError):
+            loaded[0](photo, "a dog", cancel_token=token, callback=lambda _: token.cancel(), **options)
+
+    with ThreadPoolExecutor(8) as pool:
+        first = [pool.submit(loaded[i % models], photo, "a cat", **options) for i, options in enumerate(calls)]
+        stopped = pool.submit(cancelled)
+        second = [pool.submit(loaded[-1], photo, "a cat", **options) for options in calls]
+        stopped.result()
+        for futures in (first, second):
+            for future, serial in zip(futures, expected, strict=True):
+                assert np.array_equal(future.result().frames, serial.frames)
+                assert np.array_equal(future.result().latents, serial.latents)
+
+
+def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
+    fake_cuda, fill_with_nan, demo_bundle, photo, on_processor, monkeypatch, caplog
+):
+    """One chunk is not finite; the frames handed over and returned are the float32 ones, in order."""
+    # The stand-in runs the float32 graphs whatever the precision is called.
+    processor = next(backend for backend in backends.BACKENDS if backend.name == "onnxruntime-cpu")
+    stand_in = next(backend for backend in backends.BACKENDS if backend.device == "cuda")
+    load = stand_in.load
+
+    def load_half(bundle: Any, stage: str, dims: Any, threads: int | None, precision: str) -> Any:
+        if precision == "fp32":
+            raise UserError("there is no float32 engine.")
+        session = load(bundle, stage, dims, threads, "fp32")
+        if stage == "vae_decoder":
+            enqueue, runs = session.enqueue, iter(range(1000))
+
+            def overflow(stream: Any = None) -> None:
+                enqueue(stream)
+                if next(runs) in (5, 6, 12):
+                    fill_with_nan(stream or fake_cuda.stream, session.device_outputs["image"])
+
+            session.enqueue = overflow
+        return session
+
+    half = dataclasses.replace(
+        stand_in, precisions=("fp16",), load=load_half, fits=lambda *_: Availability(True, "stand-in")
+    )
+    monkeypatch.setattr(backends, "BACKENDS", (half, processor))
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
+    shown: list[np.ndarray] = []
+    with caplog.at_level(logging.WARNING, "consisti2v_rt"):
+        result = animate(photo, "a cat", on_frames=lambda v, first, frames: shown.append(frames.copy()), **FAST)
+        again = animate(photo, "a cat", **FAST)
+    expected = on_processor(photo, "a cat", **FAST)
+    for made in (result.frames, np.concatenate(shown)[None], again.frames):
+        assert made.shape == expected.frames.shape
+        assert np.abs(made.astype(int) - expected.frames).max() <= 1
+    notices = [record.message for record in caplog.records if "not finite" in record.message]
+    assert len(notices) == 1 and "stage vae_decoder" in notices[0] and "fp32 on ONNX Runtime CPU" in notices[0]

@@ -24,13 +24,14 @@ from consisti2v_rt.runtime.gpu.device import probe
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 VIDEOS = "both_rescaled or two_clips or handed_over or second_call or cancel or low_vram or test_device_noise"
+VIDEOS += " or test_threads_get or test_frames_that_overflow"
 KERNELS = ("guided_step", "frames_to_uint8", "frame_init_kernels", "noise_kernels")
 
 SUITES = {
     "driver": (["-m", "gpu", str(HERE / "test_driver_calls.py")], 12),
     "loop": (["-m", "gpu", "-k", "loop_by_itself", str(HERE / "test_on_gpu.py")], 6),
     "kernels": (["-m", "gpu", *(str(TESTS / "kernels" / f"test_{name}.py") for name in KERNELS)], 90),
-    "videos": (["-k", VIDEOS, str(HERE / "test_device_generation.py")], 7),
+    "videos": (["-k", VIDEOS, str(HERE / "test_device_generation.py")], 10),
 }
 
 
