@@ -268,6 +268,7 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
         stand_in, precisions=("fp16",), load=load_half, fits=lambda *_: Availability(True, "stand-in")
     )
     monkeypatch.setattr(backends, "BACKENDS", (half, processor))
+    monkeypatch.setattr(generation, "stage_graph", lambda bundle, stage, _: bundle.manifest.stages[stage])
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
     shown: list[np.ndarray] = []
     with caplog.at_level(logging.WARNING, "consisti2v_rt"):
