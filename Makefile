@@ -9,12 +9,12 @@ TORCH ?= torch>=2.9
 
 .PHONY: demo test lint typecheck clean
 
-$(VENV)/.runtime: pyproject.toml
+$(VENV)/.runtime: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[export,dev]"
@@ -28,13 +28,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The root folder is the package, whatever it is called: a link gives mypy the package's own name.
 typecheck: $(VENV)/.dev
-	mkdir -p .cache/types && ln -sfn ../.. .cache/types/consisti2v_rt
-	cd .cache/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p consisti2v_rt
+	$(BIN)/mypy
 
 test: lint typecheck
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) .cache build dist src *.egg-info
