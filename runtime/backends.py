@@ -200,6 +200,36 @@ def choose(bundle: Bundle, device: str = "auto", precision: str | None = None, w
     raise UserError(f"nothing can run this bundle with device {device}: {'; '.join(reasons) or 'no backend for it'}.")
 
 
+def load_in_full_precision(
+    bundle: Bundle, choice: Choice, stage: str, dims: Mapping[str, int], threads: int | None
+) -> tuple[Session, str]:
+    """One stage in float32 or, failing that, bfloat16 (which has float32's range), for where half precision overflows.
+
+    The chosen backend is tried first, then the others of its device, then the processor, which always can.
+
+    Returns:
+        The session, and what it runs in: "fp32 on ONNX Runtime CPU".
+
+    Raises:
+        UserError: none of them loads it; the sentence is the last one's.
+    """
+    others = [backend for backend in BACKENDS if backend is not choice.backend]
+    candidates = [choice.backend, *(other for other in others if other.device == choice.backend.device)]
+    candidates += [other for other in others if other.device == "cpu" and other not in candidates]
+    failure: UserError | None = None
+    for backend in candidates:
+        for precision in ("fp32", "bf16"):
+            if precision not in backend.precisions or precision == choice.precision or not backend.probe().usable:
+                continue
+            try:
+                session = backend.load(bundle, stage, dims, threads, precision)
+            except UserError as error:
+                failure = error
+                continue
+            return session, f"{precision} on {backend.title}"
+    raise failure or UserError(f"nothing on this machine can run stage {stage} in fp32: install onnxruntime.")
+
+
 def _judge(backend: Backend, bundle: Bundle | None, precision: str | None) -> tuple[Availability, str]:
     """Whether the backend can run the bundle, and in which precision."""
     present = backend.probe()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class CancelledError(Exception):
-    """A generation was stopped from another thread."""
+    """A call was cancelled, from another thread, by a signal or by its own callback."""
+
+    def __init__(self, message: str = "the call was cancelled") -> None:
+        super().__init__(message)
 
 
 class UserError(ValueError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
 from .backends import Choice, choose
 from .bundle import Bundle
+from .call_queue import CallQueue, CancelToken
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
 from .errors import BackendError, UserError
@@ -36,6 +38,10 @@ _PLAIN = GpuOptions()
 class ImageToVideo:
     """A loaded bundle. Stages are loaded at first use and kept: a second call pays no load.
 
+    One object may be called from any number of threads. The calls run one at a time in order of arrival, because the
+    stages' buffers are shared; on a GPU, the calls of all objects of the process do. :meth:`cancel` and
+    :class:`CancelToken` reach waiting calls too.
+
     Example:
         >>> animate = ImageToVideo.from_bundle("consisti2v-256")
         >>> videos = animate("photo.jpg", "a cat turns its head", seed=7)
@@ -54,6 +60,7 @@ class ImageToVideo:
     ) -> None:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
         self.bundle = bundle
+        self._calls = CallQueue()
         self._automatic = choice is None and device == "auto"
         if choice is None:
             check_gpu_options(gpu, device)
@@ -108,9 +115,10 @@ class ImageToVideo:
         latents: NDArray[np.float32] | None = None,
         callback: StepCallback | None = None,
         on_frames: FramesCallback | None = None,
+        cancel_token: CancelToken | None = None,
         **options: Any,
     ) -> GeneratedVideos:
-        """Animate photos.
+        """Animate photos. Waits while earlier calls from other threads run.
 
         Args:
             image: a photo (path, bytes, file, Pillow image or array), or a list with one per prompt.
@@ -120,6 +128,7 @@ class ImageToVideo:
             callback: called after every step with a :class:`StepProgress`.
             on_frames: called with a video's number, a first frame's number and uint8 frames [n, height, width, 3], in
                 order, as soon as they are decoded: to encode them while the next ones decode.
+            cancel_token: cancels this call alone; :meth:`cancel` cancels all calls.
             **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``.
 
         Returns:
@@ -127,10 +136,18 @@ class ImageToVideo:
 
         Raises:
             UserError: bad input; nothing was computed.
+            CancelledError: the call was cancelled.
         """
+        token = CancelToken() if cancel_token is None else cancel_token
+        with self._calls.turn(token):
+            return self._animate_by_any_backend(token, image, prompt, settings, latents, callback, on_frames, options)
+
+    def _animate_by_any_backend(self, token: CancelToken, *arguments: Any) -> GeneratedVideos:
+        """:meth:`_animate` with the chosen backend or, where that was the automatic choice, the next that loads."""
         while True:
             try:
-                return self._animate(image, prompt, settings, latents, callback, on_frames, options)
+                with self._running(token):
+                    return self._animate(*arguments)
             except BackendError as error:
                 # A stage is loaded before the first step and the first frame: nothing was told of this attempt.
                 if not self._automatic:
@@ -138,6 +155,24 @@ class ImageToVideo:
                 self._failed.add(self.backend.backend.name)
                 _log.warning("%s is not used: %s", self.backend.backend.title, error)
                 self._use(choose(self.bundle, "auto", self._asked[1], self._failed))
+
+    @contextmanager
+    def _running(self, token: CancelToken) -> Iterator[None]:
+        """Hold the device, and stop what runs on it when the token is cancelled."""
+        gpu, stages = self._gpu, self._stages
+
+        def stop() -> None:
+            stages.cancel()
+            if gpu is not None:
+                gpu.cancel()
+
+        with nullcontext() if gpu is None else gpu.calls.turn(token):
+            # First, so that a cancellation from here on is not taken back.
+            stages.resume()
+            if gpu is not None:
+                gpu.resume()
+            with token.listening(stop):
+                yield
 
     def _animate(
         self,
@@ -157,7 +192,6 @@ class ImageToVideo:
         if latents is not None and (latents.shape != clip_shape or not np.isfinite(latents).all()):
             raise UserError(f"latents must be finite numbers of shape {list(clip_shape)}, not {list(latents.shape)}.")
 
-        self._stages.resume()
         if self._gpu is not None:
             self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
         timings = Timings()
@@ -199,7 +233,7 @@ class ImageToVideo:
                         **({} if callback is None else {"on_step": report}),
                     )
                 )
-            if self._gpu is not None:
+            if self._gpu is not None and self._stages.decodes_on_gpu:
                 # Where the memory allows it decodes beside the next clip, which shows this one's last frame once more.
                 self._gpu.decode(self._stages.session("vae_decoder", clip_shape), clips[-1][:, :, min(clip, 1) :])
             # The next clip begins with the last latent frame, neither decoded nor encoded again.
@@ -226,12 +260,10 @@ class ImageToVideo:
         return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
 
     def cancel(self) -> None:
-        """Stop a call that runs in another thread, within one operation of the graph; it raises
-        :class:`CancelledError`.
+        """Cancel the call that runs in another thread, within one operation of the graph, and every call that waits
+        for its turn; each raises :class:`CancelledError`. Without any call it does nothing.
         """
-        self._stages.cancel()
-        if self._gpu is not None:
-            self._gpu.cancel()
+        self._calls.cancel()
 
     # -- parts of a call ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,18 +12,21 @@ from numpy.typing import NDArray
 
 from ..kernels.frames import frames_to_uint8
 from ..kernels.posterior import posterior_sample
-from .backends import Choice
+from .backends import Choice, load_in_full_precision
 from .bundle import Bundle
 from .denoise import Latents
 from .errors import CancelledError
 from .feature_cache import FeatureCache
+from .finite import check_finite, is_finite, not_finite
 from .gpu.generation import GpuGeneration
 from .random_streams import RandomStreams
-from .session import Session
+from .session import Array, Session
 from .settings import FramesCallback, GenerationSettings
 from .text import PromptTokenizer, TextConditioner
 from .timings import Timings
 from .unet_rows import UNetRows
+
+_log = logging.getLogger("consisti2v_rt")
 
 
 class Stages:
@@ -36,7 +41,9 @@ class Stages:
     def __init__(self, bundle: Bundle, choice: Choice, threads: int | None, gpu: GpuGeneration | None) -> None:
         self._bundle, self._choice, self._threads, self._gpu = bundle, choice, threads, gpu
         self.sessions: dict[str, Session] = {}
-        self._text = TextConditioner(PromptTokenizer(bundle))
+        self._overflowed: set[str] = set()
+        """VAE stages that run in float32 because their half-precision output was not finite."""
+        self._text = TextConditioner(PromptTokenizer(bundle), choice.precision)
         self._cancelled = False
 
     def resume(self) -> None:
@@ -94,15 +101,14 @@ class Stages:
         assert settings.height is not None and settings.width is not None
         shape = self.clip_shape(len(prompts), settings.height, settings.width)
         with timings.measure("load"):
-            session = self.session("vae_encoder", shape)
+            self.session("vae_encoder", shape)
         moments: list[tuple[Latents, Latents]] = []
         with timings.measure("vae_encoder"):
             for image in pixels:
                 parts = []
                 for frame in image:
-                    session.inputs["image"][0] = frame
-                    session.run()
-                    parts.append((session.outputs["mean"].copy(), session.outputs["logvar"].copy()))
+                    outputs = self._run_vae("vae_encoder", shape, frame)
+                    parts.append((outputs["mean"].copy(), outputs["logvar"].copy()))
                 moments.append((np.concatenate([m for m, _ in parts]), np.concatenate([v for _, v in parts])))
             if len(moments) == 1:
                 moments = moments * len(prompts)
@@ -158,27 +164,79 @@ class Stages:
         cache = None
         if settings.cache_interval > 1:
             cache = FeatureCache(settings.cache_interval, partial(self.session, "unet_shallow", clip_shape))
-        return UNetRows(session, texts, settings.frame_stride, timings, resize, cache)
+        return UNetRows(session, texts, settings.frame_stride, timings, resize, cache, self._choice.precision)
 
     def decode(self, latents: Latents, timings: Timings, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
-        """[videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3], one frame at a time as published."""
-        if self._gpu is not None:
+        """[videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3], one frame at a time as published.
+
+        Raises:
+            UserError: the decoder's output is not finite, in float32 either.
+        """
+        if self.decodes_on_gpu:
+            assert self._gpu is not None
             with timings.measure("vae_decoder"):
-                return self._gpu.frames(self.sessions.values(), on_frames)
+                return self._gpu.frames(self.sessions.values(), on_frames, partial(self._decode_again, latents.shape))
         with timings.measure("load"):
-            session = self.session("vae_decoder", latents.shape)
+            self.session("vae_decoder", latents.shape)
         with timings.measure("vae_decoder"):
             videos = []
             for index, video in enumerate(latents):
                 frames: list[NDArray[np.uint8]] = []
                 for frame in video.transpose(1, 0, 2, 3):
-                    session.inputs["latents"][0] = frame
-                    session.run()
-                    frames.append(frames_to_uint8(session.outputs["image"])[0])
+                    frames.append(self._decode_frame(latents.shape, frame))
                     if on_frames is not None:
                         on_frames(index, len(frames) - 1, frames[-1][None])
                 videos.append(np.stack(frames))
             return np.stack(videos)
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether frames are handed to the GPU as their clip ends; not after the decoder there overflowed."""
+        return self._gpu is not None and "vae_decoder" not in self._overflowed
+
+    def _decode_again(self, clip_shape: tuple[int, ...], frames: Latents) -> NDArray[np.uint8]:
+        """Latents [n, c, h, w] whose decoded frames on the GPU are not finite -> uint8 [n, height, width, 3]."""
+        self._use_full_precision("vae_decoder", clip_shape)
+        return np.stack([self._decode_frame(clip_shape, frame) for frame in frames])
+
+    def _decode_frame(self, clip_shape: tuple[int, ...], frame: Latents) -> NDArray[np.uint8]:
+        """Latents [c, h, w] -> uint8 [height, width, 3]."""
+        return frames_to_uint8(self._run_vae("vae_decoder", clip_shape, frame)["image"])[0]
+
+    def _run_vae(self, stage: str, clip_shape: tuple[int, ...], value: Latents) -> Mapping[str, Array]:
+        """Outputs of a VAE stage for one image or frame, valid until its next run.
+
+        Half precision overflows in the VAE of Stable Diffusion on some pictures (values above 65504), which shows as
+        black frames: the stage then runs in float32, from there on.
+        """
+        session = self.session(stage, clip_shape)
+        name = next(iter(session.inputs))
+        session.inputs[name][0] = value
+        session.run()
+        if not all(is_finite(output) for output in session.outputs.values()):
+            session = self._use_full_precision(stage, clip_shape)
+            session.inputs[name][0] = value
+            session.run()
+            check_finite(stage, "fp32", session.outputs.values())
+        return session.outputs
+
+    def _use_full_precision(self, stage: str, clip_shape: tuple[int, ...]) -> Session:
+        """The stage in float32, for the rest of this object's life; says so once."""
+        if self._choice.precision == "fp32":
+            raise not_finite(stage, "fp32")
+        if stage not in self._overflowed:
+            dims = self.dims(clip_shape, 1)
+            session, where = load_in_full_precision(self._bundle, self._choice, stage, dims, self._threads)
+            # The half-precision session goes: its memory may be needed.
+            self.sessions[stage] = session
+            self._overflowed.add(stage)
+            _log.warning(
+                "stage %s produced values that are not finite in %s: it runs in %s from now on",
+                stage,
+                self._choice.precision,
+                where,
+            )
+        return self.session(stage, clip_shape)
 
 
 def _per_clip(array: Latents, frames: int) -> Latents:

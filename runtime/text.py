@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from .bundle import Bundle
 from .errors import UserError
+from .finite import check_finite
 from .session import Array, Session
 
 _log = logging.getLogger("consisti2v_rt")
@@ -40,10 +41,14 @@ class PromptTokenizer:
 
 
 class TextConditioner:
-    """Text encoder and conditioning stage behind a small cache, so that a repeated prompt costs nothing."""
+    """Text encoder and conditioning stage behind a small cache, so that a repeated prompt costs nothing.
 
-    def __init__(self, tokenizer: PromptTokenizer, capacity: int = 8) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        precision: what the stages run in; an error about values that are not finite names it.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, precision: str = "fp32", capacity: int = 8) -> None:
+        self._tokenizer, self._precision = tokenizer, precision
         self._capacity = capacity
         self._cache: OrderedDict[str, KeyValues] = OrderedDict()
 
@@ -57,12 +62,14 @@ class TextConditioner:
         """Text embeddings [1, 77, text width]."""
         text_encoder.inputs["input_ids"][...] = self._tokenizer(prompt)
         text_encoder.run()
+        check_finite("text_encoder", self._precision, text_encoder.outputs.values())
         return cast(NDArray[np.float32], text_encoder.outputs["text_embeddings"])
 
     def condition(self, prompt: str, embeddings: NDArray[np.float32], conditioning: Session) -> KeyValues:
         """Keys and values, each [1, heads, 77, c / heads]; kept in the cache."""
         conditioning.inputs["text_embeddings"][...] = embeddings
         conditioning.run()
+        check_finite("conditioning", self._precision, conditioning.outputs.values())
         result = {name: array.copy() for name, array in conditioning.outputs.items()}
         self._cache[prompt] = result
         while len(self._cache) > self._capacity:

@@ -9,7 +9,9 @@ import numpy as np
 
 from ..kernels.guidance import BRANCHES
 from .denoise import Latents
+from .errors import UserError
 from .feature_cache import FeatureCache
+from .finite import check_finite, is_finite
 from .manifest import Manifest
 from .session import Array, Session
 from .settings import GenerationSettings
@@ -32,6 +34,7 @@ class UNetRows:
         resize: gives the session with another batch, where its batch is free. Steps without guidance then run rows of
             one, so that no row is spent on padding. None: the batch is fixed.
         cache: which steps reuse the deep features of an earlier one; None: none.
+        precision: what the session runs in; an error about values that are not finite names it.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class UNetRows:
         timings: Timings,
         resize: Callable[[int], Session] | None = None,
         cache: FeatureCache | None = None,
+        precision: str = "fp32",
     ) -> None:
+        self._precision = precision
         self._session, self._resize, self._timings, self._cache = session, resize, timings, cache
         self._frame_stride = frame_stride
         self._prompts = texts[-1:]
@@ -63,6 +68,10 @@ class UNetRows:
             self._cache.clear()
 
     def predict(self, sample: Latents, timestep: int, guided: bool = True) -> Latents:
+        if not is_finite(sample):
+            raise UserError(
+                "the latents are no longer finite (NaN or infinity): lower the guidance scales, or take more steps."
+            )
         turns = self._guided if guided else self._unguided()
         if self._resize is not None and self._session.inputs["sample"].shape[0] != turns.batch:
             self._session = self._resize(turns.batch)
@@ -82,6 +91,7 @@ class UNetRows:
             np.take(sample, [row % self._videos for row in rows], axis=0, out=session.inputs["sample"])
             with self._timings.measure("unet"):
                 session.run()
+            check_finite("unet", self._precision, [session.outputs["noise_pred"]])
             if cache is not None and not reuse:
                 cache.keep(session.outputs["deep_features"], alone=len(turns.rows) == 1)
             first = number * turns.batch

@@ -98,7 +98,7 @@ def _frames_to_uint8(normal: Callable[..., Any]) -> Case:
         "decoded": normal(FRAMES, 3, area).astype(np.float16),
         "pixels": np.zeros((FRAMES, area, 3), np.uint8),
     }
-    numbers = {"frames": FRAMES, "area": area}
+    numbers = {"overflowed": None, "frames": FRAMES, "area": area}
     name = "frames_to_uint8"
     launches = ((f"{name}_f16", numbers),)
     return Case(name, name, launches, arrays, 3 * FRAMES * 3 * area, torch_formulations.frames_to_uint8)

@@ -120,6 +120,9 @@ FRAMES_TO_UINT8 = KernelSource(
         (
             Argument("decoded", "pointer", "T [frames, 3, area]"),
             Argument("pixels", "pointer", "uint8 [frames, area, 3]"),
+            Argument(
+                "overflowed", "pointer", "int32 [1], set to 1 by a number that is not finite; null: not checked", True
+            ),
             Argument("frames", "int32", "frames of all videos"),
             Argument("area", "int64", "height * width"),
         ),

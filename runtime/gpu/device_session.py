@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..errors import CancelledError, UserError
 from ..manifest import StageSpec, TensorSpec
 from ..session import resolve_shape
@@ -184,10 +182,3 @@ def check_same_tensors(stage_name: str, found: Iterable[TensorSpec], stage: Stag
             f"{what} has other inputs or outputs than stage {stage_name} of this bundle: build it again with "
             "'consisti2v build BUNDLE --target current'."
         )
-
-
-def is_finite(array: Array) -> bool:
-    """Whether every number is finite; bfloat16 as its bits."""
-    if array.dtype == np.uint16:
-        return not bool(((array & 0x7F80) == 0x7F80).any())
-    return bool(np.isfinite(array).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape
 from ..bundle import Bundle
+from ..call_queue import CallQueue
 from ..denoise import Latents
 from ..errors import UserError
 from ..gpu_options import GpuOptions
@@ -41,6 +42,8 @@ _log = logging.getLogger("consisti2v_rt")
 _memory_log = logging.getLogger("consisti2v_rt.memory")
 """The preflight's line; the command line shows it."""
 
+_CALLS = CallQueue()
+"""All calls of the process: they share the GPU's stream, its scratch block and the graphs captured on them."""
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
 
@@ -64,7 +67,7 @@ class GpuGeneration:
     ) -> None:
         self._gpu, _, self._turns = machine or entry.shared()
         self._bundle, self._backend, self._precision = bundle, choice.backend.name, choice.precision
-        self.options = options
+        self.options, self.calls = options, _CALLS
         self._memory, self._kernels = GpuMemory(self._gpu), GpuKernels(self._gpu, bundle)
         self.loop = DeviceLoop(self._gpu, self._kernels, use_graph=options.cuda_graph)
         self.plan: Plan | None = None
@@ -87,13 +90,9 @@ class GpuGeneration:
             UserError: it does not fit.
         """
         self._gpu.make_current()
-        self.loop.resume()
         seed, rows = request.settings.seed, request.videos * BRANCHES[request.settings.guidance]
         assert seed is not None
         self._seeds, self._clip = video_seeds(seed, request.videos), 0
-        self._waiting.clear()
-        if self._decoder:
-            self._decoder[1].restart()
         low_vram = self._plan_memory(dims, rows, shallow=request.settings.cache_interval > 1)
         if low_vram and request.settings.cache_interval > 1:
             raise UserError(
@@ -117,6 +116,13 @@ class GpuGeneration:
             # All sessions of a process take turns as soon as one generation has to.
             self._turns.exclusive = self._turns.exclusive or self.plan.low_vram
         return self.plan.low_vram
+
+    def resume(self) -> None:
+        """Forget a cancellation, and what an earlier call left behind; before the next call begins."""
+        self.loop.resume()
+        self._waiting.clear()
+        if self._decoder:
+            self._decoder[1].restart()
 
     def cancel(self) -> None:
         """Stop before the next step, or the next chunk of frames."""
@@ -216,15 +222,25 @@ class GpuGeneration:
         else:
             self._decoder[1].submit(latents)
 
-    def frames(self, sessions: Iterable[Any], on_frames: FramesCallback | None = None) -> NDArray[np.uint8]:
-        """All frames handed over: uint8 [videos, frames, height, width, 3]; the end of a generation by `sessions`."""
+    def frames(
+        self,
+        sessions: Iterable[Any],
+        on_frames: FramesCallback | None,
+        decode_again: Callable[[Latents], NDArray[np.uint8]],
+    ) -> NDArray[np.uint8]:
+        """All frames handed over: uint8 [videos, frames, height, width, 3]; the end of a generation by `sessions`.
+
+        Args:
+            decode_again: latents [n, c, h, w] -> frames, for those that the decoder here gives no finite numbers for.
+        """
         assert self._decoder is not None
         for latents in self._waiting:
             self._decoder[1].submit(latents)
         self._waiting.clear()
-        frames = self._decoder[1].collect(on_frames)
-        for session in sessions:
-            session.finished()
+        frames = self._decoder[1].collect(on_frames, decode_again)
+        for session in list(sessions):
+            if isinstance(session, DeviceSession):
+                session.finished()
         return frames
 
     def _make_decoder(self, session: DeviceSession) -> DeviceDecoder:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CancelledError, UserError
+from ..finite import is_finite
 from .device import Gpu
-from .device_session import is_finite
 from .memory import DeviceArray, GpuMemory
 
 _log = logging.getLogger("consisti2v_rt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,10 @@ class _Job:
     chunks: list[Chunk]
     events: list[Any]
     pixels: PinnedArray
+    overflowed: PinnedArray
+    """int32, one for each chunk: not 0 where its decoded numbers are not all finite."""
+    latents: Latents
+    """[videos * frames, c, h, w], on the host."""
     keep: list[DeviceArray]
 
 
@@ -92,13 +97,15 @@ class DeviceDecoder:
         flat = np.zeros((videos * frames + batch, channels, height, width), np.float32)
         flat[: videos * frames] = latents.transpose(0, 2, 1, 3, 4).reshape(-1, channels, height, width)
         source = memory.upload(flat)
+        parts = chunks(videos, frames, batch)
+        flags, overflowed = memory.zeros((len(parts),), "int32"), memory.pinned((len(parts),), "int32")
         decoded = memory.empty((videos * frames, *image.shape[2:], 3), "uint8")
         pixels = memory.pinned((videos * frames, *image.shape[2:], 3), "uint8")
-        job = _Job((videos, frames), chunks(videos, frames, batch), [], pixels, [source, decoded])
+        job = _Job((videos, frames), parts, [], pixels, overflowed, flat, [source, decoded, flags])
         # At once: what fails half-way is still under way.
         self._jobs.append(job)
         self._gpu.wait(stream, self._gpu.record(self._gpu.stream))
-        for chunk in job.chunks:
+        for number, chunk in enumerate(job.chunks):
             start = chunk.video * frames + chunk.first
             memory.copy(session.device_inputs["latents"], source[start : start + batch], stream)
             session.bind("latents", session.device_inputs["latents"])
@@ -110,41 +117,50 @@ class DeviceDecoder:
                 stream,
                 decoded=image,
                 pixels=part,
+                overflowed=flags[number : number + 1],
                 frames=chunk.count,
                 area=area,
             )
             self._gpu.wait(self._copies, self._gpu.record(stream))
             offset = start * area * 3
             self._gpu.copy(pixels.address + offset, part.address, part.nbytes, self._copies)
+            self._gpu.copy(overflowed.address + 4 * number, flags.address + 4 * number, 4, self._copies)
             job.events.append(self._gpu.record(self._copies))
 
-    def collect(self, on_frames: FramesCallback | None = None) -> NDArray[np.uint8]:
+    def collect(
+        self, on_frames: FramesCallback | None, decode_again: Callable[[Latents], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
         """Wait for everything submitted: uint8 [videos, frames of all clips, height, width, 3].
 
         Args:
             on_frames: told each chunk as soon as it is on the host, while the next ones decode.
+            decode_again: latents [n, c, h, w] -> frames, for chunks whose decoded numbers are not all finite.
 
         Raises:
             CancelledError: :meth:`cancel` was called.
         """
         try:
-            return self._collect(on_frames)
+            return self._collect(on_frames, decode_again)
         finally:
             self._drop()
 
-    def _collect(self, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
+    def _collect(
+        self, on_frames: FramesCallback | None, decode_again: Callable[[Latents], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
         done = 0
         clips: list[NDArray[np.uint8]] = []
         for job in self._jobs:
             frames = job.pixels.array.reshape(*job.shape, *job.pixels.array.shape[1:])
-            for chunk, event in zip(job.chunks, job.events, strict=True):
+            for number, (chunk, event) in enumerate(zip(job.chunks, job.events, strict=True)):
                 event.sync()
                 if self._cancelled:
                     raise CancelledError
+                decoded = frames[chunk.video, chunk.first : chunk.first + chunk.count]
+                if job.overflowed.array[number]:
+                    start = chunk.video * job.shape[1] + chunk.first
+                    decoded[...] = decode_again(job.latents[start : start + chunk.count])
                 if on_frames is not None:
-                    on_frames(
-                        chunk.video, done + chunk.first, frames[chunk.video, chunk.first : chunk.first + chunk.count]
-                    )
+                    on_frames(chunk.video, done + chunk.first, decoded)
             clips.append(frames)
             done += job.shape[1]
         return np.concatenate(clips, axis=1)

@@ -9,11 +9,23 @@ from consisti2v_rt.kernels.frames import frames_to_uint8
 
 
 def launch(machine, kind, decoded):
+    """The pixels; the flag for values that are not finite is checked on the way."""
     frames, _, height, width = decoded.shape
     pixels = np.full((frames, height, width, 3), 77, np.uint8)
-    (made,) = machine.run(
-        f"frames_to_uint8_{kind}", ("pixels",), decoded=decoded, pixels=pixels, frames=frames, area=height * width
+    sizes = {"frames": frames, "area": height * width}
+    made, overflowed = machine.run(
+        f"frames_to_uint8_{kind}",
+        ("pixels", "overflowed"),
+        decoded=decoded,
+        pixels=pixels,
+        overflowed=np.zeros(1, np.int32),
+        **sizes,
     )
+    assert overflowed[0] == (not np.isfinite(decoded.astype(np.float32)).all())
+    (unchecked,) = machine.run(
+        f"frames_to_uint8_{kind}", ("pixels",), decoded=decoded, pixels=pixels, overflowed=None, **sizes
+    )
+    np.testing.assert_array_equal(made, unchecked)
     return made
 
 
@@ -48,6 +60,14 @@ def test_around_every_step_from_one_byte_to_the_next(machine):
     made = launch(machine, "f32", decoded)
     np.testing.assert_array_equal(made, frames_to_uint8(decoded))
     assert len(np.unique(made)) == 256
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_noticed(machine, normal, element_types, kind, value):
+    decoded = normal(3, 3, 7, 5).astype(element_types[kind])
+    decoded[2, 1, 6, 4] = value
+    launch(machine, kind, decoded)
 
 
 def test_special_values(machine):

@@ -1,0 +1,171 @@
+"""One loaded model called from many threads: every video is the one that a single thread gets, and calls can be
+cancelled while they wait and while they run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.runtime.call_queue import CallQueue, CancelToken
+from consisti2v_rt.runtime.errors import CancelledError
+
+FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
+THREADS = 8
+CALLS: list[dict[str, Any]] = [
+    {"height": height, "width": width, "seed": seed, **guidance}
+    for seed, (height, width) in enumerate([(64, 64), (48, 80), (64, 48)])
+    for guidance in (
+        {"guidance_scale_txt": 1.0},
+        {"guidance_scale_txt": 7.5},
+        {"guidance_scale_txt": 7.5, "guidance_scale_img": 1.5},
+        {"guidance_scale_txt": 7.5, "guidance_interval": (0.5, 1.0), "autoregress_steps": 2},
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def open_model(dynamic_bundle):
+    return ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cpu", threads=1)
+
+
+def until(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.005)
+
+
+def test_eight_threads_get_the_videos_of_one(open_model, photo):
+    """Mixed sizes and guidance, and a cancelled call in the middle."""
+    options = [{**FAST, **call} for call in CALLS]
+    expected = [open_model(photo, f"prompt {i % 3}", **each) for i, each in enumerate(options)]
+    doomed, steps = CancelToken(), []
+
+    def make(i: int) -> Any:
+        return open_model(photo, f"prompt {i % 3}", **options[i])
+
+    def make_and_cancel() -> Any:
+        def stop(progress: Any) -> None:
+            steps.append(progress.step)
+            doomed.cancel()
+
+        slow = {**FAST, "num_inference_steps": 40}
+        return open_model(photo, "never seen", callback=stop, cancel_token=doomed, **slow)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        halves = [pool.submit(make, i) for i in range(len(options) // 2)]
+        cancelled = pool.submit(make_and_cancel)
+        halves += [pool.submit(make, i) for i in range(len(options) // 2, len(options))]
+        with pytest.raises(CancelledError):
+            cancelled.result()
+        results = [future.result() for future in halves]
+    assert len(steps) == 1
+    for result, serial in zip(results, expected, strict=True):
+        assert np.array_equal(result.frames, serial.frames)
+        assert np.array_equal(result.latents, serial.latents)
+
+
+def test_cancel_reaches_waiting_calls_and_no_later_one(open_model, photo):
+    started, outcomes = threading.Event(), {}
+
+    def animate(name: str, **options: Any) -> None:
+        try:
+            outcomes[name] = open_model(photo, "a cat", **{**FAST, **options})
+        except CancelledError as error:
+            outcomes[name] = error
+
+    hold = threading.Thread(
+        target=animate, args=("runs",), kwargs={"num_inference_steps": 500, "callback": lambda _: started.set()}
+    )
+    hold.start()
+    assert started.wait(20)
+    waiting = [threading.Thread(target=animate, args=(f"waits {i}",)) for i in range(3)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: len(open_model._calls._turns) == 4)
+    open_model.cancel()
+    for thread in (hold, *waiting):
+        thread.join(20)
+    assert len(outcomes) == 4 and all(isinstance(outcome, CancelledError) for outcome in outcomes.values())
+    assert all(str(outcome) for outcome in outcomes.values())
+    assert len(open_model(photo, "a cat", **FAST).frames) == 1
+
+
+def test_a_token_cancels_its_own_call_alone(open_model, photo):
+    started, token = threading.Event(), CancelToken()
+    options = {**FAST, "num_inference_steps": 30}
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(open_model, photo, "a cat", callback=lambda _: started.set(), **options)
+        assert started.wait(20)
+        waits = pool.submit(open_model, photo, "a cat", cancel_token=token, **FAST)
+        until(lambda: len(open_model._calls._turns) == 2)
+        token.cancel()
+        with pytest.raises(CancelledError):
+            waits.result(5)
+        assert not runs.done(), "the waiting call ended at once"
+        assert len(runs.result().frames) == 1
+    with pytest.raises(CancelledError):
+        open_model(photo, "a cat", cancel_token=token, **FAST)
+
+
+def test_asyncio_to_thread(open_model, photo):
+    async def several() -> list[Any]:
+        calls = (asyncio.to_thread(open_model, photo, "a cat", **{**FAST, "seed": seed}) for seed in range(4))
+        return await asyncio.gather(*calls)
+
+    for seed, result in enumerate(asyncio.run(several())):
+        assert np.array_equal(result.latents, open_model(photo, "a cat", **{**FAST, "seed": seed}).latents)
+
+
+def test_a_call_from_a_callback_is_refused_not_waited_for(open_model, photo):
+    def nested(_: Any) -> None:
+        open_model(photo, "a cat", **FAST)
+
+    with pytest.raises(UserError, match="start it after the first call has returned, or on another thread"):
+        open_model(photo, "a cat", callback=nested, **FAST)
+    assert len(open_model(photo, "a cat", **FAST).frames) == 1
+
+
+def test_turns_come_in_order_of_arrival():
+    queue, order = CallQueue(), []
+
+    def enter(number: int) -> None:
+        with queue.turn(CancelToken()):
+            order.append(number)
+
+    with queue.turn(CancelToken()):
+        threads = [threading.Thread(target=enter, args=(number,)) for number in range(50)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda number=number: len(queue._turns) == number + 2)
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(50))
+
+
+def test_a_failed_call_lets_the_next_one_in():
+    queue = CallQueue()
+    with pytest.raises(RuntimeError), queue.turn(CancelToken()):
+        raise RuntimeError
+    with queue.turn(CancelToken()):
+        pass
+    assert not queue._turns
+
+
+def test_a_late_cancellation_does_not_touch_what_runs_next():
+    token, heard = CancelToken(), []
+    with token.listening(lambda: heard.append("first")):
+        pass
+    token.cancel()
+    assert token.cancelled and not heard
+    with pytest.raises(CancelledError, match="cancelled"), token.listening(lambda: heard.append("second")):
+        pass
+    assert not heard
