@@ -237,6 +237,9 @@ def test_mypy_sees_the_install(environment, tmp_path, tmp_path_factory):
     command = ["mypy", "--strict", "--cache-dir", cache, "--python-executable", interpreter(environment)]
     code, said = checked(environment, tmp_path, USER_PROGRAM, *command)
     assert code == 0 and 'Revealed type is "list[pathlib.Path]"' in said.replace("builtins.", ""), said
+    for wrong in ("seed='x'", "num_frames='x'", "sed=7"):
+        code, said = checked(environment, tmp_path, USER_PROGRAM.replace("seed=7", wrong), *command)
+        assert code == 1 and wrong.partition("=")[0] in said, said
 
 
 def test_pyright_sees_the_install(environment, tmp_path):
