@@ -6,24 +6,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .runtime.bundle import Bundle
+    from .runtime.call_queue import CancelToken
+    from .runtime.errors import CancelledError, UserError
+    from .runtime.gpu_options import GpuOptions
     from .runtime.pipeline import ImageToVideo
-    from .runtime.settings import GenerationSettings
+    from .runtime.settings import GenerationSettings, StepProgress
     from .runtime.video import GeneratedVideos
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Loaded on first use, so that `import consisti2v_rt` costs nothing.
 _PUBLIC = {
-    "ImageToVideo": ".runtime.pipeline",
-    "GenerationSettings": ".runtime.settings",
+    "Bundle": ".runtime.bundle",
+    "CancelToken": ".runtime.call_queue",
+    "CancelledError": ".runtime.errors",
     "GeneratedVideos": ".runtime.video",
+    "GenerationSettings": ".runtime.settings",
+    "GpuOptions": ".runtime.gpu_options",
+    "ImageToVideo": ".runtime.pipeline",
+    "StepProgress": ".runtime.settings",
     "UserError": ".runtime.errors",
 }
 
-__all__ = ["GeneratedVideos", "GenerationSettings", "ImageToVideo", "UserError", "__version__"]
+__all__ = [
+    "Bundle",
+    "CancelToken",
+    "CancelledError",
+    "GeneratedVideos",
+    "GenerationSettings",
+    "GpuOptions",
+    "ImageToVideo",
+    "StepProgress",
+    "UserError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What ``dir``, ``help`` and completion show."""
+    return sorted(__all__)

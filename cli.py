@@ -28,6 +28,7 @@ from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
 from .runtime.commands.generate import generate
 from .runtime.commands.inspect import inspect
+from .runtime.commands.option_aliases import AliasCommand
 from .runtime.errors import CancelledError, UserError
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, ins
 _BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
 
 for command in _COMMANDS:
-    app.command()(_cancellable(command))
+    app.command(cls=AliasCommand)(_cancellable(command))
 
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
 for command in _BENCH_COMMANDS:

@@ -84,7 +84,7 @@ class CallQueue:
         """
         turn = _Turn(token)
         with self._lock:
-            if any(other.thread == turn.thread for other in self._turns):
+            if self.runs_here():
                 raise UserError(
                     "a callback of a running call started another call on the same model, which would wait for "
                     "itself: start it after the first call has returned, or on another thread."
@@ -102,6 +102,11 @@ class CallQueue:
                 self._turns.remove(turn)
                 if self._turns:
                     self._turns[0].wake.set()
+
+    def runs_here(self) -> bool:
+        """Whether this thread is in a turn."""
+        with self._lock:
+            return any(turn.thread == threading.get_ident() for turn in self._turns)
 
     def cancel(self) -> None:
         """Cancel the running call and every waiting one; calls that arrive later are not affected."""

@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +16,26 @@ from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
 from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
+from .arguments import check_bundle, check_bundle_path, check_call, check_engine, check_inputs, checked_latents
 from .backends import Choice, choose
 from .bundle import Bundle
 from .call_queue import CallQueue, CancelToken
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .errors import BackendError, UserError
+from .errors import BackendError, CancelledError, UserError
 from .gpu.generation import GpuGeneration
 from .gpu_options import GpuOptions, check_gpu_options
 from .image import ImageSource, load_image, preprocess
+from .options import GenerationOptions
 from .random_streams import RandomStreams
 from .request import Request, check_request
 from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
 from .stages import Stages
 from .timings import Timings
 from .video import GeneratedVideos
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack  # typing has them from Python 3.11 on
 
 _log = logging.getLogger("consisti2v_rt")
 _PLAIN = GpuOptions()
@@ -40,7 +46,7 @@ class ImageToVideo:
 
     One object may be called from any number of threads. The calls run one at a time in order of arrival, because the
     stages' buffers are shared; on a GPU, the calls of all objects of the process do. :meth:`cancel` and
-    :class:`CancelToken` reach waiting calls too.
+    :class:`CancelToken` reach waiting calls too. :meth:`close`, or a ``with`` block, releases the stages' memory.
 
     Example:
         >>> animate = ImageToVideo.from_bundle("consisti2v-256")
@@ -59,6 +65,9 @@ class ImageToVideo:
         choice: Choice | None = None,
     ) -> None:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
+        check_bundle(bundle)
+        check_engine(threads, gpu)
+        self._closed = False
         self.bundle = bundle
         self._calls = CallQueue()
         self._automatic = choice is None and device == "auto"
@@ -104,6 +113,7 @@ class ImageToVideo:
         Raises:
             UserError: the bundle is incomplete, altered or of another version, or nothing can run it as asked.
         """
+        check_bundle_path(path)
         return cls(Bundle.open(path, verify=verify), threads=threads, device=device, precision=precision, gpu=gpu)
 
     def __call__(
@@ -116,7 +126,7 @@ class ImageToVideo:
         callback: StepCallback | None = None,
         on_frames: FramesCallback | None = None,
         cancel_token: CancelToken | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> GeneratedVideos:
         """Animate photos. Waits while earlier calls from other threads run.
 
@@ -124,22 +134,28 @@ class ImageToVideo:
             image: a photo (path, bytes, file, Pillow image or array), or a list with one per prompt.
             prompt: what happens, or a list.
             settings: options as an object; `options` change single ones of them.
-            latents: initial noise [videos, c, frames, h, w] of the first clip instead of drawn noise.
-            callback: called after every step with a :class:`StepProgress`.
+            latents: initial noise [videos, c, frames, h, w] of the first clip instead of drawn noise; any float type,
+                used as float32.
+            callback: called after every step with a :class:`StepProgress`; returning False stops the call.
             on_frames: called with a video's number, a first frame's number and uint8 frames [n, height, width, 3], in
                 order, as soon as they are decoded: to encode them while the next ones decode.
             cancel_token: cancels this call alone; :meth:`cancel` cancels all calls.
-            **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``.
+            **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``. The names that
+                diffusers and the command line use, such as ``num_frames`` and ``guidance_scale``, are accepted too.
 
         Returns:
             One video per prompt and ``num_videos_per_prompt``, prompt-major.
 
         Raises:
             UserError: bad input; nothing was computed.
-            CancelledError: the call was cancelled.
+            CancelledError: the call was cancelled, or its callback returned False.
         """
+        check_call(latents, callback, on_frames, cancel_token)
+        check_inputs(image, prompt, settings)
+        self._check_open()
         token = CancelToken() if cancel_token is None else cancel_token
         with self._calls.turn(token):
+            self._check_open()
             return self._animate_by_any_backend(token, image, prompt, settings, latents, callback, on_frames, options)
 
     def _animate_by_any_backend(self, token: CancelToken, *arguments: Any) -> GeneratedVideos:
@@ -189,8 +205,8 @@ class ImageToVideo:
         settings, prompts, streams = request.settings, request.prompts, request.streams
         assert settings.height is not None and settings.width is not None
         clip_shape = self._stages.clip_shape(request.videos, settings.height, settings.width)
-        if latents is not None and (latents.shape != clip_shape or not np.isfinite(latents).all()):
-            raise UserError(f"latents must be finite numbers of shape {list(clip_shape)}, not {list(latents.shape)}.")
+        if latents is not None:
+            latents = checked_latents(latents, clip_shape)
 
         if self._gpu is not None:
             self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
@@ -210,12 +226,14 @@ class ImageToVideo:
         for clip in range(settings.autoregress_steps):
             with timings.measure("noise"):
                 given = latents if clip == 0 else None
-                noise = self._noise(clip_shape, settings, streams, clip) if given is None else given.astype(np.float32)
+                noise = self._noise(clip_shape, settings, streams, clip) if given is None else given
 
             def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
                 assert callback is not None
-                steps = settings.num_inference_steps
-                callback(StepProgress(clip, settings.autoregress_steps, step, steps, timestep, current))
+                clips, steps = settings.autoregress_steps, settings.num_inference_steps
+                if callback(StepProgress(clip, clips, step, steps, timestep, current)) is False:
+                    where = f"step {step + 1} of {steps}" + (f" of clip {clip + 1} of {clips}" if clips > 1 else "")
+                    raise CancelledError(f"the callback stopped the call after {where}")
 
             # What is left of it beside the U-Net and FrameInit: guidance and the scheduler.
             with timings.measure("loop"):
@@ -249,13 +267,14 @@ class ImageToVideo:
         prompt: str | Sequence[str] = "",
         *,
         settings: GenerationSettings | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> Request:
         """Refuse now what a call with these arguments would refuse, without running anything.
 
         Raises:
             UserError: options that are not possible, or numbers of images, prompts and seeds that do not fit.
         """
+        check_inputs(image, prompt, settings)
         settings = GenerationSettings.from_options(options, settings)
         return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
 
@@ -264,6 +283,40 @@ class ImageToVideo:
         for its turn; each raises :class:`CancelledError`. Without any call it does nothing.
         """
         self._calls.cancel()
+
+    def close(self) -> None:
+        """Cancel every call, wait until the running one has ended, and release the stages and the GPU's memory.
+
+        Calls that come later are refused; closing again does nothing. A ``with`` block closes at its end.
+
+        Raises:
+            UserError: called from a callback of a running call, which cannot end meanwhile.
+        """
+        if self._calls.runs_here():
+            raise UserError(
+                "close was called from a callback of a running call: return False there to stop it, and close the "
+                "model after the call."
+            )
+        self._closed = True
+        self._calls.cancel()
+        with self._calls.turn(CancelToken()):
+            if hasattr(self, "_stages"):
+                self._stages.release()
+                del self._stages
+                self._gpu = None
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this ImageToVideo is closed: open the bundle again with ImageToVideo.from_bundle(...).")
 
     # -- parts of a call ----------------------------------------------------------------------------------------------
 

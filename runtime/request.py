@@ -61,13 +61,16 @@ def check_request(
 
 
 def _match(
-    prompt: str | Sequence[str], negative: str | tuple[str, ...], image: ImageSource | Sequence[ImageSource]
+    prompt: str | Sequence[str], negative: str | tuple[str, ...] | None, image: ImageSource | Sequence[ImageSource]
 ) -> tuple[list[str], list[str], list[ImageSource]]:
     """One negative prompt and one image (or a single image for all) per prompt."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     images: list[ImageSource] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
     if len(prompts) == 1:
         prompts = prompts * max(len(images), 1)
+    negative = "" if negative is None else negative
+    if not isinstance(negative, str | list | tuple):
+        raise UserError(f"negative_prompt must be a text, or a list of texts, not {negative!r}.")
     negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if not prompts or not images:
         raise UserError("nothing to animate: give at least one image and one prompt.")

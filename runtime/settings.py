@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..kernels.schedulers import SCHEDULERS
 from .camera_motion import CAMERA_MOTIONS
 from .errors import UserError
 from .manifest import Manifest
+from .option_names import canonical_options
 from .presets import with_preset
 
 MAX_STRIDE = 1000
@@ -27,8 +27,8 @@ GUIDANCE_BATCHES = ("joint", "split")
 class GenerationSettings:
     """Options of one call. Names and defaults are the published pipeline's; None means "as the bundle says"."""
 
-    negative_prompt: str | tuple[str, ...] = ""
-    """Text the guidance leads away from; one, or one per prompt."""
+    negative_prompt: str | tuple[str, ...] | None = ""
+    """Text the guidance leads away from; one, or one per prompt. None: no text."""
     num_inference_steps: int = 50
     scheduler: str = "ddim"
     """ddim (published), dpmpp_2m, dpmpp_2m_karras, unipc, euler, or lcm for distilled checkpoints."""
@@ -83,21 +83,16 @@ class GenerationSettings:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
-        """Settings from keyword arguments; lists become tuples.
+        """Settings from keyword arguments, under the names of :mod:`.option_names`; lists become tuples.
 
         ``preset`` (exact or balanced) stands for the options that :data:`PRESETS` gives it; options beside it
         win over it, and it wins over `base`.
 
         Raises:
-            UserError: an unknown name (the nearest known one is proposed), or an unknown preset.
+            UserError: an unknown name (the nearest known one is proposed), two names of one option, or an
+                unknown preset.
         """
-        options = with_preset(options)
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-                raise UserError(f"option {name} is unknown: {advice}")
+        options = with_preset(canonical_options(options, [*(f.name for f in fields(cls)), "preset"]))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         return replace(base or cls(), **values)
 
@@ -248,11 +243,12 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-StepCallback = Callable[["StepProgress"], None]
+StepCallback = Callable[["StepProgress"], object]
+"""Returns False to stop the call; anything else, None included, goes on."""
 FramesCallback = Callable[[int, int, Any], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepProgress:
     """What a step callback is told, after the step."""
 
@@ -261,5 +257,5 @@ class StepProgress:
     step: int
     steps: int
     timestep: int
-    latents: Any
+    latents: Any = field(repr=False)
     """float32 [videos, c, frames - 1, h, w] after the step; belongs to the loop, copy it to keep it."""

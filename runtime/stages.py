@@ -18,6 +18,7 @@ from .denoise import Latents
 from .errors import CancelledError
 from .feature_cache import FeatureCache
 from .finite import check_finite, is_finite, not_finite
+from .gpu.device_session import DeviceSession
 from .gpu.generation import GpuGeneration
 from .random_streams import RandomStreams
 from .session import Array, Session
@@ -57,6 +58,13 @@ class Stages:
         self._cancelled = True
         for session in list(self.sessions.values()):
             session.cancel()
+
+    def release(self) -> None:
+        """Let go of every stage: its memory, and on a GPU its weights, which other models there take turns with."""
+        for session in self.sessions.values():
+            if isinstance(session, DeviceSession):
+                session.release()
+        self.sessions.clear()
 
     def session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> Session:
         """The stage's session, loaded at first use, its buffers fitting the clip."""

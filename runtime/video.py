@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from .settings import GenerationSettings
+from .settings import GenerationSettings, number
 from .timings import Timings
 from .video_file import numbered, save_frames
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GeneratedVideos:
-    """Videos of one call, prompt-major."""
+    """Videos of one call, prompt-major: ``len(videos)``, ``videos[0]`` and a loop give uint8 [frames, height, width, 3]
+    of each. Two objects are equal only if they are the same one; compare their arrays.
+    """
 
     frames: NDArray[np.uint8]
     """[videos, frames, height, width, 3]. Frame 0 is the photo's round trip through the VAE, as published."""
@@ -27,6 +31,26 @@ class GeneratedVideos:
     timings: Timings
     """Seconds per stage."""
 
+    def __repr__(self) -> str:
+        count, frames, height, width, _ = self.frames.shape
+        return (
+            f"<GeneratedVideos: {count} video{'s' * (count != 1)} of {frames} frames {width}x{height}, "
+            f"seed {self.settings.seed}, {self.timings.total:.1f} s>"
+        )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self.frames[index]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return iter(self.frames)
+
+    def to_pil(self) -> list[list[Image.Image]]:
+        """The frames of every video as RGB images of Pillow."""
+        return [[Image.fromarray(frame) for frame in video] for video in self.frames]
+
     def save(self, path: str | os.PathLike[str], *, fps: float | None = None) -> list[Path]:
         """Write every video as .mp4, .gif, .webp or .png frames, chosen by the suffix; several videos are numbered.
 
@@ -34,11 +58,11 @@ class GeneratedVideos:
             The files written.
 
         Raises:
-            UserError: an unknown suffix or a place that cannot be written.
+            UserError: an unknown suffix, frames a second outside 0.01 to 1000, or a place that cannot be written.
         """
+        fps = self.settings.fps if fps is None else fps
+        number(fps, "fps", 0.01, 1000)
         count = len(self.frames)
         return [
-            file
-            for i, frames in enumerate(self.frames)
-            for file in save_frames(frames, numbered(path, i, count), fps or self.settings.fps)
+            file for i, frames in enumerate(self.frames) for file in save_frames(frames, numbered(path, i, count), fps)
         ]

@@ -1,4 +1,4 @@
-"""The wheel holds the whole package, nothing else, and works without the checkout."""
+"""The wheel holds the whole package, nothing else, and works without the checkout; type checkers see every install."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import consisti2v_rt
 
 ROOT = Path(consisti2v_rt.__file__).parent
 PACKAGE = "consisti2v_rt"
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "data")
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "src", "*.egg-info", "data")
+NOT_IN_PACKAGE = ("tests", "build", "dist", "src", "__pycache__")
 
 IMPORT_ALL = """
 import importlib, pathlib, sys
@@ -35,12 +39,12 @@ def source_folders(folder: Path = ROOT) -> Iterator[Path]:
     if any(folder.glob("*.py")):
         yield folder
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not inner.name.startswith(".") and inner.name not in ("tests", "build", "dist", "__pycache__"):
+        if not inner.name.startswith(".") and inner.name not in NOT_IN_PACKAGE:
             yield from source_folders(inner)
 
 
 def modules() -> list[Path]:
-    return [file for folder in source_folders() for file in sorted(folder.glob("*.py"))]
+    return [file for folder in source_folders() for file in sorted(folder.glob("*.py")) if file != ROOT / "setup.py"]
 
 
 def in_wheel(path: Path) -> str:
@@ -53,15 +57,31 @@ def module_name(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, as from a fresh clone: an old build folder would lend it files that are gone."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
-    assert (folder / "source" / "tests" / "test_packaging.py").is_file()
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, as a fresh clone in a folder of another name: an old build folder would lend files that are gone."""
+    folder = tmp_path_factory.mktemp("clone") / "any name"
+    shutil.copytree(ROOT, folder, ignore=NOT_SOURCE)
+    assert (folder / "tests" / "test_packaging.py").is_file() and not (folder / "src").exists()
+    return folder
+
+
+def python(*arguments: str | Path) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distribution(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a source distribution and of the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("distribution")
+    python("-m", "build", "--no-isolation", "--outdir", folder, source)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(distribution: Path) -> Path:
+    (built,) = distribution.glob("*.whl")
     return built
 
 
@@ -84,15 +104,6 @@ def run_unpacked(unpacked: Path, *arguments: str, cwd: Path) -> subprocess.Compl
     environment = os.environ | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_pyproject_lists_every_package():
-    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    found = {".".join([PACKAGE, *folder.relative_to(ROOT).parts]) for folder in source_folders()}
-    assert len(settings["packages"]) == len(set(settings["packages"]))
-    assert set(settings["packages"]) == found
-    assert settings["package-dir"] == {PACKAGE: "."}
 
 
 def test_every_folder_with_modules_is_a_package():
@@ -123,7 +134,7 @@ def test_nothing_else_is_in_the_wheel(names):
         in_package = f"{name.rpartition('/')[0]}/" in folders or name.startswith(f"{PACKAGE}/assets/")
         assert in_package or name.startswith(information), name
     at_root = {name for name in names if name.count("/") == 1 and name.startswith(f"{PACKAGE}/")}
-    assert at_root == {in_wheel(path) for path in [*ROOT.glob("*.py"), ROOT / "py.typed"]}
+    assert at_root == {in_wheel(path) for path in [*ROOT.glob("*.py"), ROOT / "py.typed"] if path.name != "setup.py"}
     assert not [name for name in names if "test" in name.rpartition("/")[2] and name.endswith(".py")]
 
 
@@ -153,3 +164,86 @@ def test_the_unpacked_wheel_makes_a_video(unpacked, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.gif", "demo.mp4"]
     assert not list(unpacked.rglob("*.mp4"))
+
+
+def test_the_source_distribution_holds_each_file_once(distribution):
+    (archive,) = distribution.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        inside = [name.partition("/")[2] for name in opened.getnames()]
+    assert {f"src/{in_wheel(path)}" for path in modules()} < set(inside)
+    assert "setup.py" in inside and not [name for name in inside if name.count("src/") > 1]
+
+
+def test_the_link_leads_to_the_checkout(source, distribution):
+    """Relative, so that a checkout may move; git ignores its folder."""
+    link = source / "src" / PACKAGE
+    assert link.resolve() == source.resolve()
+    assert os.name == "nt" or link.readlink() == Path("..")
+    assert "/src/" in (ROOT / ".gitignore").read_text().split()
+
+
+# -- what type checkers and editors see of an install ------------------------------------------------------------------
+
+USER_PROGRAM = """
+from pathlib import Path
+
+from consisti2v_rt import GeneratedVideos, GenerationSettings, ImageToVideo, StepProgress, UserError
+
+
+def progress(state: StepProgress) -> None:
+    print(state.step + 1, state.steps)
+
+
+def animate(bundle: Path, photo: Path) -> GeneratedVideos:
+    settings = GenerationSettings(num_inference_steps=8)
+    return ImageToVideo.from_bundle(bundle)(photo, "a cat", settings=settings, callback=progress, seed=7)
+
+
+try:
+    reveal_type(animate(Path("bundle"), Path("photo.jpg")).save("cat.mp4"))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def environment(request: pytest.FixtureRequest, source: Path, wheel: Path, tmp_path_factory) -> Path:
+    """A fresh environment with this package installed; the dependencies are those of the running one."""
+    folder = tmp_path_factory.mktemp(request.param) / "venv"
+    venv.create(folder, with_pip=False)
+    what = [wheel] if request.param == "wheel" else ["--no-build-isolation", "--editable", source]
+    options = ["--quiet", "--no-deps", "--ignore-installed", "--no-warn-script-location", "--prefix", folder]
+    python("-m", "pip", "install", *options, *what)
+    (site,) = {path.parent for path in folder.rglob("consisti2v_rt-*.dist-info")}
+    (site / "dependencies.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
+    return folder
+
+
+def interpreter(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def checked(environment: Path, folder: Path, program: str, *command: str | Path) -> tuple[int, str]:
+    (folder / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "program.py"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_mypy_sees_the_install(environment, tmp_path, tmp_path_factory):
+    # One cache for both installs: what takes long is NumPy.
+    cache = tmp_path_factory.getbasetemp() / "mypy"
+    command = ["mypy", "--strict", "--cache-dir", cache, "--python-executable", interpreter(environment)]
+    code, said = checked(environment, tmp_path, USER_PROGRAM, *command)
+    assert code == 0 and 'Revealed type is "list[pathlib.Path]"' in said.replace("builtins.", ""), said
+    for wrong in ("seed='x'", "num_frames='x'", "sed=7"):
+        code, said = checked(environment, tmp_path, USER_PROGRAM.replace("seed=7", wrong), *command)
+        assert code == 1 and wrong.partition("=")[0] in said, said
+
+
+def test_pyright_sees_the_install(environment, tmp_path):
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    command = ["basedpyright", "--pythonpath", interpreter(environment), "--project", "pyrightconfig.json"]
+    code, said = checked(environment, tmp_path, USER_PROGRAM, *command)
+    assert code == 0 and "list[Path]" in said, said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,12 @@ import typer
 from rich.console import Console
 
 from ...kernels.schedulers import SCHEDULERS
+from ..arguments import MAX_THREADS
 from ..camera_motion import CAMERA_MOTIONS
 from ..errors import UserError
 from ..gpu_options import GpuOptions, check_gpu_options
 from ..image import load_image
+from ..option_names import command_name
 from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
 from ..unet_rows import guidance_saving
@@ -24,24 +27,13 @@ from ..video_stream import VideoStream, streaming
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
-# Where the command line's word for a setting is another than the library's: a refusal names what the user typed.
+# Where a refusal of the library names an option, it is given as the command line spells it. Only names with an
+# underscore: the others are words of a sentence too.
 _OPTIONS = {
-    "num_inference_steps": "--steps",
-    "guidance_scale_txt": "--guidance-scale",
-    "guidance_scale_img": "--image-guidance-scale",
-    "guidance_interval": "--guidance-interval",
-    "guidance_batch": "--guidance-batch",
-    "cache_interval": "--cache-interval",
-    "noise_sampling_method": "--noise",
-    "use_frameinit": "--frameinit",
-    "num_videos_per_prompt": "--videos-per-prompt",
-    "autoregress_steps": "--clips",
-    "video_length": "--frames",
-    "low_vram": "--low-vram",
-    "device_noise": "--device-noise",
-    "cuda_graph": "--no-cuda-graph",
-}
-_MAX_THREADS = 1024
+    field.name: command_name(field.name)
+    for field in (*fields(GenerationSettings), *fields(GpuOptions))
+    if "_" in field.name
+} | {"cuda_graph": "--no-cuda-graph"}
 
 
 def generate(
@@ -164,7 +156,7 @@ def animate_to_file(
         check_output(output)
     photos = [load_image(image) for image in images]
     if engine.get("threads") is not None:
-        whole(engine["threads"], "threads", 1, _MAX_THREADS)
+        whole(engine["threads"], "threads", 1, MAX_THREADS)
     settings = GenerationSettings.from_options(options)
     if "gpu" in engine:
         with _typed_words():

@@ -147,6 +147,11 @@ class WeightTurns:
             self._gpu.stream.sync()  # its work may still be under way
             previous.release()
 
+    def leave(self, holder: Weighted) -> None:
+        """Called when `holder` frees its weights by itself, so that it is not kept alive here."""
+        if self._current is holder:
+            self._current = None
+
 
 class SharedScratch:
     """One block of working memory for engines that run in turn on one stream, as large as the largest asks for.

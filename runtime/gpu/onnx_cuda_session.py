@@ -59,6 +59,7 @@ class OnnxCudaGraph:
 
     def release(self) -> None:
         """Free the weights. Nothing may be under way."""
+        self._turns.leave(self)
         if self._session is not None:
             self._session = None
             self.bindings.clear()  # they keep the session alive

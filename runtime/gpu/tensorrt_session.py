@@ -126,6 +126,7 @@ class Engine:
 
     def release(self) -> None:
         """Free the weights; kernels and contexts stay where the library can keep them. Nothing may be under way."""
+        self._turns.leave(self)
         if self._engine is None:
             return
         self.moves += 1
