@@ -27,18 +27,24 @@ class GeneratedVideos:
     timings: Timings
     """Seconds per stage."""
 
-    def save(self, path: str | os.PathLike[str], *, fps: float | None = None) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, fps: float | None = None, scale: float = 1) -> list[Path]:
         """Write every video as .mp4, .gif, .webp or .png frames, chosen by the suffix; several videos are numbered.
+
+        Args:
+            path: where to.
+            fps: frames a second; None: those of the settings.
+            scale: factor of the files' width and height (Lanczos).
 
         Returns:
             The files written.
 
         Raises:
-            UserError: an unknown suffix or a place that cannot be written.
+            UserError: an unknown suffix, a place that cannot be written, or a rate or scale that is not possible.
         """
         count = len(self.frames)
+        rate = self.settings.fps if fps is None else fps
         return [
             file
             for i, frames in enumerate(self.frames)
-            for file in save_frames(frames, numbered(path, i, count), fps or self.settings.fps)
+            for file in save_frames(frames, numbered(path, i, count), rate, scale)
         ]
