@@ -69,7 +69,7 @@ def replacing(targets: Sequence[Path]) -> Iterator[list[Path]]:
         OSError: a file could not be put in place.
     """
     token = secrets.token_hex(6)
-    files = [_Replacement(destination(target), f".consisti2v-{token}-{i}") for i, target in enumerate(targets)]
+    files = [_Replacement(target, f".consisti2v-{token}-{i}") for i, target in enumerate(targets)]
     seen: dict[str, Path] = {}
     for target, file in zip(targets, files, strict=True):
         other = seen.setdefault(os.path.realpath(file.target), target)
@@ -85,11 +85,12 @@ def replacing(targets: Sequence[Path]) -> Iterator[list[Path]]:
 class _Replacement:
     """One file on its way to its destination."""
 
-    def __init__(self, target: Path, prefix: str) -> None:
-        name = target.stem[-_SHOWN_CHARACTERS:] + target.suffix
-        self.target = target
-        self.new = target.with_name(f"{prefix}.new.{name}")
-        self.old = target.with_name(f"{prefix}.old.{name}")
+    def __init__(self, path: Path, prefix: str) -> None:
+        self.target = destination(path)
+        # The suffix of the name that was asked for, which says what is written; a link's target may have another.
+        name = path.stem[-_SHOWN_CHARACTERS:] + path.suffix
+        self.new = self.target.with_name(f"{prefix}.new.{name}")
+        self.old = self.target.with_name(f"{prefix}.old.{name}")
         self.restorable = True
 
     def keep_old(self) -> None:
