@@ -23,13 +23,13 @@ from .benchmarks.preset_quality.command import quality
 from .benchmarks.quality.command import evaluate
 from .export.command import export
 from .export.engines.command import build
+from .runtime.commands.console_style import StyledConsole
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
 from .runtime.commands.generate import generate
 from .runtime.commands.help_panels import GroupedCommand
 from .runtime.commands.inspect import inspect
-from .runtime.commands.table_style import PlainConsole
 from .runtime.errors import CancelledError, UserError
 
 app = typer.Typer(
@@ -88,9 +88,9 @@ def main() -> None:
     """Run the command line: bad input gives one sentence and exit code 2; Ctrl-C, SIGTERM and SIGHUP a clean end with
     128 and the signal's number.
     """
-    console = PlainConsole(stderr=True)
+    console = StyledConsole(stderr=True)
     # Help and refusals of options: without boxes and styles unless both of their streams show them.
-    app.rich_markup_mode = None if console.plain or PlainConsole().plain else "rich"
+    app.rich_markup_mode = None if console.plain or StyledConsole().plain else "rich"
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("consisti2v_rt.memory").setLevel(logging.INFO)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..backends import Row, check_device, table
 from ..bundle import Bundle
 from ..errors import BackendError
-from .table_style import PlainConsole
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich")
 _EXTRAS = {
@@ -37,7 +37,7 @@ def doctor(
     """Show what is installed, which backends there are, what would be used and why."""
     check_device(device)
     opened = Bundle.open(bundle, verify=False) if bundle else None
-    console = PlainConsole()
+    console = Console()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     )

@@ -24,9 +24,9 @@ from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
 from ..video_stream import VideoStream, streaming
 from .config_file import with_config
+from .console_style import StyledConsole
 from .photo_input import read_photos
 from .progress import prompt_interrupt, step_progress
-from .table_style import PlainConsole
 
 _PUBLISHED = GenerationSettings()
 # Where the command line's word for a setting is another than the library's: a refusal names what the user typed.
@@ -179,7 +179,7 @@ def animate_to_file(
 
     `options` are fields of the settings, `engine` says what runs it: arguments of ``ImageToVideo.from_bundle``.
     """
-    console = PlainConsole(stderr=True)
+    console = StyledConsole(stderr=True)
     for output in outputs:
         check_output(output)
     photos = read_photos(images)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
 from .engine_tables import engine_facts, engine_table, find_engines
-from .table_style import PlainConsole
 from .variant_table import variant_table
 
 
@@ -34,7 +34,7 @@ def inspect(
         typer.echo(manifest.to_json(), nl=False)
     else:
         # Names of models and files may hold brackets: they are text, not markup.
-        console = PlainConsole(markup=False, emoji=False)
+        console = Console(markup=False, emoji=False)
         console.print(_model_table(manifest))
         console.print(_stage_table(manifest))
         if manifest.variants:
@@ -58,7 +58,7 @@ def _show_engines(bundle: Bundle, name: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
         return
-    console = PlainConsole(markup=False, emoji=False)
+    console = Console(markup=False, emoji=False)
     for engine in engines:
         console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size))
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 
-class PlainConsole(Console):
+class StyledConsole(Console):
     """A rich console that draws tables and bars in ASCII, without any styling, where :attr:`plain` is true."""
 
     def __init__(self, **options: Any) -> None:
