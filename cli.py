@@ -23,10 +23,12 @@ from .benchmarks.preset_quality.command import quality
 from .benchmarks.quality.command import evaluate
 from .export.command import export
 from .export.engines.command import build
+from .runtime.commands.console_style import StyledConsole
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
 from .runtime.commands.generate import generate
+from .runtime.commands.help_panels import GroupedCommand
 from .runtime.commands.inspect import inspect
 from .runtime.commands.option_aliases import AliasCommand
 from .runtime.errors import CancelledError, UserError
@@ -35,7 +37,7 @@ app = typer.Typer(
     name="consisti2v",
     help="A photo becomes a video: the ConsistI2V image-to-video model, exported once, run without torch.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -56,8 +58,11 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
 _COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
 _BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
 
+# Their options are many enough to be shown in groups.
+_GROUPED = (generate, demo)
+
 for command in _COMMANDS:
-    app.command(cls=AliasCommand)(_cancellable(command))
+    app.command(cls=GroupedCommand if command in _GROUPED else AliasCommand)(_cancellable(command))
 
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
 for command in _BENCH_COMMANDS:
@@ -84,7 +89,9 @@ def main() -> None:
     """Run the command line: bad input gives one sentence and exit code 2; Ctrl-C, SIGTERM and SIGHUP a clean end with
     128 and the signal's number.
     """
-    console = Console(stderr=True)
+    console = StyledConsole(stderr=True)
+    # Help and refusals of options: without boxes and styles unless both of their streams show them.
+    app.rich_markup_mode = None if console.plain or StyledConsole().plain else "rich"
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("consisti2v_rt.memory").setLevel(logging.INFO)

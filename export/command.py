@@ -33,7 +33,10 @@ def export(
     unet_checkpoint: Annotated[Path | None, typer.Option(help="File with other U-Net weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     random_weights: Annotated[
-        str | None, typer.Option(help="Instead of MODEL: full, tiny, or a JSON file of U-Net options.")
+        str | None,
+        typer.Option(
+            help="Instead of MODEL: full, tiny, or a JSON file of U-Net options. Example: assets/example_unet.json."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
 ) -> None:

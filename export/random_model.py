@@ -28,6 +28,7 @@ TINY_UNET: dict[str, Any] = {
     "cross_attention_dim": 16,
     "n_temp_heads": 4,
 }
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example_unet.json"
 _SD_VAE_WIDTHS = [128, 256, 512, 512]
 _TINY_VAE_WIDTHS = [8, 8, 16, 16]
 
@@ -79,7 +80,8 @@ def _unet_options(kind: str) -> dict[str, Any]:
         options = json.loads(Path(kind).read_text(encoding="utf-8"))
     except OSError:
         raise UserError(
-            f"--random-weights {kind}: neither 'full' nor 'tiny' nor a readable JSON file of U-Net options."
+            f"--random-weights {kind}: neither 'full' nor 'tiny' nor a readable JSON file of U-Net options, such as "
+            f'"{EXAMPLE}".'
         ) from None
     except ValueError as error:
         raise UserError(f"--random-weights {kind} is not valid JSON ({error}).") from None

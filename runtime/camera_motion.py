@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .fit import filled
 from .image import FloatArray, Window, centre_offset, covering_size, normalise, resize_window, rgb_pixels
 
 CAMERA_MOTIONS = ("pan_left", "pan_right", "zoom_in", "zoom_out")
@@ -50,11 +51,15 @@ def zoom_boxes(motion: str, frames: int, image_height: int, image_width: int) ->
     return boxes
 
 
-def camera_motion_crops(image: Image.Image, motion: str, frames: int, height: int, width: int) -> FloatArray:
+def camera_motion_crops(
+    image: Image.Image, motion: str, frames: int, height: int, width: int, fit: str = "crop"
+) -> FloatArray:
     """The crops of an RGB image for a camera motion: float32 [frames, 3, height, width] in [-1, 1].
 
     ``motion`` is one of :data:`CAMERA_MOTIONS`; ``height`` and ``width`` must be equal, as published. Frame 0 is the
-    first frame of the video. Raises :class:`UserError` for another motion or a video that is not square.
+    first frame of the video. With ``fit`` "pad" or "stretch" a zoom shows the whole photo, padded or stretched to a
+    square; a pan moves over what "crop" would cut off. Raises :class:`UserError` for another motion or a video that is
+    not square.
     """
     if motion not in CAMERA_MOTIONS:
         raise UserError(f'camera motion "{motion}" is not known, so choose one of {", ".join(CAMERA_MOTIONS)}.')
@@ -69,12 +74,18 @@ def camera_motion_crops(image: Image.Image, motion: str, frames: int, height: in
         boxes = pan_boxes(motion, frames, *size, side=height)
         return np.stack([normalise(resize_window(pixels, size, box)) for box in boxes])
 
-    size = covering_size(image_height, image_width, 2 * height, 2 * width)
+    if fit == "crop":
+        size = covering_size(image_height, image_width, 2 * height, 2 * width)
+        side = min(size)
+        # Every box lies in the centred square, so nothing outside it is resized: a panorama costs no more.
+        square = Window((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+        enlarged = resize_window(pixels, size, square)
+    else:
+        size = 2 * height, 2 * width
+        square = Window(0, 0, *size)
+        enlarged = filled(image, *size, fit)
     boxes = zoom_boxes(motion, frames, *size)
-    side = min(size)
-    # Every box lies in the centred square, so nothing outside it is resized: a panorama costs no more than a square.
-    square = Window((size[0] - side) // 2, (size[1] - side) // 2, side, side)
-    enlarged = normalise(resize_window(pixels, size, square)).transpose(1, 2, 0)
+    enlarged = normalise(enlarged).transpose(1, 2, 0)
     crops = np.empty((frames, 3, height, width), np.float32)
     for crop, box in zip(crops, boxes, strict=True):
         top, left = box.top - square.top, box.left - square.left

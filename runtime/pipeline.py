@@ -23,9 +23,10 @@ from .call_queue import CallQueue, CancelToken
 from .camera_motion import camera_motion_crops
 from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
 from .errors import BackendError, CancelledError, UserError
+from .fit import fit_photo
 from .gpu.generation import GpuGeneration
 from .gpu_options import GpuOptions, check_gpu_options
-from .image import ImageSource, load_image, preprocess
+from .image import ImageSource, load_image
 from .options import GenerationOptions
 from .random_streams import RandomStreams
 from .request import Request, check_request
@@ -324,9 +325,9 @@ class ImageToVideo:
         """[1 or f, 3, height, width] in [-1, 1]: the photo, or the crops of a camera motion."""
         assert settings.height is not None and settings.width is not None and settings.video_length is not None
         if settings.camera_motion is None:
-            return preprocess(image, settings.height, settings.width)
+            return fit_photo(image, settings.height, settings.width, settings.fit)
         return camera_motion_crops(
-            image, settings.camera_motion, settings.video_length, settings.height, settings.width
+            image, settings.camera_motion, settings.video_length, settings.height, settings.width, settings.fit
         )
 
     @property

@@ -14,6 +14,7 @@ from ..kernels.noise import NOISE_KINDS
 from ..kernels.schedulers import SCHEDULERS
 from .camera_motion import CAMERA_MOTIONS
 from .errors import UserError
+from .fit import FITS
 from .manifest import Manifest
 from .option_names import canonical_options
 from .presets import with_preset
@@ -21,6 +22,7 @@ from .presets import with_preset
 MAX_STRIDE = 1000
 MAX_SIDE = 8192
 GUIDANCE_BATCHES = ("joint", "split")
+MIN_FPS, MAX_FPS = 0.01, 1000
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class GenerationSettings:
     video_length: int | None = None
     """Frames of one clip, the first included."""
     fps: float = 8.0
+    fit: str = "crop"
+    """How a photo of another aspect fills the video: crop (published) cuts its sides off, pad adds black bars, stretch
+    distorts it.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
@@ -124,6 +130,7 @@ class GenerationSettings:
             video_length=_or(self.video_length, model.frames),
         )
         last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
+        settings._check_types()
         settings._check_values(last_timestep)
         settings._check_guidance_interval()
         settings._check_size(manifest)
@@ -149,18 +156,33 @@ class GenerationSettings:
         whole(self.frameinit_order, "frameinit_order", 1, 100)
         whole(self.num_videos_per_prompt, "num_videos_per_prompt", 1, 1000)
         whole(self.autoregress_steps, "autoregress_steps", 1, 1000)
-        number(self.fps, "fps", 0.01, 1000)
+        check_fps(self.fps)
+        one_of(self.fit, "fit", FITS)
         if self.camera_motion is not None:
             one_of(self.camera_motion, "camera_motion", CAMERA_MOTIONS)
             if not self.use_frameinit:
                 raise UserError("camera_motion acts through FrameInit: leave use_frameinit on, or drop camera_motion.")
             if self.autoregress_steps > 1:
                 raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
+            if self.camera_motion.startswith("pan") and self.fit != "crop":
+                raise UserError(
+                    f"camera_motion {self.camera_motion!r} moves over the whole photo: leave fit at crop, not "
+                    f"{self.fit}."
+                )
             if self.height != self.width:
                 raise UserError(
                     f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
                     "value, or drop camera_motion."
                 )
+
+    def _check_types(self) -> None:
+        """What no range says."""
+        if not isinstance(self.use_frameinit, bool):
+            raise UserError(f"use_frameinit {self.use_frameinit!r} is not possible: give True or False.")
+        negatives = self.negative_prompt
+        texts = negatives if isinstance(negatives, tuple) else (negatives,)
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"negative_prompt {negatives!r} is not possible: give a text, or a list of texts.")
 
     def _check_guidance_interval(self) -> None:
         interval = self.guidance_interval
@@ -231,6 +253,11 @@ def number(value: object, name: str, low: float, high: float) -> None:
     valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not valid or not low <= float(value) <= high:  # type: ignore[arg-type]
         raise UserError(f"{name} {value!r} is not possible: give a number from {low:g} to {high:g}.")
+
+
+def check_fps(value: object) -> None:
+    """Refuse a frame rate that no file or player takes."""
+    number(value, "fps", MIN_FPS, MAX_FPS)
 
 
 def one_of(value: object, name: str, allowed: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .settings import GenerationSettings, number
+from .settings import GenerationSettings
 from .timings import Timings
 from .video_file import numbered, save_frames
 
@@ -51,18 +51,24 @@ class GeneratedVideos:
         """The frames of every video as RGB images of Pillow."""
         return [[Image.fromarray(frame) for frame in video] for video in self.frames]
 
-    def save(self, path: str | os.PathLike[str], *, fps: float | None = None) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, fps: float | None = None, scale: float = 1) -> list[Path]:
         """Write every video as .mp4, .gif, .webp or .png frames, chosen by the suffix; several videos are numbered.
+
+        Args:
+            path: where to.
+            fps: frames a second; None: those of the settings.
+            scale: factor of the files' width and height (Lanczos).
 
         Returns:
             The files written.
 
         Raises:
-            UserError: an unknown suffix, frames a second outside 0.01 to 1000, or a place that cannot be written.
+            UserError: an unknown suffix, a place that cannot be written, or a rate or scale that is not possible.
         """
-        fps = self.settings.fps if fps is None else fps
-        number(fps, "fps", 0.01, 1000)
         count = len(self.frames)
+        rate = self.settings.fps if fps is None else fps
         return [
-            file for i, frames in enumerate(self.frames) for file in save_frames(frames, numbered(path, i, count), fps)
+            file
+            for i, frames in enumerate(self.frames)
+            for file in save_frames(frames, numbered(path, i, count), rate, scale)
         ]

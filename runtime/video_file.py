@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, features
 
 from .errors import UserError
+from .frame_scale import scaled
+from .replace_files import destination, replacing
+from .settings import check_fps
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 
@@ -42,17 +44,17 @@ _PALETTE_SAMPLES = 1_000_000
 def check_output(path: str | os.PathLike[str]) -> Path:
     """Refuse, before any work, a path that :func:`save_frames` could not write; returns it as a :class:`Path`.
 
-    Raises :class:`UserError` for an unknown suffix, a folder in the file's place, a missing or unwritable parent
-    folder, and a format that the installed libraries cannot write.
+    Raises :class:`UserError` for an unknown suffix, a folder or device in the file's place, a missing or unwritable
+    parent folder, and a format that the installed libraries cannot write. A symbolic link stands for its target.
     """
     target = Path(path)
     suffix = target.suffix.lower()
+    if str(target) == "-":
+        raise UserError("a video cannot be written to standard output, so give a file name ending in .mp4 for example.")
     if suffix not in SUFFIXES:
         raise UserError(f'"{target}" does not end in a known suffix, so end the name in one of {", ".join(SUFFIXES)}.')
-    parent = target.parent
     try:
-        if target.is_dir():
-            raise UserError(f'"{target}" is a folder, so give the name of a file.')
+        parent = destination(target).parent
         if not parent.is_dir():
             raise UserError(f'the folder "{parent}" does not exist, so create it or choose another one.')
         if not os.access(parent, os.W_OK | os.X_OK):
@@ -77,17 +79,18 @@ def numbered(path: str | os.PathLike[str], index: int, count: int) -> Path:
     return target.with_name(f"{target.stem}-{index:0{digits}d}{target.suffix}")
 
 
-def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) -> list[Path]:
+def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8, scale: float = 1) -> list[Path]:
     """Write uint8 RGB frames [T, h, w, 3] and return the files written.
 
     The suffix chooses: ``.mp4`` (H.264, yuv420p, BT.709; an odd side is padded by its last row or column), ``.gif``
     (one palette for all frames, loops), ``.webp`` (animated, loops), ``.png`` (one file per frame: name-000.png,
     name-001.png ...). ``fps`` is the number of frames shown per second, at most 50 in a GIF; PNG has none. GIF and
-    WebP join equal neighbouring frames into one that lasts as long.
+    WebP join equal neighbouring frames into one that lasts as long. ``scale`` is a factor of width and height.
 
-    Files are written under a temporary name in the same folder and then renamed, so an interrupted call leaves what
-    was there before. Raises :class:`UserError` for what :func:`check_output` refuses, for other shapes or types, and if
-    the disk is full or the folder is not writable.
+    Files are written under a temporary name in the same folder and then renamed, so a call that fails or is
+    interrupted leaves what was there before, of a series of pictures each single one. Pictures of an earlier, longer
+    series stay; a warning names them. Raises :class:`UserError` for what :func:`check_output` refuses, for other shapes
+    or types, and if the disk is full or the folder is not writable.
     """
     target = check_output(path)
     if not (
@@ -99,8 +102,8 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) ->
     ):
         given = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise UserError(f"frames must be a uint8 array [frames, height, width, 3] that is not empty, not {given}.")
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"the frame rate must be a number above 0, not {fps}, so set fps to 8 for example.")
+    check_fps(fps)
+    frames = scaled(frames, scale)
 
     targets = files_of(target, len(frames))
     try:
@@ -112,7 +115,21 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8) ->
                 write_whole(frames, temporary[0], fps)
     except (OSError, av.FFmpegError) as error:
         raise not_written(target, error) from error
+    tell_longer_series(targets)
     return targets
+
+
+def tell_longer_series(targets: list[Path]) -> None:
+    """Warn of pictures that follow a series just written: a player or FFmpeg would show them as its end."""
+    last = targets[-1]
+    stem, _, digits = last.stem.rpartition("-")
+    if last.suffix.lower() != ".png" or not stem:
+        return
+    stale: list[Path] = []
+    while (following := last.with_name(f"{stem}-{len(targets) + len(stale):0{len(digits)}d}{last.suffix}")).exists():
+        stale.append(following)
+    if stale:
+        _log.warning('"%s" to "%s" of an earlier, longer series are still there', stale[0], stale[-1].name)
 
 
 def files_of(target: Path, frames: int) -> list[Path]:
@@ -138,27 +155,6 @@ def not_written(target: Path, error: Exception) -> UserError:
     return UserError(
         f'"{target}" could not be written ({_reason(error)}), so check the free space and the permissions.'
     )
-
-
-@contextmanager
-def replacing(targets: list[Path]) -> Iterator[list[Path]]:
-    """Temporary siblings of ``targets``, renamed to them if the body succeeds and gone if it does not."""
-    token = secrets.token_hex(6)
-    temporary = [target.with_name(f".{token}-{i}{target.suffix}") for i, target in enumerate(targets)]
-    finished: list[Path] = []
-    try:
-        yield temporary
-        for source, target in zip(temporary, targets, strict=True):
-            source.replace(target)
-            finished.append(target)
-    except BaseException:
-        # Also on Ctrl-C: half a series of pictures is as bad as half a video.
-        for target in finished:
-            target.unlink(missing_ok=True)
-        raise
-    finally:
-        for source in temporary:
-            source.unlink(missing_ok=True)
 
 
 def _mp4_encoder() -> str:

@@ -18,7 +18,19 @@ import av
 import numpy as np
 
 from .errors import UserError
-from .video_file import Frames, Mp4Writer, files_of, not_written, numbered, replacing, write_picture, write_whole
+from .frame_scale import scaled
+from .replace_files import replacing
+from .settings import check_fps
+from .video_file import (
+    Frames,
+    Mp4Writer,
+    files_of,
+    not_written,
+    numbered,
+    tell_longer_series,
+    write_picture,
+    write_whole,
+)
 
 
 class VideoStream:
@@ -65,7 +77,7 @@ class VideoStream:
 
 @contextmanager
 def streaming(
-    outputs: Sequence[Path], videos: int, frames: int, fps: float
+    outputs: Sequence[Path], videos: int, frames: int, fps: float, scale: float = 1
 ) -> Iterator[tuple[VideoStream, list[Path]]]:
     """Open a stream for `videos` videos of `frames` frames each; gives it and the files that there will be.
 
@@ -75,17 +87,19 @@ def streaming(
     Args:
         outputs: checked by ``check_output``; several videos are numbered.
         fps: frames a second.
+        scale: factor of the files' width and height.
 
     Raises:
-        UserError: a file could not be written.
+        UserError: a file could not be written, or the rate is not possible.
     """
+    check_fps(fps)
     names = [[files_of(numbered(output, video, videos), frames) for video in range(videos)] for output in outputs]
     targets = [file for output in names for video in output for file in video]
     try:
         with replacing(targets) as temporary:
             place = iter(temporary)
             threads = [
-                _OutputThread(output, [[next(place) for _ in video] for video in of_output], frames, fps)
+                _OutputThread(output, [[next(place) for _ in video] for video in of_output], frames, fps, scale)
                 for output, of_output in zip(outputs, names, strict=True)
             ]
             for thread in threads:
@@ -99,6 +113,9 @@ def streaming(
                     thread.stop()
     except OSError as error:
         raise not_written(outputs[0], error) from error
+    for output in names:
+        for video in output:
+            tell_longer_series(video)
 
 
 class _OutputThread(threading.Thread):
@@ -109,13 +126,14 @@ class _OutputThread(threading.Thread):
         files: per video, where to.
         frames: of each video.
         fps: frames a second.
+        scale: factor of width and height.
     """
 
-    def __init__(self, output: Path, files: list[list[Path]], frames: int, fps: float) -> None:
+    def __init__(self, output: Path, files: list[list[Path]], frames: int, fps: float, scale: float) -> None:
         super().__init__(name=f"writing {output.name}", daemon=True)
         self.tasks: queue.SimpleQueue[tuple[int, Frames] | None] = queue.SimpleQueue()
         self.seconds = 0.0
-        self._output, self._frames = output, frames
+        self._output, self._frames, self._scale = output, frames, scale
         self._videos = [_open_video(of_video, fps) for of_video in files]
         self._stopped = threading.Event()
         self._error: UserError | None = None
@@ -161,7 +179,7 @@ class _OutputThread(threading.Thread):
         for pixels in frames:
             if self._stopped.is_set():
                 return
-            video.add(pixels)
+            video.add(scaled(pixels[None], self._scale)[0])
         if video.count == self._frames:
             video.close()
 

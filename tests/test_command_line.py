@@ -19,7 +19,7 @@ COMMANDS = ("generate", "demo", "export", "inspect", "bench", "doctor")
 LAST_LINE = re.compile(
     r"(?P<videos>\d+) video\(s\) of (?P<frames>\d+) frames (?P<width>\d+)x(?P<height>\d+), seed (?P<seed>.+), "
     r"(?P<total>[\d.]+) s: (?P<stages>[^;]+)"
-    r"(; files took (?P<files>[\d.]+) s, (?P<hidden>[\d.]+) s of it while decoding)?"
+    r"(; encoding [\d.]+ s, ([\d.]+ s of it )?overlapped with decoding)?"
 )
 
 

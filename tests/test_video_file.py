@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime import video_file
 from consisti2v_rt.runtime.video_file import check_output, numbered, save_frames
+from consisti2v_rt.runtime.video_stream import streaming
 
 
 def moving_gradient(frames: int = 16, height: int = 64, width: int = 96) -> np.ndarray:
@@ -261,6 +262,8 @@ def test_refused_frames_and_rates(tmp_path):
     good = moving_gradient(2)
     for frames in (good.astype(np.float32), good[0], good[..., :2], good[:0], good.transpose(0, 3, 1, 2), [1, 2], None):
         assert "uint8" in refusal(save_frames, frames, tmp_path / "out.mp4")
-    for fps in (0, -8, float("nan"), float("inf")):
-        assert "frame rate" in refusal(save_frames, good, tmp_path / "out.mp4", fps)
+    for fps in (0, -8, float("nan"), float("inf"), 1e9, 1e-9, None, "8", True):
+        assert refusal(save_frames, good, tmp_path / "out.mp4", fps).startswith("fps ")
+        with pytest.raises(UserError, match=r"^fps "), streaming([tmp_path / "out.mp4"], 1, 2, fps):
+            pass
     assert names(tmp_path) == []

@@ -208,10 +208,12 @@ def test_the_command_leaves_nothing_when_it_is_stopped(consisti2v, tmp_path, dem
     assert names(tmp_path) == ["out.mp4"] and (tmp_path / "out.mp4").read_bytes() == b"old"
 
 
-def test_the_last_line_says_what_was_hidden():
+def test_the_last_line_says_what_was_overlapped():
     class Stream:
         seconds, waited = 0.6, 0.1
 
-    assert generate._hidden(Stream()) == "; files took 0.6 s, 0.5 s of it while decoding"
+    assert generate._encoding(Stream()) == "; encoding 0.6 s, 0.5 s of it overlapped with decoding"
+    Stream.waited = 0.01
+    assert generate._encoding(Stream()) == "; encoding 0.6 s, overlapped with decoding"
     Stream.waited = 0.59
-    assert generate._hidden(Stream()) == ""
+    assert generate._encoding(Stream()) == ""

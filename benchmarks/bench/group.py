@@ -17,7 +17,7 @@ class BenchGroup(TyperGroup):
         flagged = (place for place, word in enumerate(args) if word.startswith("--") and word[2:] in commands)
         if (place := next(flagged, None)) is not None:
             args = [args[place][2:], *args[:place], *args[place + 1 :]]
-        elif args and args[0] not in (*commands, "--help"):
+        elif args and args[0] not in (*commands, "-h", "--help"):
             args = [DEFAULT, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.console import Console
 
 from ...kernels.schedulers import SCHEDULERS
 from ..arguments import MAX_THREADS
 from ..camera_motion import CAMERA_MOTIONS
 from ..errors import UserError
+from ..fit import cropped_shares
+from ..frame_scale import scaled_size
 from ..gpu_options import GpuOptions, check_gpu_options
-from ..image import load_image
 from ..option_names import command_name
 from ..pipeline import ImageToVideo
 from ..settings import GenerationSettings, whole
 from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
 from ..video_stream import VideoStream, streaming
+from .config_file import with_config
+from .console_style import StyledConsole
+from .photo_input import read_photos
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
@@ -37,8 +42,11 @@ _OPTIONS = {
 
 
 def generate(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export'.")],
-    image: Annotated[list[Path], typer.Option("--image", "-i", help="Photo; repeat for one per prompt.")],
+    image: Annotated[
+        list[Path], typer.Option("--image", "-i", help="Photo, or - for standard input; repeat for one per prompt.")
+    ],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What happens; may be repeated.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File ending in .mp4, .gif, .webp or .png.")] = Path(
         "out.mp4"
@@ -85,7 +93,15 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; as the bundle was exported.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; as the bundle was exported.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the bundle was exported.")] = None,
+    fit: Annotated[
+        str, typer.Option(help="Photo of another aspect than the video: crop, pad (black bars) or stretch.")
+    ] = _PUBLISHED.fit,
     fps: Annotated[float, typer.Option(help="Frames a second in the file.")] = _PUBLISHED.fps,
+    scale: Annotated[float, typer.Option(help="Width and height of the file, times this (0.1 to 16; Lanczos).")] = 1,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of settings; other options win over it. Example: assets/example_settings.json."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; one per core if absent.")] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where one can be used), cpu, cuda or openvino.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or fp8; the device's best.")] = None,
@@ -121,6 +137,7 @@ def generate(
         "width": width,
         "video_length": frames,
         "fps": fps,
+        "fit": fit,
     }
     named = {"num_inference_steps": steps, "scheduler": scheduler, "guidance_interval": _interval(guidance_interval)}
     options |= {name: value for name, value in named.items() if value is not None}
@@ -128,13 +145,15 @@ def generate(
         options["negative_prompt"] = negative_prompt if len(negative_prompt) > 1 else negative_prompt[0]
     if seed:
         options["seed"] = seed if len(seed) > 1 else seed[0]
+    if config is not None:
+        options = with_config(config, {name: value for name, value in options.items() if _named(context, name)})
     engine = {
         "threads": threads,
         "device": device,
         "precision": precision,
         "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
     }
-    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify)
+    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify, scale=scale)
 
 
 def animate_to_file(
@@ -146,15 +165,16 @@ def animate_to_file(
     engine: dict[str, Any],
     *,
     verify: bool = True,
+    scale: float = 1,
 ) -> None:
     """Generate with progress and write to every output; refuses bad outputs and images before anything else.
 
     `options` are fields of the settings, `engine` says what runs it: arguments of ``ImageToVideo.from_bundle``.
     """
-    console = Console(stderr=True)
+    console = StyledConsole(stderr=True)
     for output in outputs:
         check_output(output)
-    photos = [load_image(image) for image in images]
+    photos = read_photos(images)
     if engine.get("threads") is not None:
         whole(engine["threads"], "threads", 1, MAX_THREADS)
     settings = GenerationSettings.from_options(options)
@@ -165,12 +185,15 @@ def animate_to_file(
     prompt = prompts if len(prompts) > 1 else prompts[0]
     with _typed_words():
         request = animate.check(photos, prompt, settings=settings)
+        assert request.settings.height is not None and request.settings.width is not None
+        scaled_size(request.settings.height, request.settings.width, scale)
     videos_asked = request.videos
     for output in outputs:
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
         console.print("[yellow]note:[/] the weights of this bundle are untrained: expect moving noise, not a video")
+    _tell_cropped(photos, request.settings, console)
     saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
     if saving == 0:
         console.print(
@@ -182,24 +205,51 @@ def animate_to_file(
     assert clip is not None
     # A clip begins with the last frame of the one before.
     frames = clip + (clips - 1) * (clip - 1)
-    with streaming(outputs, videos_asked, frames, request.settings.fps) as (stream, written):
+    with streaming(outputs, videos_asked, frames, request.settings.fps, scale) as (stream, written):
         with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
             videos = animate(photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames)
         with videos.timings.measure("file"):
             stream.finish()
-    _, _, height, width, _ = videos.frames.shape
+    height, width = scaled_size(videos.frames.shape[2], videos.frames.shape[3], scale)
     for file in written if len(written) <= 8 else [*written[:3], written[-1]]:
         typer.echo(f"{file}  {file.stat().st_size / 1024:.0f} KiB")
     typer.echo(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
-        f"{videos.timings.total:.1f} s: {videos.timings.summary()}{_hidden(stream)}"
+        f"{videos.timings.total:.1f} s: {videos.timings.summary()}{_encoding(stream)}"
     )
 
 
-def _hidden(stream: VideoStream) -> str:
-    """What the files cost, where it was done while frames were still decoded."""
-    hidden = stream.seconds - stream.waited
-    return f"; files took {stream.seconds:.1f} s, {hidden:.1f} s of it while decoding" if hidden >= 0.05 else ""
+def _encoding(stream: VideoStream) -> str:
+    """The time that encoding took, where it was overlapped with decoding and is not in the total."""
+    overlapped = stream.seconds - stream.waited
+    if overlapped < 0.05:
+        return ""
+    share = "" if stream.waited < 0.05 else f"{overlapped:.1f} s of it "
+    return f"; encoding {stream.seconds:.1f} s, {share}overlapped with decoding"
+
+
+def _tell_cropped(photos: Sequence[Image.Image], settings: GenerationSettings, console: Console) -> None:
+    """One line per size of photo of which 1 % or more is cut off at the sides."""
+    if settings.fit != "crop" or settings.camera_motion is not None:
+        return
+    assert settings.height is not None and settings.width is not None
+    for width, height in dict.fromkeys(photo.size for photo in photos):
+        shares = dict(
+            zip(("height", "width"), cropped_shares(height, width, settings.height, settings.width), strict=True)
+        )
+        told = " and ".join(f"{share:.0%} of its {side}" for side, share in shares.items() if share >= 0.01)
+        if told:
+            console.print(
+                f"[yellow]note:[/] the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {told} "
+                "is cut off; --fit pad or --fit stretch keeps it",
+                soft_wrap=True,
+            )
+
+
+def _named(context: typer.Context, setting: str) -> bool:
+    """The user typed the option of this setting."""
+    source = context.get_parameter_source(_OPTIONS.get(setting, setting).lstrip("-").replace("-", "_"))
+    return source is not None and source.name != "DEFAULT"
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
