@@ -16,7 +16,8 @@ from consisti2v_rt import ImageToVideo, UserError  # noqa: E402
 from consisti2v_rt.export import loading  # noqa: E402
 from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
 from consisti2v_rt.export.precision import write_variant  # noqa: E402
-from consisti2v_rt.export.random_model import TINY_UNET, random_model  # noqa: E402
+from consisti2v_rt.export.random_model import random_model  # noqa: E402
+from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.stage_export import StageExport  # noqa: E402
 from consisti2v_rt.export.stages import dynamic_sizes, stages  # noqa: E402
 from consisti2v_rt.runtime.bundle import Bundle  # noqa: E402

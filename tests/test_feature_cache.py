@@ -16,7 +16,7 @@ from consisti2v_rt.runtime.unet_rows import UNetRows
 torch = pytest.importorskip("torch")
 
 from consisti2v_rt.export.onnx_graph import compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
-from consisti2v_rt.export.random_model import TINY_UNET  # noqa: E402
+from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.export.unet.simplified_text import simplify_and_measure  # noqa: E402
 from consisti2v_rt.export.unet_stages import (  # noqa: E402
