@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UserError
-from .config_values import check_parameters
 from .part_configs import TextEncoderConfig, VaeConfig, check_parts
 from .unet.config import UNetConfig
 
@@ -71,13 +70,13 @@ def open_checkpoint(
             if not (file.is_file() or file.is_dir()):
                 raise UserError(f"{file} is not a regular file: download the folder again.")
     _check_tokenizer(folder / "tokenizer")
+    # The U-Net's weights are compared with its configuration one by one before it is built.
     sizes = {}
     for part in ("unet", "vae", "text_encoder"):
         files = [Path(unet_checkpoint)] if part == "unet" and unet_checkpoint else weight_files(folder / part)
         sizes[part] = sum(_check_weights(file) for file in files)
     unet, vae, text = _read_configs(folder)
     check_parts(vae, text, (unet.in_channels, unet.out_channels), unet.cross_attention_dim, sizes)
-    check_parameters("U-Net", unet.parameters, sizes["unet"])
     return Checkpoint(folder, name, version, unet, vae, text)
 
 

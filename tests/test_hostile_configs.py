@@ -80,7 +80,7 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
     ({"layer_norm_eps": 0}, "layer_norm_eps"),
     ({"layer_norm_eps": NAN}, "layer_norm_eps"),
     ({"model_type": "t5"}, "model_type"),
-    ({"num_hidden_layers": 128}, "weight files have"),
+    ({"intermediate_size": 100_000}, "weight files have"),
 ]
 CASES = [
     *(("unet", *case) for case in UNETS),
