@@ -1,4 +1,4 @@
-"""One build into a bundle at a time, and one change of its manifest."""
+"""One build or export into a bundle at a time."""
 
 from __future__ import annotations
 
@@ -10,57 +10,73 @@ from pathlib import Path
 
 from ..runtime.errors import UserError
 from ..runtime.file_lock import locked
-from ..runtime.manifest import MANIFEST_NAME
-from .partial_folders import remove_abandoned_in
+from ..runtime.replaced_folder import export_lock, recover_replaced
+from .partial_folders import DERIVED_FOLDERS, remove_abandoned_builds
 
 BUILD_LOCK = ".build.lock"
-MANIFEST_LOCK = f".{MANIFEST_NAME}.lock"
 
 _mine = threading.local()
 
 
 @contextmanager
 def building(bundle: Path, on_notice: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Hold a bundle for a build, waiting for the one that runs; within a build it is held already.
+    """Hold a bundle for a build or export, waiting for the one that runs; one thread may hold it several times.
 
-    At the start, what builds that were killed left behind is removed.
+    At the start, what killed builds left behind is removed.
 
     Args:
         bundle: its folder.
         on_notice: told who is waited for.
 
     Raises:
-        UserError: the lock cannot be made.
+        UserError: the lock cannot be made, or the bundle has a link to a folder outside where a build writes.
     """
     root = bundle.resolve()
     held: set[Path] = _mine.__dict__.setdefault("bundles", set())
     if root in held:
         yield
         return
-
-    def waiting(holder: str) -> None:
-        on_notice(f"waiting for {holder}, which is building into {bundle}; Ctrl-C leaves it alone")
-
-    with locked_for_writing(root / BUILD_LOCK, waiting):
+    with _locked_for_writing(root / BUILD_LOCK, bundle, on_notice):
         held.add(root)
         try:
-            remove_abandoned_in(root)
+            remove_abandoned_builds(root)
+            _refuse_links_outside(root)
             yield
         finally:
             held.discard(root)
 
 
 @contextmanager
-def locked_for_writing(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
-    """A lock file within a bundle. A bundle that cannot be written to needs none: nobody changes it, and what this one
-    would write is refused where it is written.
+def exporting(output: Path, on_notice: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Hold a place for an export to it, which may not exist yet, waiting for the export that runs.
+
+    Raises:
+        UserError: the lock cannot be made.
+    """
+    with _locked_for_writing(export_lock(output), output, on_notice):
+        yield
+
+
+@contextmanager
+def _locked_for_writing(path: Path, bundle: Path, on_notice: Callable[[str], None]) -> Iterator[None]:
+    """A lock file. A folder that cannot be written to needs none: nobody changes it, and what this process would write
+    is refused where it is written.
 
     Raises:
         UserError: the folder can be written to, and the lock cannot be had.
     """
+
+    def waiting(holder: str) -> None:
+        on_notice(f"waiting for {holder}, which is writing to {bundle}; Ctrl-C leaves it alone")
+
     with ExitStack() as lock:
         try:
-            lock.enter_context(locked(path, on_wait))
+            try:
+                lock.enter_context(locked(path, waiting))
+            except FileNotFoundError:
+                # An export is replacing the folder at this moment, or was killed then.
+                recover_replaced(path.parent)
+                lock.enter_context(locked(path, waiting))
         except OSError as error:
             if os.access(path.parent, os.W_OK):
                 raise UserError(
@@ -68,3 +84,14 @@ def locked_for_writing(path: Path, on_wait: Callable[[str], None] = lambda holde
                     "system with locks."
                 ) from None
         yield
+
+
+def _refuse_links_outside(root: Path) -> None:
+    """What a build writes would follow them."""
+    for name in DERIVED_FOLDERS:
+        for path in (root / name, *(root / name).rglob("*")):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise UserError(
+                    f"bundle folder {path.relative_to(root).as_posix()} is a link to outside {root}: replace it by "
+                    "what it leads to, or remove it."
+                )

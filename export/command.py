@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ..runtime.errors import UserError
 from ..runtime.settings import whole
+from .checkpoint import open_checkpoint
+from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
+from .request import check_cache_branch, check_frames, check_request, settle_size
+
+if TYPE_CHECKING:
+    from .bundle_writer import StageReport
 
 
 def export(
@@ -19,8 +25,8 @@ def export(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")] = Path("bundle"),
     precision: Annotated[str, typer.Option(help="fp32 (exact).")] = "fp32",
-    height: Annotated[int, typer.Option(help="Pixels.")] = 256,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 256,
+    height: Annotated[int | None, typer.Option(help="Pixels; what the model was trained at.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; what the model was trained at.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the model's own (it is built for one).")] = None,
     guidance: Annotated[
         str, typer.Option(help="any (batch left open), or fixed: text (2 rows), both (3), none (1).")
@@ -39,6 +45,9 @@ def export(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that holds engines or other precisions.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a bundle: five ONNX graphs, each compared with torch."""
     if (model is None) == (random_weights is None):
@@ -47,27 +56,32 @@ def export(
         raise UserError("--random-weights takes no --unet-checkpoint and no --revision: drop them, or give a model.")
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
-    try:
-        from .bundle_writer import check_cache_branch, check_request, check_size, write_bundle
-        from .loading import load_model
-        from .random_model import random_model
-    except ImportError as error:
-        raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
-
-    check_request(output, guidance, precision, text_attention)
+    check_request(output, guidance, precision, text_attention, force=force)
     console = Console(stderr=True, markup=False, emoji=False)
     started = time.perf_counter()
-    with console.status("loading the model"):
-        if random_weights is not None:
-            source = random_model(random_weights, seed)
-        else:
-            source = load_model(str(model), unet_checkpoint=unet_checkpoint, revision=revision)
-    if frames is not None and frames != source.unet.config.n_frames:
-        raise UserError(
-            f"frames {frames} does not fit: this model is built for clips of {source.unet.config.n_frames} frames."
-        )
-    check_size(source, height, width, dynamic)
-    check_cache_branch(source, cache_branch)
+    try:
+        # Everything that the configurations tell comes before torch.
+        with console.status("reading the configurations"):
+            checkpoint = None
+            if random_weights is None:
+                checkpoint = open_checkpoint(str(model), unet_checkpoint=unet_checkpoint, revision=revision)
+                config, vae_scale_factor = checkpoint.unet, checkpoint.vae.scale_factor
+            else:
+                config, vae_scale_factor = random_unet_config(random_weights), RANDOM_VAE_SCALE_FACTOR
+            check_frames(config, frames)
+            settle_size(config, vae_scale_factor, height, width, dynamic)
+            check_cache_branch(config, cache_branch)
+        with console.status("loading the model"):
+            from .bundle_writer import write_bundle
+            from .loading import load_checkpoint
+            from .random_model import random_model
+
+            if checkpoint is not None:
+                source = load_checkpoint(checkpoint, unet_checkpoint)
+            else:
+                source = random_model(str(random_weights), seed)
+    except ImportError as error:
+        raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
     console.print(f"loaded {source.source} in {time.perf_counter() - started:.1f} s")
     with console.status("") as status:
         path = write_bundle(
@@ -80,17 +94,25 @@ def export(
             precision=precision,
             cache_branch=cache_branch,
             text_attention=text_attention,
+            force=force,
+            on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True, highlight=False),
             on_loss=lambda option, loss: console.print(
                 f"{option}: relative L2 of the predicted noise to the published {loss:.1e}", highlight=False
             ),
             on_stage_start=lambda name: status.update(f"exporting {name} (total {_clock(started)})"),
-            on_stage_end=lambda report: console.print(
-                f"{report.name:<13} {report.seconds:6.1f} s  {report.bytes / 2**20:8.1f} MiB  "
-                f"relative L2 to torch {report.relative_l2:.1e}",
-                highlight=False,
-            ),
+            on_stage_end=lambda report: console.print(_line(report), soft_wrap=True, highlight=False),
         )
     typer.echo(f"{path}  written in {_clock(started)}")
+
+
+def _line(report: StageReport) -> str:
+    parity = report.parity
+    line = f"{report.name:<13} {report.seconds:6.1f} s  {report.bytes / 2**20:8.1f} MiB  "
+    line += f"relative L2 to torch {parity.relative_l2:.1e}"
+    if parity.graph_noise is not None:
+        line += f", accepted as rounding: against float64, the graph {parity.graph_noise:.1e}"
+        line += f" and torch {parity.torch_noise:.1e}"
+    return line
 
 
 def _clock(started: float) -> str:

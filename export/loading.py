@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,12 +17,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
 from ..runtime.errors import UserError
+from .checkpoint import Checkpoint, check_weight_file, first_line, open_checkpoint, weight_files
 from .source_model import SourceModel
-from .unet import VideoUNet
+from .unet import UNetConfig, VideoUNet
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer")
-# Half precision and training averages that diffusers keeps beside the weights proper.
-_VARIANT = re.compile(r"\.(fp16|ema|non_ema)\.")
 _LICENCE_UNKNOWN = "not stated by the checkpoint"
 
 
@@ -41,37 +38,54 @@ def load_model(
     Raises:
         UserError: the model cannot be found, or parts of it are missing, unreadable or do not fit together.
     """
-    folder = Path(model)
-    if os.path.isdir(folder):  # noqa: PTH112  (a name too long for a path is no folder; Path.is_dir() raises)
-        name, version = folder.resolve().name, "local folder"
-    else:
-        folder, version = _download(str(model), revision)
-        name = str(model)
-    for part in _PARTS:
-        if not (folder / part).is_dir():
-            raise UserError(f"{model} lacks the folder {part}/: a checkpoint holds {', '.join(_PARTS)}.")
-    config = _read_json(folder / "unet" / "config.json")
-    weights = read_weights(unet_checkpoint) if unet_checkpoint else read_weights(folder / "unet")
+    return load_checkpoint(open_checkpoint(model, unet_checkpoint=unet_checkpoint, revision=revision), unet_checkpoint)
+
+
+def load_checkpoint(checkpoint: Checkpoint, unet_checkpoint: str | os.PathLike[str] | None = None) -> SourceModel:
+    """Load a checkpoint whose configurations have been checked; see :func:`load_model`.
+
+    Raises:
+        UserError: parts of it are unreadable or do not fit together.
+    """
+    folder = checkpoint.folder
+    weights = read_weights(unet_checkpoint or folder / "unet")
+    for part in ("vae", "text_encoder"):
+        read_weights(folder / part)  # the two libraries would take complex and missing weights without a word
     try:
         _quieten_libraries()
-        vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        vae, vae_report = AutoencoderKL.from_pretrained(
+            folder / "vae", torch_dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        text_encoder, text_report = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     except Exception as error:  # on a broken file the two libraries raise anything at all
-        raise UserError(f"{model}: its VAE, text encoder or tokenizer cannot be read ({_first_line(error)}).") from None
+        raise UserError(
+            f"{checkpoint.name}: its VAE, text encoder or tokenizer cannot be read ({first_line(error)})."
+        ) from None
+    for part, report in (("vae", vae_report), ("text_encoder", text_report)):
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise UserError(f"{folder / part} lacks weights ({', '.join(missing[:3])}, ...): download it again.")
+    if len(tokenizer) > checkpoint.text_encoder.vocabulary or tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens and pad token {tokenizer.pad_token_id}, the text encoder "
+            f"embeds {checkpoint.text_encoder.vocabulary}: the parts are not of one checkpoint."
+        )
     return SourceModel(
-        unet=build_unet(config, weights),
+        unet=build_unet(checkpoint.unet, weights),
         vae=vae.eval().requires_grad_(False),
         text_encoder=text_encoder.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        source=name,
-        revision=version,
+        source=checkpoint.name,
+        revision=checkpoint.revision,
         licence=_licence(folder),
         trained=True,
     )
 
 
-def build_unet(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> VideoUNet:
+def build_unet(config: Mapping[str, Any] | UNetConfig, weights: Mapping[str, Tensor]) -> VideoUNet:
     """The U-Net around given weights, without a second copy of them, its gates folded."""
     with torch.device("meta"):
         unet = VideoUNet.from_config(config)
@@ -85,10 +99,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Training checkpoints (``{"state_dict": ...}``, keys that begin with ``module.``) are unwrapped.
 
     Raises:
-        UserError: nothing readable there.
+        UserError: nothing readable there, or weights that are not real numbers.
     """
     path = Path(path)
-    files = _weight_files(path) if path.is_dir() else [path]
+    if not os.path.isdir(path):  # noqa: PTH112  (a name too long is no folder; Path.is_dir() raises)
+        check_weight_file(path)
+        files = [path]
+    else:
+        files = weight_files(path)
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -96,34 +114,21 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 loaded = load_file(file)
             else:
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError:
-            raise UserError(f"{file} does not exist: give a safetensors file or a torch checkpoint.") from None
         except Exception as error:
             raise UserError(
-                f"{file} cannot be read as weights ({_first_line(error)}): give a safetensors file, or a torch "
+                f"{file} cannot be read as weights ({first_line(error)}): give a safetensors file, or a torch "
                 "checkpoint that holds nothing but tensors."
             ) from None
         nested = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
         if not isinstance(nested, dict):
             raise UserError(f"{file} holds no state dict: give a safetensors file or a torch checkpoint.")
         weights |= {key.removeprefix("module."): value for key, value in nested.items() if isinstance(value, Tensor)}
+    for key, value in weights.items():
+        if value.is_complex():
+            raise UserError(f"{path}: tensor {key[:60]!r} has dtype {value.dtype}; weights are real numbers.")
     if not weights:
         raise UserError(f"{path} holds no weights.")
     return weights
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for suffix in ("safetensors", "bin"):
-        for index in sorted(folder.glob(f"*.{suffix}.index.json")):
-            weight_map = _read_json(index).get("weight_map")
-            names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-            if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-                raise UserError(f"{index} does not name the weight files beside it: download the folder again.")
-            return [folder / name for name in sorted(set(names))]
-        whole = [file for file in sorted(folder.glob(f"*.{suffix}")) if not _VARIANT.search(file.name)]
-        if whole:
-            return whole[:1]
-    raise UserError(f"{folder} holds no weights: a diffusion_pytorch_model.safetensors (or .bin) is expected there.")
 
 
 def _quieten_libraries() -> None:
@@ -131,23 +136,6 @@ def _quieten_libraries() -> None:
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"model {name} is neither a folder nor a hub id such as TIGER-Lab/ConsistI2V.")
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"{part}/*" for part in _PARTS] + ["README.md"]
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise UserError(
-            f"model {name} is no folder here and cannot be fetched from the hub ({_first_line(error)}): check the "
-            "name and the network, or give a folder."
-        ) from None
-    # The cache keeps each commit in a folder of its name.
-    return folder, folder.name
 
 
 def _licence(folder: Path) -> str:
@@ -158,19 +146,3 @@ def _licence(folder: Path) -> str:
         if found:
             return found.group(1)
     return _LICENCE_UNKNOWN
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{path} is missing.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object.")
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

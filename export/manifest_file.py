@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ..runtime.errors import UserError
 from ..runtime.manifest import MANIFEST_NAME, Manifest
-from .bundle_lock import MANIFEST_LOCK, locked_for_writing
+from .bundle_lock import building
+from .partial_folders import partial_path
 
 
 def rewrite_manifest(bundle: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
-    """Read the manifest as it is now, change it, check it, and put it in place at once; nobody else does meanwhile.
+    """Read the manifest as it is now, change it, check it, and put it in place at once, with the bundle's lock.
 
     Raises:
         UserError: it cannot be read or written; the old one stays.
     """
-    with locked_for_writing(bundle / MANIFEST_LOCK):
+    with building(bundle):
         return _rewrite(bundle / MANIFEST_NAME, change)
 
 
@@ -34,7 +34,7 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
         UserError: it cannot be read or written.
     """
     path = bundle / MANIFEST_NAME
-    with locked_for_writing(bundle / MANIFEST_LOCK):
+    with building(bundle):
         if path.read_text(encoding="utf-8") == since.to_json():
             saved.replace(path)
         else:
@@ -42,12 +42,14 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
 
 
 def _rewrite(path: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
-    temporary = path.with_name(f".{MANIFEST_NAME}.partial-{os.getpid()}")
+    temporary = partial_path(path)
     try:
         manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
         text = manifest.to_json()
         Manifest.from_json(text)
-        temporary.write_text(text, encoding="utf-8")
+        # Created, and nothing that is there is followed or overwritten: it was removed with the lock.
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): check space and permissions.") from None

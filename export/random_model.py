@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..runtime.errors import UserError
+from .random_options import random_unet_config
 from .source_model import SourceModel
 from .unet import UNetConfig, VideoUNet
 from .unet.gate import GatedResidual
 from .vocabulary import clip_tokenizer
 
-TINY_UNET: dict[str, Any] = {
-    "sample_size": 16,
-    "block_out_channels": [32, 32],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "attention_head_dim": [2, 2],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 16,
-    "n_temp_heads": 4,
-}
-EXAMPLE = Path(__file__).parents[1] / "assets" / "example_unet.json"
 _SD_VAE_WIDTHS = [128, 256, 512, 512]
 _TINY_VAE_WIDTHS = [8, 8, 16, 16]
 
@@ -38,14 +24,13 @@ def random_model(kind: str, seed: int = 0) -> SourceModel:
 
     Args:
         kind: ``full`` (the published size), ``tiny``, or the path of a JSON file with the U-Net's keyword names; the
-        VAE
-            and text encoder are of the published size where the U-Net has the published text width, else tiny.
+            VAE and text encoder are of the published size where the U-Net has the published text width, else tiny.
         seed: of all weights.
 
     Raises:
         UserError: no such kind or file.
     """
-    config = UNetConfig.from_dict(_unet_options(kind))
+    config = random_unet_config(kind)
     full = config.cross_attention_dim == UNetConfig.cross_attention_dim
     torch.manual_seed(seed)
     unet = VideoUNet(config)
@@ -69,25 +54,6 @@ def open_gates(unet: VideoUNet) -> None:
             nn.init.uniform_(module.alpha, 0.1, 0.9)
     if unet.frame_stride_embedding is not None:
         unet.frame_stride_embedding.linear_2.reset_parameters()
-
-
-def _unet_options(kind: str) -> dict[str, Any]:
-    if kind == "full":
-        return {}
-    if kind == "tiny":
-        return TINY_UNET
-    try:
-        options = json.loads(Path(kind).read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"--random-weights {kind}: neither 'full' nor 'tiny' nor a readable JSON file of U-Net options, such as "
-            f'"{EXAMPLE}".'
-        ) from None
-    except ValueError as error:
-        raise UserError(f"--random-weights {kind} is not valid JSON ({error}).") from None
-    if not isinstance(options, dict):
-        raise UserError(f"--random-weights {kind} does not hold a JSON object of U-Net options.")
-    return options
 
 
 def _vae(widths: list[int], latent_channels: int) -> AutoencoderKL:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import CLIPTextModel
 
+from .part_configs import TEXT_LENGTH
 from .source_model import SourceModel
 from .stage_export import StageExport
 from .unet import VideoUNet
-from .unet_stages import TEXT_LENGTH, shallow_export, text_tensor_names, unet_axes, unet_export
+from .unet_stages import shallow_export, text_tensor_names, unet_axes, unet_export
 
 
 class TextEncoderStage(nn.Module):

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .part_configs import TEXT_LENGTH
 from .stage_export import StageExport
 from .unet import VideoUNet
-
-TEXT_LENGTH = 77
 
 
 class UNetStage(nn.Module):

@@ -19,6 +19,9 @@ from .sampler import StepTable
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
+# The schedule is a table with a number for each of them; published models have 1000.
+MAX_TRAIN_TIMESTEPS = 100_000
+
 _CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
@@ -52,10 +55,10 @@ class SchedulerConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known: choose {', '.join(allowed)}.")
-        for name, least in (("num_train_timesteps", 2), ("steps_offset", 0)):
+        for name, least, most in (("num_train_timesteps", 2, MAX_TRAIN_TIMESTEPS), ("steps_offset", 0, 1000)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r} is not allowed: give a whole number of at least {least}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(f"{name}={value!r} is not allowed: give a whole number from {least} to {most}.")
         for name in ("rescale_betas_zero_snr", "set_alpha_to_one"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give true or false.")

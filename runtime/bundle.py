@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .errors import DerivedFileError, UserError
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
+from .replaced_folder import recover_replaced
 
 _CHUNK = 1 << 22
 _DERIVED = ("engines/", "variants/", "kernels/")
@@ -52,6 +53,7 @@ class Bundle:
         folder = Path(path)
         manifest_path = folder / MANIFEST_NAME
         try:
+            recover_replaced(folder)
             if not folder.exists():
                 raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
             text = manifest_path.read_text(encoding="utf-8")

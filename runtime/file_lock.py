@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +27,11 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> 
 
     Args:
         path: the lock file; its folder has to be there.
-        on_wait: told once, before the first wait, who holds it: "process 4711".
+        on_wait: told once, before the first wait, who holds it: "process 4711", with the machine or container where
+            that is another one.
 
     Raises:
-        OSError: the file cannot be made, or the file system knows no locks.
+        OSError: the file cannot be made, is a link or no regular file, or the file system has no locks.
     """
     file = _acquire(path, on_wait)
     try:
@@ -40,13 +44,13 @@ def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
     pause = _FIRST_PAUSE
     told = False
     while True:
-        file = path.open("a+b")
+        file = _open(path)
         try:
             if _try_lock(file):
                 # Whoever held it may have removed the file between the two calls: then this locks nothing.
                 if _is_at(path, file):
                     file.truncate(0)
-                    file.write(str(os.getpid()).encode())
+                    file.write(f"{os.getpid()} {platform.node()}".encode())
                     file.flush()
                     return file
                 pause = 0.0
@@ -59,6 +63,16 @@ def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
         file.close()
         time.sleep(pause)
         pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open or create a lock file; not through a link, because the holder writes into it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    number = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(number, "a+b")
 
 
 def _try_lock(file: BinaryIO) -> bool:
@@ -89,8 +103,10 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 def _holder(file: BinaryIO) -> str:
     file.seek(0)
-    text = file.read(20).decode("ascii", errors="replace")
-    return f"process {text}" if text.isdigit() else "another process"
+    number, _, machine = file.read(100).decode("utf-8", errors="replace").partition(" ")
+    if not number.isdigit():
+        return "another process"
+    return f"process {number}" + (f" on {machine}" if machine and machine != platform.node() else "")
 
 
 def _release(path: Path, file: BinaryIO) -> None:

@@ -24,9 +24,11 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from consisti2v_rt import cli
 from consisti2v_rt.runtime import text
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
+DEMO_MODEL = Path(cli.__file__).parent / "models" / "demo"
 MANIFEST = "bundle.json"
 UNET = "unet/unet.onnx"
 
@@ -463,19 +465,19 @@ def bad(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> Path:
         "no_parts": ["unet", "vae", "text_encoder", "tokenizer"],
     }.items():
         for part in parts:
-            (folder / model / part).mkdir(parents=True)
-        (folder / model / "unet" / "config.json").write_text("{}")
+            if part != "unet":
+                shutil.copytree(DEMO_MODEL / part, folder / model / part)
+        (folder / model / "unet").mkdir()
+        shutil.copy(DEMO_MODEL / "unet" / "config.json", folder / model / "unet")
     (folder / "evil.bin").write_bytes(pickle.dumps({"weight": Evil(folder / "owned")}))
     torch = pytest.importorskip("torch")
     shutil.copytree(folder / "no_weights", folder / "bad_index")
     index = folder / "bad_index" / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {"conv_in.weight": "../../text.safetensors"}}')
-    (folder / "no_parts" / "vae" / "config.json").write_text('{"block_out_channels": 3}')
-    header = b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
-    weights = len(header).to_bytes(8, "little") + header + b"x"
-    (folder / "no_parts" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+    shutil.copy(DEMO_MODEL / "unet" / "diffusion_pytorch_model.safetensors", folder / "no_parts" / "unet")
+    with (folder / "no_parts" / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.truncate(1_000_000)
     torch.save({"weight": Evil(folder / "owned")}, folder / "evil.pt")
-    torch.save({"weight": torch.zeros(1)}, folder / "no_parts" / "unet" / "diffusion_pytorch_model.bin")
     return folder
 
 

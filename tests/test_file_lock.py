@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import pytest
 from consisti2v_rt.export import bundle_lock
 from consisti2v_rt.export.bundle_lock import BUILD_LOCK, building
 from consisti2v_rt.export.manifest_file import restore_manifest, rewrite_manifest
-from consisti2v_rt.export.partial_folders import remove_abandoned_exports, remove_abandoned_in
+from consisti2v_rt.export.partial_folders import remove_abandoned_export
+from consisti2v_rt.runtime import file_lock
 from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.file_lock import locked
 from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest
 
@@ -58,7 +61,7 @@ def test_held_and_gone(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     for _ in range(2):
         with locked(path):
-            assert path.read_text() == str(os.getpid())
+            assert path.read_text() == f"{os.getpid()} {platform.node()}"
         assert not path.exists()
 
 
@@ -71,6 +74,31 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, holder: Callable[[Path],
     with locked(tmp_path / "lock", told.append):
         assert 0.4 < time.monotonic() - started < 30
     assert told == [f"process {other.pid}"]
+
+
+def test_a_holder_in_another_container_is_named_with_it(
+    tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two containers share process numbers."""
+    other, told = holder(tmp_path / "lock"), []
+    killer = threading.Timer(0.3, other.kill)
+    killer.start()
+    here = platform.node()
+    monkeypatch.setattr(file_lock.platform, "node", lambda: "elsewhere")
+    with locked(tmp_path / "lock", told.append):
+        assert told == [f"process {other.pid} on {here}"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such links without privileges, and no FIFO")
+def test_a_lock_file_that_is_a_link_or_no_file_is_refused(tmp_path: Path) -> None:
+    """A bundle from elsewhere may hold one; what it leads to is not written to."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo"):
+        with pytest.raises(OSError), locked(tmp_path / name):
+            pass
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_threads_take_turns(tmp_path: Path) -> None:
@@ -118,21 +146,18 @@ def test_a_bundle_is_held_once_by_a_thread_and_told_to_the_next(small_bundle: Pa
             time.sleep(0.01)
     other.join()
     (line,) = told
-    assert line.startswith(f"waiting for process {os.getpid()}, which is building into {small_bundle}")
+    assert line.startswith(f"waiting for process {os.getpid()}, which is writing to {small_bundle}")
 
 
 def test_a_bundle_that_cannot_be_written_to_needs_no_lock(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch, listing: Callable[[Path], dict[str, int]]
 ) -> None:
     before = listing(small_bundle)
-    real = Path.open
 
-    def read_only(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
-        if "r" not in mode:
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path, mode, *arguments, **options)  # type: ignore[call-overload]
+    def read_only(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(file_lock, "_open", read_only)
     monkeypatch.setattr(bundle_lock.os, "access", lambda path, mode: False)
     with building(small_bundle):
         assert listing(small_bundle) == before
@@ -172,51 +197,64 @@ def test_an_undone_change_keeps_what_others_changed(small_bundle: Path, tmp_path
 # -- what killed builds left -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def leave(path: Path) -> Path:
     path.mkdir(parents=True)
     (path / "plan").write_bytes(b"half")
     return path
 
 
-def test_what_the_dead_left_goes_and_the_living_keep(
-    small_bundle: Path, dead: int, holder: Callable[[Path], subprocess.Popen[str]]
-) -> None:
-    living = holder(small_bundle.parent / "lock").pid
-    places = ["bundle/engines/.sm89", "bundle/variants/.fp16", ".bundle"]
-    gone = [leave(small_bundle.parent / f"{place}.partial-{dead}") for place in places]
-    gone += [leave(small_bundle / f"engines/.sm86.partial-{os.getpid()}")]
-    gone += [leave(small_bundle.parent / f".bundle.replaced-{dead}")]
-    kept = [leave(small_bundle.parent / f"{place}.partial-{living}") for place in places]
-    kept += [leave(small_bundle.parent / f".other.partial-{dead}"), leave(small_bundle / "engines/sm89")]
-    manifest = small_bundle / f".{MANIFEST_NAME}.partial-{dead}"
+def test_a_build_removes_what_killed_ones_left(small_bundle: Path) -> None:
+    """Whatever number their process had: who has the lock is alone."""
+    gone = [leave(small_bundle / place) for place in ("engines/.sm89.partial", "variants/.fp16.partial")]
+    kept = [leave(small_bundle.parent / ".bundle.partial"), leave(small_bundle / "engines/sm89")]
+    manifest = small_bundle / f".{MANIFEST_NAME}.partial"
     manifest.write_text("half")
     with building(small_bundle):
         assert not any(path.exists() for path in (*gone, manifest)) and all(path.exists() for path in kept)
 
 
-def test_an_export_removes_its_own_and_keeps_the_only_bundle(tmp_path: Path, dead: int) -> None:
-    partial, old = leave(tmp_path / f".new.partial-{dead}"), leave(tmp_path / f".new.replaced-{dead}")
-    remove_abandoned_exports(tmp_path / "new")
-    assert not partial.exists() and old.exists()
+def test_a_running_build_keeps_its_folder(small_bundle: Path) -> None:
+    """A second build, with whatever process number, waits: the folder of the first is there all the time."""
+    code = (
+        "import sys, time; from pathlib import Path; from consisti2v_rt.export.bundle_lock import building\n"
+        "with building(Path(sys.argv[1])):\n"
+        "    (Path(sys.argv[1]) / 'engines/.sm89.partial').mkdir(parents=True); print('held', flush=True)\n"
+        "    time.sleep(1); assert (Path(sys.argv[1]) / 'engines/.sm89.partial').is_dir()"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, str(small_bundle)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    told: list[str] = []
+    with building(small_bundle, told.append):
+        assert first.wait(30) == 0 and not (small_bundle / "engines/.sm89.partial").exists()
+    assert len(told) == 1
+
+
+def test_an_export_removes_its_own_and_keeps_the_only_bundle(tmp_path: Path) -> None:
+    partial, old, other = (leave(tmp_path / name) for name in (".new.partial", ".new.replaced", ".other.partial"))
+    remove_abandoned_export(tmp_path / "new")
+    assert not partial.exists() and old.exists() and other.exists()
     (tmp_path / "new").mkdir()
-    remove_abandoned_in(tmp_path / "new")
+    remove_abandoned_export(tmp_path / "new")
     assert not old.exists()
 
 
-def test_a_link_is_removed_and_not_what_it_leads_to(small_bundle: Path, tmp_path: Path, dead: int) -> None:
+def test_a_link_is_removed_and_not_what_it_leads_to(small_bundle: Path, tmp_path: Path) -> None:
     elsewhere = leave(tmp_path / "elsewhere")
     (small_bundle / "engines").mkdir()
-    (small_bundle / "engines" / f".sm89.partial-{dead}").symlink_to(elsewhere)
-    remove_abandoned_in(small_bundle)
-    assert list((small_bundle / "engines").iterdir()) == [] and (elsewhere / "plan").exists()
+    (small_bundle / "engines" / ".sm89.partial").symlink_to(elsewhere)
+    (small_bundle / f".{MANIFEST_NAME}.partial").symlink_to(elsewhere / "plan")
+    rewrite_manifest(small_bundle, lambda manifest: replace(manifest, name="changed"))
+    assert list((small_bundle / "engines").iterdir()) == [] and (elsewhere / "plan").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("place", ["engines", "engines/sm89", "variants/fp16/unet"])
+def test_a_build_follows_no_link_out_of_the_bundle(small_bundle: Path, tmp_path: Path, place: str) -> None:
+    elsewhere = leave(tmp_path / "elsewhere" / ".sm89.partial").parent
+    (small_bundle / place).parent.mkdir(parents=True, exist_ok=True)
+    (small_bundle / place).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{place} is a link to outside"), building(small_bundle):
+        pass
+    assert (elsewhere / ".sm89.partial" / "plan").exists()
 
 
 def test_a_lock_is_not_part_of_a_bundle(tmp_path: Path, demo_bundle: Path) -> None:

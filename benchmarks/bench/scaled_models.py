@@ -133,7 +133,7 @@ def _options(random_weights: str) -> dict[str, Any]:
         return {}
     if random_weights == "tiny":
         try:
-            from ...export.random_model import TINY_UNET
+            from ...export.random_options import TINY_UNET
         except ImportError as error:
             raise UserError(f"exporting needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
         return TINY_UNET

@@ -17,6 +17,7 @@ from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec, gra
 from ..bundle_lock import building
 from ..lost_files import drop_lost
 from ..manifest_file import rewrite_manifest
+from ..partial_folders import partial_path
 from .facts import engine_facts, facts_json
 from .graph_attentions import spelled_out
 from .kernels import FOLDER as KERNEL_FOLDER
@@ -133,7 +134,7 @@ def _build(
 ) -> tuple[EngineSpec, ...]:
     """Build all stages into a temporary folder and put them in place."""
     engines_folder = job.bundle.path.resolve() / "engines"
-    temporary = engines_folder / f".{job.target.name}.partial-{os.getpid()}"
+    temporary = partial_path(engines_folder / job.target.name)
     try:
         (temporary / "plans").mkdir(parents=True)
         engines = []

@@ -18,6 +18,7 @@ from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
 from ...runtime.stage_graphs import graph_files
 from ..bundle_lock import building
 from ..lost_files import drop_lost, lost_graph
+from ..partial_folders import partial_path
 from .calibration.run import STAGE as CALIBRATED_STAGE
 from .calibration.run import Calibration, calibrate, calibration_spec
 from .calibration.samples import CalibrationSet
@@ -126,7 +127,7 @@ def _write_stages(
     opened = _without_lost(opened, precision, wanted, options, on_notice)
     kept = _recorded(opened, precision)
     folder = opened.path.resolve() / "variants"
-    temporary = folder / f".{precision}.partial-{os.getpid()}"
+    temporary = partial_path(folder / precision)
     cases = Cases(opened)
     written: dict[str, Written] = {}
     try:

@@ -16,8 +16,6 @@ from .attention import KeyValue, TextAttention
 from .model import VideoUNet
 from .transformers import SpatialTransformer, TemporalTransformer, TransformerBlock
 
-TEXT_ATTENTIONS = ("full", "mean")
-
 
 class MeanTokenText(nn.Module):
     """What stands for a spatial text attention: what it would return if it saw all tokens alike."""

@@ -282,7 +282,7 @@ def test_a_second_build_waits_for_the_first(toy_bundle: Path, consisti2v: Callab
     assert first.stdout is not None and first.stdout.readline() == "held\n"
     done = consisti2v("build", toy_bundle, "--target", "sm89", "--precision", "fp32", "--stages", "unet")
     assert first.wait(30) == 0 and done.code == 0
-    assert f"note: waiting for process {first.pid}, which is building into {toy_bundle}" in done.stderr
+    assert f"note: waiting for process {first.pid}, which is writing to {toy_bundle}" in done.stderr
     manifest = Bundle.open(toy_bundle).manifest
     assert manifest.name == "changed" and [engine.stage for engine in manifest.engines] == ["unet"]
     assert not list(toy_bundle.glob(".*"))
