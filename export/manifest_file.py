@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..runtime.errors import UserError
+from ..runtime.guarded_read import MANIFEST, read_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest
 from .bundle_lock import MANIFEST_LOCK, locked_for_writing
 
@@ -35,7 +36,7 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
     """
     path = bundle / MANIFEST_NAME
     with locked_for_writing(bundle / MANIFEST_LOCK):
-        if path.read_text(encoding="utf-8") == since.to_json():
+        if read_text(path, MANIFEST) == since.to_json():
             saved.replace(path)
         else:
             _rewrite(path, change)
@@ -44,7 +45,7 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
 def _rewrite(path: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
     temporary = path.with_name(f".{MANIFEST_NAME}.partial-{os.getpid()}")
     try:
-        manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
+        manifest = change(Manifest.from_json(read_text(path, MANIFEST)))
         text = manifest.to_json()
         Manifest.from_json(text)
         temporary.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from .bundle import Bundle
 from .errors import UserError
+from .guarded_read import TOKENIZER, read_text
 from .session import Array, Session
 
 _log = logging.getLogger("consisti2v_rt")
@@ -23,8 +24,9 @@ class PromptTokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.manifest.tokenizer
+        text = read_text(bundle.file(spec.file), TOKENIZER, spec.file)
         try:
-            self._tokenizer = Tokenizer.from_file(str(bundle.file(spec.file)))
+            self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:
             raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
         self._length = spec.max_length

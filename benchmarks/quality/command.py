@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .listing import MAX_ROWS
+
 
 def evaluate(
     videos: Annotated[
@@ -37,6 +39,7 @@ def evaluate(
         list[str] | None, typer.Option("--measure", "-m", help="Only this measure; may be repeated.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Read only the first frames of each video.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a listing; a longer one is refused.")] = MAX_ROWS,
     clip: Annotated[str, typer.Option(help="CLIP: hub id or folder.")] = "openai/clip-vit-base-patch32",
     dino: Annotated[str, typer.Option(help="DINO: hub id or folder.")] = "facebook/dino-vitb16",
     raft: Annotated[Path | None, typer.Option(help="RAFT-large state dict; torchvision's C_T_V1 if absent.")] = None,
@@ -76,8 +79,8 @@ def evaluate(
         raise UserError(f'the folder "{output}" cannot be made ({error.strerror}): choose another one.') from None
 
     # What they are compared with is read first: a wrong path must not cost a generation.
-    reference_videos = read_videos(reference, frames) if reference else ()
-    originals = read_videos(against, frames) if against else ()
+    reference_videos = read_videos(reference, frames, max_rows) if reference else ()
+    originals = read_videos(against, frames, max_rows) if against else ()
     sources = NetworkSources(clip, dino, raft, amt, fvd, fvd_weights, lite0, download, device)
     sources.check()
     judged: Sequence[Video]
@@ -90,11 +93,12 @@ def evaluate(
                 output,
                 parse_settings(setting or []),
                 lambda done, total: status.update(f"generating video {min(done + 1, total)} of {total}"),
+                max_rows=max_rows,
             )
     else:
         assert videos is not None
-        files = read_videos(videos, frames)
-        judged = files.with_captions(captions) if captions else files
+        files = read_videos(videos, frames, max_rows)
+        judged = files.with_captions(captions, max_rows) if captions else files
     media = MediaSet(judged, reference_videos, match_originals(judged, originals) if against else {})
     networks = Networks(sources)
     with console.status("measuring") as status:
