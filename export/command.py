@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.errors import UserError
 from ..runtime.settings import whole
 
@@ -52,7 +52,7 @@ def export(
         raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
 
     check_request(output, guidance, precision, text_attention)
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = make_console(stderr=True)
     started = time.perf_counter()
     with console.status("loading the model"):
         if random_weights is not None:
@@ -87,7 +87,7 @@ def export(
                 highlight=False,
             ),
         )
-    typer.echo(f"{path}  written in {_clock(started)}")
+    echo(f"{plain(path)}  written in {_clock(started)}")
 
 
 def _clock(started: float) -> str:

@@ -24,8 +24,9 @@ from .gpu_options import GpuOptions, check_gpu_options
 from .image import ImageSource, load_image, preprocess
 from .random_streams import RandomStreams
 from .request import Request, check_request
-from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
+from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress, check_threads
 from .stages import Stages
+from .time_limit import time_limit as limited
 from .timings import Timings
 from .video import GeneratedVideos
 
@@ -53,6 +54,7 @@ class ImageToVideo:
         choice: Choice | None = None,
     ) -> None:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
+        check_threads(threads)
         self.bundle = bundle
         self._automatic = choice is None and device == "auto"
         if choice is None:
@@ -89,7 +91,7 @@ class ImageToVideo:
         Args:
             path: its folder.
             verify: hash every file that is used, before it is.
-            threads: processor threads; None: one per physical core.
+            threads: processor threads, at most the logical processors; None: one per physical core.
             device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.
             precision: fp32, fp16, ...; None: the best that the bundle holds for the device.
             gpu: how a GPU is used: little memory, its own noise.
@@ -108,6 +110,7 @@ class ImageToVideo:
         latents: NDArray[np.float32] | None = None,
         callback: StepCallback | None = None,
         on_frames: FramesCallback | None = None,
+        time_limit: float | None = None,
         **options: Any,
     ) -> GeneratedVideos:
         """Animate photos.
@@ -120,17 +123,20 @@ class ImageToVideo:
             callback: called after every step with a :class:`StepProgress`.
             on_frames: called with a video's number, a first frame's number and uint8 frames [n, height, width, 3], in
                 order, as soon as they are decoded: to encode them while the next ones decode.
+            time_limit: seconds after which the run is cancelled, which ends endless graphs too; None: no limit.
             **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``.
 
         Returns:
             One video per prompt and ``num_videos_per_prompt``, prompt-major.
 
         Raises:
-            UserError: bad input; nothing was computed.
+            UserError: bad input, and nothing was computed; a stage that fails; or `time_limit` was reached.
         """
         while True:
             try:
-                return self._animate(image, prompt, settings, latents, callback, on_frames, options)
+                timings = Timings()
+                with limited(time_limit, self.cancel, timings):
+                    return self._animate(image, prompt, settings, latents, callback, on_frames, timings, options)
             except BackendError as error:
                 # A stage is loaded before the first step and the first frame: nothing was told of this attempt.
                 if not self._automatic:
@@ -147,6 +153,7 @@ class ImageToVideo:
         latents: NDArray[np.float32] | None,
         callback: StepCallback | None,
         on_frames: FramesCallback | None,
+        timings: Timings,
         options: dict[str, Any],
     ) -> GeneratedVideos:
         """One attempt with the chosen backend; arguments as :meth:`__call__`."""
@@ -160,7 +167,6 @@ class ImageToVideo:
         self._stages.resume()
         if self._gpu is not None:
             self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
-        timings = Timings()
         with timings.measure("image"):
             pixels = [self._pixels(load_image(source), settings) for source in request.images]
         static = self._stages.encode_images(pixels, prompts, settings, streams, timings)

@@ -51,8 +51,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="torch device of the networks: cpu, cuda ...")] = "cpu",
 ) -> None:
     """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.errors import UserError
     from .contact_sheet import save_contact_sheet
     from .evaluation import evaluate_set, record, save_record
@@ -63,7 +62,7 @@ def evaluate(
     from .table import results_table
     from .video import Video
 
-    console = Console()
+    console = make_console()
     choose_measures(measure)
     if (videos is None) == (bundle is None):
         raise UserError("give either a folder or listing of videos, or --bundle with --inputs to generate them.")
@@ -108,4 +107,4 @@ def evaluate(
     sheet = save_contact_sheet(media.videos, output / "contact_sheet.png")
     evaluation = {"measures": measure or "all", "max_frames": frames, "networks": sources.record()}
     report = save_record(record(media, results, made_by, evaluation), output / "quality.json")
-    typer.echo(f"{report}\n{sheet}")
+    echo(f"{plain(report)}\n{plain(sheet)}")

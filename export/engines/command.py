@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from ...runtime.commands.console import echo, make_console, plain
 from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
 
@@ -67,7 +67,7 @@ def build(
     variant = _variant_options(precision, calibrate, max_rows, max_loss, quick_check)
     if stages is not None and not stages.strip(", "):
         raise UserError("--stages is empty: name stages such as unet,vae_decoder, or leave it out.")
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    console = make_console(stderr=True)
     started = time.perf_counter()
     columns = (*leading_columns(console), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -113,10 +113,10 @@ def build(
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
     made = f"{len(engines)} engine{'s' * (len(engines) != 1)} for {engines[0].target}"
-    typer.echo(f"{bundle}  {made} in {_minutes(time.perf_counter() - started)} min")
+    echo(f"{plain(bundle)}  {plain(made)} in {_minutes(time.perf_counter() - started)} min")
     if compare is not None:
         for line in compare_engines(bundle, engines):
-            typer.echo(line)
+            echo(plain(line))
 
 
 def _minutes(seconds: float) -> str:

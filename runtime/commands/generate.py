@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ...kernels.schedulers import SCHEDULERS
 from ..camera_motion import CAMERA_MOTIONS
@@ -17,10 +16,12 @@ from ..errors import UserError
 from ..gpu_options import GpuOptions, check_gpu_options
 from ..image import load_image
 from ..pipeline import ImageToVideo
-from ..settings import GenerationSettings, whole
+from ..settings import GenerationSettings, check_threads
+from ..time_limit import check_time_limit
 from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
 from ..video_stream import VideoStream, streaming
+from .console import echo, make_console, note, plain
 from .progress import prompt_interrupt, step_progress
 
 _PUBLISHED = GenerationSettings()
@@ -40,8 +41,8 @@ _OPTIONS = {
     "low_vram": "--low-vram",
     "device_noise": "--device-noise",
     "cuda_graph": "--no-cuda-graph",
+    "time_limit": "--time-limit",
 }
-_MAX_THREADS = 1024
 
 
 def generate(
@@ -103,6 +104,9 @@ def generate(
     device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
     verify: Annotated[bool, typer.Option(help="Hash what is used of the bundle first.")] = True,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
+    ] = None,
 ) -> None:
     """Animate a photo. Defaults are the published model's."""
     options: dict[str, Any] = {
@@ -142,7 +146,7 @@ def generate(
         "precision": precision,
         "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
     }
-    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify)
+    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify, time_limit=time_limit)
 
 
 def animate_to_file(
@@ -154,17 +158,19 @@ def animate_to_file(
     engine: dict[str, Any],
     *,
     verify: bool = True,
+    time_limit: float | None = None,
 ) -> None:
     """Generate with progress and write to every output; refuses bad outputs and images before anything else.
 
     `options` are fields of the settings, `engine` says what runs it: arguments of ``ImageToVideo.from_bundle``.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     for output in outputs:
         check_output(output)
     photos = [load_image(image) for image in images]
-    if engine.get("threads") is not None:
-        whole(engine["threads"], "threads", 1, _MAX_THREADS)
+    check_threads(engine.get("threads"))
+    if time_limit is not None:
+        check_time_limit(time_limit)
     settings = GenerationSettings.from_options(options)
     if "gpu" in engine:
         with _typed_words():
@@ -178,12 +184,13 @@ def animate_to_file(
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
-        console.print("[yellow]note:[/] the weights of this bundle are untrained: expect moving noise, not a video")
+        note(console, "the weights of this bundle are untrained: expect moving noise, not a video")
     saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
     if saving == 0:
-        console.print(
-            "[yellow]note:[/] the guidance interval saves no time here: this bundle's U-Net always runs "
-            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any"
+        note(
+            console,
+            "the guidance interval saves no time here: this bundle's U-Net always runs "
+            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any",
         )
     total_steps = settings.num_inference_steps * settings.autoregress_steps
     clip, clips = request.settings.video_length, request.settings.autoregress_steps
@@ -192,13 +199,15 @@ def animate_to_file(
     frames = clip + (clips - 1) * (clip - 1)
     with streaming(outputs, videos_asked, frames, request.settings.fps) as (stream, written):
         with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
-            videos = animate(photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames)
+            videos = animate(
+                photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames, time_limit=time_limit
+            )
         with videos.timings.measure("file"):
             stream.finish()
     _, _, height, width, _ = videos.frames.shape
     for file in written if len(written) <= 8 else [*written[:3], written[-1]]:
-        typer.echo(f"{file}  {file.stat().st_size / 1024:.0f} KiB")
-    typer.echo(
+        echo(f"{plain(file)}  {file.stat().st_size / 1024:.0f} KiB")
+    echo(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
         f"{videos.timings.total:.1f} s: {videos.timings.summary()}{_hidden(stream)}"
     )
