@@ -55,6 +55,7 @@ def time_limit(seconds: float | None, cancel: Callable[[], None], timings: Timin
         with lock:
             ended = True
         watchdog.cancel()
+        watchdog.join()
 
 
 def check_time_limit(seconds: object) -> None:

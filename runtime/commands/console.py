@@ -74,6 +74,8 @@ def log_to(console: Console) -> None:
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.captureWarnings(True)
+    # It logs what it raises as well, and what a picture's unused metadata lacks.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class PlainGroup(TyperGroup):
