@@ -48,7 +48,7 @@ def read_listing(
     """
     listing = Path(path)
     base = Path(root) if root is not None else listing.parent
-    listed = []
+    listed: list[ListedFile] = []
     for number, row in _rows(listing):
         if len(listed) == max_rows:
             raise UserError(
