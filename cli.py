@@ -11,8 +11,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.text import Text
 
 from . import __version__
 from .benchmarks.bench.command import run, scaling, side_by_side
@@ -23,7 +21,7 @@ from .benchmarks.preset_quality.command import quality
 from .benchmarks.quality.command import evaluate
 from .export.command import export
 from .export.engines.command import build
-from .runtime.commands.console_style import StyledConsole
+from .runtime.commands.console import PlainGroup, echo, log_to, make_console, note
 from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
@@ -35,6 +33,7 @@ from .runtime.errors import CancelledError, UserError
 
 app = typer.Typer(
     name="consisti2v",
+    cls=PlainGroup,
     help="A photo becomes a video: the ConsistI2V image-to-video model, exported once, run without torch.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,6 +54,9 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_OUT_OF_MEMORY = (
+    "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
+)
 _COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
 _BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
 
@@ -72,7 +74,7 @@ app.add_typer(bench, name="bench")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"consisti2v-rt {__version__}")
+        echo(f"consisti2v-rt {__version__}")
         raise typer.Exit
 
 
@@ -89,24 +91,25 @@ def main() -> None:
     """Run the command line: bad input gives one sentence and exit code 2; Ctrl-C, SIGTERM and SIGHUP a clean end with
     128 and the signal's number.
     """
-    console = StyledConsole(stderr=True)
+    console = make_console(stderr=True)
     # Help and refusals of options: without boxes and styles unless both of their streams show them.
-    app.rich_markup_mode = None if console.plain or StyledConsole().plain else "rich"
-    handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    app.rich_markup_mode = None if console.is_plain or make_console().is_plain else "rich"
+    log_to(console)
     logging.getLogger("consisti2v_rt.memory").setLevel(logging.INFO)
     with ending_signals() as ending:
         try:
             app()
         except (KeyboardInterrupt, CancelledError):
             _stopped(console, ending.exit_code)
-        except (UserError, OSError, SystemExit) as error:
+        except (UserError, MemoryError, OSError, SystemExit) as error:
             # A terminal that is gone cannot be written to, and a builder may have heard the signal first.
             if ending.signal is not None:
                 _stopped(console, ending.exit_code)
+            if isinstance(error, MemoryError):
+                error = UserError(_OUT_OF_MEMORY)
             if not isinstance(error, UserError):
                 raise
-            console.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"), soft_wrap=True)
+            note(console, str(error), "error:", "bold red")
             sys.exit(2)
 
 
@@ -114,11 +117,6 @@ def _stopped(console: Console, exit_code: int) -> NoReturn:
     with suppress(OSError):
         console.print("stopped; nothing half-written is left")
     sys.exit(exit_code)
-
-
-def _one_line(text: str) -> str:
-    """File names and manifests may hold line ends and terminal escapes: neither reaches the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 if __name__ == "__main__":

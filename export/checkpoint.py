@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..runtime.errors import UserError
+from ..runtime.guarded_read import CONFIG, WEIGHT_INDEX, read_json_object
 from .part_configs import TextEncoderConfig, VaeConfig, check_parts
 from .unet.config import UNetConfig
 
@@ -18,7 +18,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Half precision and training averages that diffusers keeps beside the weights proper.
 _VARIANT = re.compile(r"\.(fp16|ema|non_ema)\.")
-_MAX_CONFIG_BYTES = 1 << 24
+_CONFIG = CONFIG("check the model's folder, or download it again")
 _MAX_TOKENIZER_BYTES = 1 << 26
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -100,7 +100,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     for suffix in ("safetensors", "bin"):
         for index in sorted(folder.glob(f"*.{suffix}.index.json")):
-            weight_map = read_json(index).get("weight_map")
+            weight_map = read_json_object(index, WEIGHT_INDEX).get("weight_map")
             names = list(weight_map.values()) if isinstance(weight_map, dict) else []
             if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
                 raise UserError(f"{index} does not name the weight files beside it: download the folder again.")
@@ -115,30 +115,6 @@ def weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no weights: a diffusion_pytorch_model.safetensors (or .bin) is expected there.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a configuration file.
-
-    Raises:
-        UserError: no regular file, too large, or not a JSON object.
-    """
-    if not os.path.isfile(path):  # noqa: PTH113  (as above; a FIFO or a device would never end)
-        raise UserError(f"{path} is missing, or not a regular file.")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    if len(content) > _MAX_CONFIG_BYTES:
-        raise UserError(f"{path} is larger than a configuration can be ({_MAX_CONFIG_BYTES >> 20} MiB).")
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object.")
-    return value
-
-
 def first_line(error: Exception) -> str:
     """What an error of another library says, as a part of a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -146,15 +122,15 @@ def first_line(error: Exception) -> str:
 
 def _read_configs(folder: Path) -> tuple[UNetConfig, VaeConfig, TextEncoderConfig]:
     return (
-        UNetConfig.from_dict(read_json(folder / "unet" / "config.json")),
-        VaeConfig.from_dict(read_json(folder / "vae" / "config.json")),
-        TextEncoderConfig.from_dict(read_json(folder / "text_encoder" / "config.json")),
+        UNetConfig.from_dict(read_json_object(folder / "unet" / "config.json", _CONFIG)),
+        VaeConfig.from_dict(read_json_object(folder / "vae" / "config.json", _CONFIG)),
+        TextEncoderConfig.from_dict(read_json_object(folder / "text_encoder" / "config.json", _CONFIG)),
     )
 
 
 def _check_tokenizer(folder: Path) -> None:
     config = folder / "tokenizer_config.json"
-    if config.is_file() and read_json(config).get("auto_map") is not None:
+    if config.is_file() and read_json_object(config, _CONFIG).get("auto_map") is not None:
         raise UserError(f"{config} names code of its own (auto_map), which is not run: give a CLIP tokenizer.")
     for file in folder.iterdir():
         if file.is_file() and file.stat().st_size > _MAX_TOKENIZER_BYTES:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.errors import UserError
 from ..runtime.settings import whole
 from .checkpoint import open_checkpoint
@@ -57,7 +57,7 @@ def export(
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
     check_request(output, guidance, precision, text_attention, force=force)
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = make_console(stderr=True)
     started = time.perf_counter()
     try:
         # Everything that the configurations tell comes before torch.
@@ -102,7 +102,7 @@ def export(
             on_stage_start=lambda name: status.update(f"exporting {name} (total {_clock(started)})"),
             on_stage_end=lambda report: console.print(_line(report), soft_wrap=True, highlight=False),
         )
-    typer.echo(f"{path}  written in {_clock(started)}")
+    echo(f"{plain(path)}  written in {_clock(started)}")
 
 
 def _line(report: StageReport) -> str:

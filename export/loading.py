@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
 from ..runtime.errors import UserError
+from ..runtime.guarded_read import MODEL_CARD, read_text
 from .checkpoint import Checkpoint, check_weight_file, first_line, open_checkpoint, weight_files
 from .source_model import SourceModel
 from .unet import UNetConfig, VideoUNet
@@ -141,8 +142,9 @@ def _quieten_libraries() -> None:
 def _licence(folder: Path) -> str:
     """The licence line of the model card, as the hub's own metadata has it."""
     card = folder / "README.md"
-    if card.is_file():
-        found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        if found:
-            return found.group(1)
-    return _LICENCE_UNKNOWN
+    try:
+        found = re.search(r"^license:\s*(\S+)", read_text(card, MODEL_CARD), re.MULTILINE)
+    except UserError:
+        # No card, or one that cannot be read, is no reason to refuse the weights.
+        found = None
+    return found.group(1) if found else _LICENCE_UNKNOWN

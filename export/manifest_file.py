@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..runtime.errors import UserError
+from ..runtime.guarded_read import MANIFEST, read_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest
 from .bundle_lock import building
 from .partial_folders import partial_path
@@ -35,7 +36,7 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
     """
     path = bundle / MANIFEST_NAME
     with building(bundle):
-        if path.read_text(encoding="utf-8") == since.to_json():
+        if read_text(path, MANIFEST) == since.to_json():
             saved.replace(path)
         else:
             _rewrite(path, change)
@@ -44,7 +45,7 @@ def restore_manifest(bundle: Path, saved: Path, since: Manifest, change: Callabl
 def _rewrite(path: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
     temporary = partial_path(path)
     try:
-        manifest = change(Manifest.from_json(path.read_text(encoding="utf-8")))
+        manifest = change(Manifest.from_json(read_text(path, MANIFEST)))
         text = manifest.to_json()
         Manifest.from_json(text)
         # Created, and nothing that is there is followed or overwritten: it was removed with the lock.

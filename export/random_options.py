@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UserError
-from .checkpoint import read_json
+from ..runtime.guarded_read import CONFIG, read_json_object
 from .unet.config import UNetConfig
 
 RANDOM_VAE_SCALE_FACTOR = 8
@@ -57,4 +57,4 @@ def _options(kind: str) -> dict[str, Any]:
             f"--random-weights {kind}: neither 'full' nor 'tiny' nor a readable JSON file of U-Net options, such as "
             f'"{EXAMPLE}".'
         )
-    return read_json(Path(kind))
+    return read_json_object(kind, CONFIG, f"--random-weights {kind}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..kernels.guidance import BRANCHES
 from ..runtime.errors import UserError
+from ..runtime.guarded_read import MANIFEST, read_text
 from ..runtime.manifest import MANIFEST_NAME, Manifest
 from ..runtime.replaced_folder import recover_replaced
 from ..runtime.settings import MAX_SIDE
@@ -74,7 +75,7 @@ def _refuse_derived(output: Path) -> None:
     if not held:
         return
     try:
-        manifest = Manifest.from_json((output / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(output / MANIFEST_NAME, MANIFEST))
         graphs = [graph for stages in manifest.variants.values() for graph in stages.values()]
         held += [f"a calibration on {graph.calibration.name}" for graph in graphs if graph.calibration is not None]
     except (UserError, OSError, ValueError):

@@ -13,9 +13,8 @@ from .bundle import Bundle
 from .call_queue import CancelToken
 from .errors import UserError
 from .gpu_options import GpuOptions
-from .settings import GenerationSettings, whole
+from .settings import GenerationSettings, check_threads
 
-MAX_THREADS = 1024
 _IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 
 
@@ -53,8 +52,7 @@ def check_engine(threads: object, gpu: object) -> None:
     Raises:
         UserError: threads are not a whole number, or gpu is not a GpuOptions.
     """
-    if threads is not None:
-        whole(threads, "threads", 1, MAX_THREADS)
+    check_threads(threads)
     if not isinstance(gpu, GpuOptions):
         raise UserError(f"gpu must be a GpuOptions, as GpuOptions(low_vram=True), not {_kind(gpu)}.")
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .errors import DerivedFileError, UserError
+from .guarded_read import MANIFEST, read_text
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
 from .replaced_folder import recover_replaced
 
@@ -52,16 +53,15 @@ class Bundle:
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST_NAME
-        try:
-            recover_replaced(folder)
-            if not folder.exists():
+        recover_replaced(folder)
+        # os.path answers for names that are too long or hold a NUL, where Path raises.
+        if not os.path.lexists(manifest_path):
+            if not os.path.lexists(folder):
                 raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
-            text = manifest_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
             raise UserError(
-                f"{folder} is not a bundle: it holds no readable {MANIFEST_NAME}; make one with 'consisti2v export'."
-            ) from None
-        bundle = cls(folder, Manifest.from_json(text), hashed=verify)
+                f"{folder} is not a bundle: it holds no {MANIFEST_NAME}; make one with 'consisti2v export'."
+            )
+        bundle = cls(folder, Manifest.from_json(read_text(manifest_path, MANIFEST)), hashed=verify)
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException | str, longest: int = 300) -> str:
+    """The first line of a library's message, without the full stop; the kind of an error that has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__ if isinstance(error, BaseException) else ""]
+    return lines[0][:longest].rstrip(". ") or "no reason given"
+
+
 class CancelledError(Exception):
     """A call was cancelled, from another thread, by a signal or by its own callback."""
 

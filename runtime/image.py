@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import stat
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,17 +17,28 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import UserError
+from .guarded_read import open_regular
+from .image_budget import (
+    MAX_DECODING_BYTES,
+    MAX_EXIF_BYTES,
+    MAX_FILE_BYTES,
+    MeteredBytes,
+    MeteredFile,
+    check_decoding,
+    check_size,
+    embedded_exif_bytes,
+    exif_is_small,
+    holds_whole_file,
+    jpeg_layout,
+    too_large,
+)
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]"
 )
 
-MIN_SIDE = 16
-# Pillow refuses above twice its MAX_IMAGE_PIXELS; kept here so that a host program that switched the check off,
-# or hands over an array, meets the same bound.
-MAX_PIXELS = 178_956_970
-
+_STRIP_PIXELS = 1 << 20
 # Photo formats only: Pillow's EPS, for one, runs an outside program on the file. HEIF is there if a plug-in is.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000")
 _FORMATS_ADVICE = "use a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP photo"
@@ -56,18 +71,22 @@ def load_image(source: ImageSource) -> Image.Image:
     laid over white, 16-bit and float grey is scaled to 8 bits, and of an animated file the first frame is taken (of a
     Pillow image the frame it stands at).
 
-    Raises :class:`UserError` for a missing or unreadable file, a file that is no photo or is cut short, a side under
-    16 pixels, and more than 178 megapixels.
+    Raises :class:`UserError` for a missing or unreadable file, a pipe or device, a file of more than 512 MiB, a file
+    that is no photo or is cut short, a side under 16 pixels, a shape longer than 100:1, and more than 110 megapixels.
+    Pictures whose decoding takes more than 8 bytes a pixel may have fewer, so that reading any takes less than 1 GiB.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_image_from_array(source))
     if isinstance(source, Image.Image):
-        _check_size(source.width, source.height, "the image")
+        check_size(source.width, source.height, "the image")
         return _decode(source, "the image")
     name = f'"{os.fspath(source)}"' if isinstance(source, str | os.PathLike) else "the image"
-    with _open(source, name) as image:
-        _check_size(image.width, image.height, name)
-        return _decode(image, name)
+    with _opened(source, name) as (file, in_memory):
+        image = _open(file, in_memory, name)
+        try:
+            return _decode(image, name, owned=True)
+        finally:
+            image.close()
 
 
 def preprocess(image: Image.Image, height: int, width: int) -> FloatArray:
@@ -89,7 +108,11 @@ def rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     """The uint8 [h, w, 3] pixels of an RGB image; :class:`UserError` for any other mode."""
     if image.mode != "RGB":
         raise UserError(f"the image has mode {image.mode} where RGB is needed, so pass it through load_image first.")
-    return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    # np.asarray() would hold the pixels twice while it copies them.
+    for top, strip in _strips(image):
+        pixels[top : top + strip.height] = np.asarray(strip)
+    return pixels
 
 
 def covering_size(image_height: int, image_width: int, height: int, width: int) -> tuple[int, int]:
@@ -150,29 +173,83 @@ def _as_float(pixels: npt.NDArray[np.generic]) -> FloatArray:
     return values / np.float32(255) if pixels.dtype == np.uint8 else values
 
 
-def _open(source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, name: str) -> Image.Image:
+@contextmanager
+def _opened(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, name: str
+) -> Iterator[tuple[BinaryIO, int]]:
+    """The file to decode, and how many bytes of it are in memory. A file object of the caller stays open."""
+    try:
+        if isinstance(source, str | os.PathLike):
+            with open_regular(source) as file:
+                size = os.fstat(file.fileno()).st_size
+                _check_file_size(size)
+                with io.BufferedReader(MeteredFile(os.dup(file.fileno()), size), 1 << 16) as metered:
+                    yield metered, 0
+            return
+        content = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else _content(source)
+        _check_file_size(len(content))
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        fault = str(error) if isinstance(error, ValueError) else "is no source of an image"
+        advice = {
+            "is a folder, not a regular file": "is a folder, so give the path of one image file in it",
+            "does not exist": "does not exist, so check the path of the image",
+        }
+        raise UserError(f"{name} {advice.get(fault, f'{fault}, so {_FORMATS_ADVICE}')}.") from None
+    yield MeteredBytes(content), len(content)
+
+
+def _check_file_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"has more than {MAX_FILE_BYTES >> 20} MiB")
+
+
+def _content(file: BinaryIO) -> bytes:
+    """All of a file object, of which a pipe or a device is not waited for."""
+    try:
+        descriptor = file.fileno()
+    except (AttributeError, OSError, ValueError):
+        descriptor = None
+    if descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise ValueError("is a pipe or a device, not a regular file")
+    try:
+        file.seek(0)
+        content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or error})") from None
+    if not isinstance(content, bytes):
+        raise TypeError("a file object must give bytes")
+    return content
+
+
+def _open(file: BinaryIO, in_memory: int, name: str) -> Image.Image:
+    """The picture, not decoded yet; what it says of itself is within the budget."""
     Image.init()
     formats = [known for known in _FORMATS if known in Image.OPEN]
     try:
-        if isinstance(source, str | os.PathLike):
-            path = Path(source)
-            if path.is_dir():
-                raise UserError(f"{name} is a folder, so give the path of one image file in it.")
-            if not path.exists():
-                raise UserError(f"{name} does not exist, so check the path of the image.")
-            opened: Path | BinaryIO = path
-        elif isinstance(source, bytes | bytearray | memoryview):
-            opened = io.BytesIO(bytes(source))
-        else:
-            opened = source
+        exif, multi_scan = jpeg_layout(file)
+        head = file.read(16)
+        file.seek(0)
+        if head[4:8] == b"ftyp":
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            exif = embedded_exif_bytes(file.read()) // 64 if size <= MAX_DECODING_BYTES else MAX_FILE_BYTES
+            file.seek(0)
+        if exif > MAX_EXIF_BYTES:
+            raise UserError(f"{name} has an EXIF block of an impossible size, so save it again without metadata.")
         with warnings.catch_warnings():
-            # Between half the bound and the bound Pillow only warns; a photo of that size is fine here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(opened, formats=formats)
+            # Of sizes, which are checked here, and of metadata, which is not used.
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=formats)
+        if not in_memory and holds_whole_file(image):
+            in_memory = file.seek(0, os.SEEK_END)
+        check_decoding(image, in_memory, multi_scan, name)
+        return image
     except UserError:
         raise
     except Image.DecompressionBombError:
-        raise UserError(_too_large(name)) from None
+        raise UserError(too_large(name)) from None
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image in a format that can be read here, so {_FORMATS_ADVICE}.") from None
     except OSError as error:
@@ -183,12 +260,16 @@ def _open(source: str | os.PathLike[str] | bytes | bytearray | memoryview | Bina
         raise UserError(f"{name} is not a readable image, so {_FORMATS_ADVICE}.") from None
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, *, owned: bool = False) -> Image.Image:
     try:
-        image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
         # After load: the TIFF reader turns the image itself and drops the tag.
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
+        if owned:
+            image.close()
         if turn is None:
             return rgb
         upright = rgb.transpose(turn)
@@ -206,22 +287,9 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return 1 if not exif_is_small(image.info) else int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a mangled EXIF block must not cost the user a photo whose pixels are fine
         return 1
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise UserError(
-            f"{name} is {width}x{height} pixels, but each side needs at least {MIN_SIDE} pixels, so use a larger one."
-        )
-    if width * height > MAX_PIXELS:
-        raise UserError(_too_large(name))
-
-
-def _too_large(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS // 1_000_000} megapixels, so scale it down first."
 
 
 def _image_from_array(array: npt.NDArray[np.generic]) -> Image.Image:
@@ -230,14 +298,30 @@ def _image_from_array(array: npt.NDArray[np.generic]) -> Image.Image:
             f"an image array must be uint8 with shape [h, w, 3], [h, w, 4], [h, w, 1] or [h, w], not {array.dtype} "
             f"{list(array.shape)}, so convert it to 0..255 and put the channels last."
         )
-    _check_size(array.shape[1], array.shape[0], "the image array")
+    check_size(array.shape[1], array.shape[0], "the image array")
     squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(squeezed))
 
 
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in strips of about a megapixel, each with the number of its first row."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image; strip by strip, for a conversion as a whole would hold several copies."""
+    convert = _strip_to_rgb
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey_to_8_bit(image).convert("RGB")
+        convert = partial(_deep_grey_to_rgb, full_scale=_full_scale(image))
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        rgb.paste(convert(strip), (0, top))
+    return rgb
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     premultiplied = {"La": "LA", "RGBa": "RGBA"}
     if image.mode in premultiplied:
         image = image.convert(premultiplied[image.mode])
@@ -247,21 +331,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale grey of more than 8 bits to 0..255.
+def _full_scale(image: Image.Image) -> float:
+    """The value of white in grey of more than 8 bits.
 
     16-bit modes have the full scale 65535. I (32-bit integers) and F (floats) do not say theirs: the smallest of
     1 (F only), 255 and 65535 that holds every value is taken, beyond that the largest value.
     """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise UserError("the image holds values that are not finite numbers, so save it again as 8-bit grey or RGB.")
-    largest = float(values.max())
+    if image.mode not in ("I", "F"):
+        return 65535.0
+    largest = -math.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise UserError(
+                "the image holds values that are not finite numbers, so save it again as 8-bit grey or RGB."
+            )
+        largest = max(largest, float(values.max()))
     if image.mode == "I" and image.format == "PNG":
-        full_scale = 65535.0  # how Pillow before 11 opens 16-bit PNG
-    elif image.mode in ("I", "F"):
-        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        full_scale = next((scale for scale in scales if largest <= scale), largest)
-    else:
-        full_scale = 65535.0
-    return Image.fromarray(np.rint(values.clip(0, full_scale) * (255.0 / full_scale)).astype(np.uint8))
+        return 65535.0  # how Pillow before 11 opens 16-bit PNG
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    return next((scale for scale in scales if largest <= scale), largest)
+
+
+def _deep_grey_to_rgb(image: Image.Image, full_scale: float) -> Image.Image:
+    values = np.asarray(image).astype(np.float64).clip(0, full_scale)
+    return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8)).convert("RGB")

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import UserError
+from .guarded_read import parse_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -213,8 +214,8 @@ class Manifest:
                 leaves the bundle, or a stage whose file is not recorded.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise UserError(f"{MANIFEST_NAME} is not valid JSON ({error}): export the bundle again.") from None
         if not isinstance(data, dict):
             raise UserError(f"{MANIFEST_NAME} does not hold a JSON object: export the bundle again.")

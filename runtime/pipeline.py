@@ -32,6 +32,7 @@ from .random_streams import RandomStreams
 from .request import Request, check_request
 from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
 from .stages import Stages
+from .time_limit import time_limit as limited
 from .timings import Timings
 from .video import GeneratedVideos
 
@@ -106,7 +107,7 @@ class ImageToVideo:
         Args:
             path: its folder.
             verify: hash every file that is used, before it is.
-            threads: processor threads; None: one per physical core.
+            threads: processor threads, at most the logical processors; None: one per physical core.
             device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.
             precision: fp32, fp16, ...; None: the best that the bundle holds for the device.
             gpu: how a GPU is used: little memory, its own noise.
@@ -127,6 +128,7 @@ class ImageToVideo:
         callback: StepCallback | None = None,
         on_frames: FramesCallback | None = None,
         cancel_token: CancelToken | None = None,
+        time_limit: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> GeneratedVideos:
         """Animate photos. Waits while earlier calls from other threads run.
@@ -141,6 +143,8 @@ class ImageToVideo:
             on_frames: called with a video's number, a first frame's number and uint8 frames [n, height, width, 3], in
                 order, as soon as they are decoded: to encode them while the next ones decode.
             cancel_token: cancels this call alone; :meth:`cancel` cancels all calls.
+            time_limit: seconds after which the run is cancelled, which ends endless graphs too; None: no limit. The
+                time that the call waits for others does not count.
             **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``. The names that
                 diffusers and the command line use, such as ``num_frames`` and ``guidance_scale``, are accepted too.
 
@@ -148,7 +152,7 @@ class ImageToVideo:
             One video per prompt and ``num_videos_per_prompt``, prompt-major.
 
         Raises:
-            UserError: bad input; nothing was computed.
+            UserError: bad input, and nothing was computed; a stage that fails; or `time_limit` was reached.
             CancelledError: the call was cancelled, or its callback returned False.
         """
         check_call(latents, callback, on_frames, cancel_token)
@@ -157,25 +161,22 @@ class ImageToVideo:
         token = CancelToken() if cancel_token is None else cancel_token
         with self._calls.turn(token):
             self._check_open()
-            return self._animate_by_any_backend(token, image, prompt, settings, latents, callback, on_frames, options)
-
-    def _animate_by_any_backend(self, token: CancelToken, *arguments: Any) -> GeneratedVideos:
-        """:meth:`_animate` with the chosen backend or, where that was the automatic choice, the next that loads."""
-        while True:
-            try:
-                with self._running(token):
-                    return self._animate(*arguments)
-            except BackendError as error:
-                # A stage is loaded before the first step and the first frame: nothing was told of this attempt.
-                if not self._automatic:
-                    raise
-                self._failed.add(self.backend.backend.name)
-                _log.warning("%s is not used: %s", self.backend.backend.title, error)
-                self._use(choose(self.bundle, "auto", self._asked[1], self._failed))
+            while True:
+                timings = Timings()
+                try:
+                    with self._running(token) as stop, limited(time_limit, stop, timings):
+                        return self._animate(image, prompt, settings, latents, callback, on_frames, timings, options)
+                except BackendError as error:
+                    # A stage is loaded before the first step and the first frame: the caller saw nothing of this try.
+                    if not self._automatic:
+                        raise
+                    self._failed.add(self.backend.backend.name)
+                    _log.warning("%s is not used: %s", self.backend.backend.title, error)
+                    self._use(choose(self.bundle, "auto", self._asked[1], self._failed))
 
     @contextmanager
-    def _running(self, token: CancelToken) -> Iterator[None]:
-        """Hold the device, and stop what runs on it when the token is cancelled."""
+    def _running(self, token: CancelToken) -> Iterator[Callable[[], None]]:
+        """Hold the device during the block, and stop what runs when the token is cancelled; gives the stop itself."""
         gpu, stages = self._gpu, self._stages
 
         def stop() -> None:
@@ -189,7 +190,7 @@ class ImageToVideo:
             if gpu is not None:
                 gpu.resume()
             with token.listening(stop):
-                yield
+                yield stop
 
     def _animate(
         self,
@@ -199,7 +200,8 @@ class ImageToVideo:
         latents: NDArray[np.float32] | None,
         callback: StepCallback | None,
         on_frames: FramesCallback | None,
-        options: dict[str, Any],
+        timings: Timings,
+        options: GenerationOptions,
     ) -> GeneratedVideos:
         """One attempt with the chosen backend; arguments as :meth:`__call__`."""
         request = self.check(image, prompt, settings=settings, **options)
@@ -211,7 +213,6 @@ class ImageToVideo:
 
         if self._gpu is not None:
             self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
-        timings = Timings()
         with timings.measure("image"):
             pixels = [self._pixels(load_image(source), settings) for source in request.images]
         static = self._stages.encode_images(pixels, prompts, settings, streams, timings)

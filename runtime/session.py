@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CancelledError, UserError
+from .errors import UserError, first_line
 from .manifest import MANIFEST_NAME, StageSpec, TensorSpec
+from .stage_failure import stage_failures, stage_of
 
 Array = NDArray[Any]
 
@@ -97,7 +99,8 @@ class OnnxCpuSession:
                 "use --precision fp32 or fp16 there."
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        # Its own log goes straight to the terminal, with the graph's names in it; what matters is raised as well.
+        options.log_severity_level = 4
         options.intra_op_num_threads = threads or 0
         disabled: list[str] = []
         if lean:
@@ -113,16 +116,17 @@ class OnnxCpuSession:
                 disabled_optimizers=disabled,
             )
         except Exception as error:
-            first_line = str(error).splitlines()[0]
             raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line(error)}): "
                 "update onnxruntime, or export the bundle again."
             ) from None
         self._check_names(path, stage)
         self._run_options = onnxruntime.RunOptions()
-        self._stage = stage
+        self._run_options.log_severity_level = 4
+        self._stage, self._name = stage, stage_of(path)
         self._dims: dict[str, int] | None = None
-        self.allocate(dims or {})
+        with self._failures():
+            self.allocate(dims or {})
 
     def _check_names(self, path: Path, stage: StageSpec) -> None:
         """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
@@ -159,12 +163,11 @@ class OnnxCpuSession:
         self.inputs[name] = array
 
     def run(self) -> None:
-        try:
+        with self._failures():
             self._session.run_with_iobinding(self._binding, self._run_options)
-        except Exception:
-            if self._run_options.terminate:
-                raise CancelledError from None
-            raise
+
+    def _failures(self) -> AbstractContextManager[None]:
+        return stage_failures(self._name, "ONNX Runtime", lambda: bool(self._run_options.terminate))
 
     def cancel(self) -> None:
         """Make a run in another thread, or the next one, end at its next operation with :class:`CancelledError`."""

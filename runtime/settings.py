@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -246,6 +247,17 @@ def whole(value: object, name: str, low: int, high: int) -> None:
     """Refuse anything but a whole number in low..high."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise UserError(f"{name} {value!r} is not possible: give a whole number from {low} to {high}.")
+
+
+def check_threads(threads: object) -> None:
+    """Refuse anything but None, or 1 to the number of logical processors."""
+    if threads is None:
+        return
+    most = os.cpu_count() or 1
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= int(threads) <= most:
+        raise UserError(
+            f"threads {threads!r} is not possible: give a whole number from 1 to {most}, the logical processors here."
+        )
 
 
 def number(value: object, name: str, low: float, high: float) -> None:

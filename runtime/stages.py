@@ -23,6 +23,7 @@ from .gpu.generation import GpuGeneration
 from .random_streams import RandomStreams
 from .session import Array, Session
 from .settings import FramesCallback, GenerationSettings
+from .stage_failure import stage_failures
 from .text import PromptTokenizer, TextConditioner
 from .timings import Timings
 from .unet_rows import UNetRows
@@ -69,12 +70,15 @@ class Stages:
     def session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> Session:
         """The stage's session, loaded at first use, its buffers fitting the clip."""
         dims = self.dims(clip_shape, branches)
+        title = self._choice.backend.title
         if stage not in self.sessions:
-            self.sessions[stage] = self._choice.load(self._bundle, stage, dims, self._threads)
+            with stage_failures(stage, title):
+                self.sessions[stage] = self._choice.load(self._bundle, stage, dims, self._threads)
         # A session that was just loaded did not hear of it.
         if self._cancelled:
             raise CancelledError
-        self.sessions[stage].allocate(dims)
+        with stage_failures(stage, title):
+            self.sessions[stage].allocate(dims)
         return self.sessions[stage]
 
     def dims(self, clip_shape: tuple[int, ...], branches: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from .bundle import Bundle
 from .errors import UserError
 from .finite import check_finite
+from .guarded_read import TOKENIZER, read_text
 from .session import Array, Session
 
 _log = logging.getLogger("consisti2v_rt")
@@ -24,8 +25,9 @@ class PromptTokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.manifest.tokenizer
+        text = read_text(bundle.file(spec.file), TOKENIZER, spec.file)
         try:
-            self._tokenizer = Tokenizer.from_file(str(bundle.file(spec.file)))
+            self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:
             raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
         self._length = spec.max_length

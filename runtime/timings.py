@@ -16,16 +16,19 @@ class Timings(dict[str, float]):
     def __init__(self) -> None:
         super().__init__()
         self._inner = [0.0]
+        self._open: list[str] = []
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
         self.setdefault(stage, 0.0)
         self._inner.append(0.0)
+        self._open.append(stage)
         started = time.perf_counter()
         try:
             yield
         finally:
             elapsed = time.perf_counter() - started
+            self._open.pop()
             self[stage] += elapsed - self._inner.pop()
             self._inner[-1] += elapsed
 
@@ -33,6 +36,12 @@ class Timings(dict[str, float]):
         """Count seconds measured otherwise, by a GPU's events, inside what is being measured."""
         self[stage] = self.get(stage, 0.0) + seconds
         self._inner[-1] += seconds
+
+    @property
+    def current(self) -> str | None:
+        """The innermost stage that is being measured; may be asked from another thread."""
+        measured = self._open[-1:]
+        return measured[0] if measured else None
 
     @property
     def total(self) -> float:

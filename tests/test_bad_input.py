@@ -94,6 +94,14 @@ def set_entry(*path: str | int, to: Any) -> Callable[[Path], None]:
     return edit(change)
 
 
+def replace_by_pipe(name: str) -> Callable[[Path], None]:
+    def spoil(bundle: Path) -> None:
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+
+    return spoil
+
+
 def drop_entry(*path: str) -> Callable[[Path], None]:
     def change(manifest: Any) -> None:
         for key in path[:-1]:
@@ -158,7 +166,7 @@ IMAGES = [
     Row("empty image file", "not an image", generate("--image", "{bad}/empty.png")),
     Row("truncated image", "damaged", generate("--image", "{bad}/truncated.jpg")),
     Row("1x1 image", "at least 16", generate("--image", "{bad}/dot.png")),
-    Row("huge image", "178 megapixels", generate("--image", "{bad}/huge.ppm")),
+    Row("huge image", "110 megapixels", generate("--image", "{bad}/huge.ppm")),
     Row("missing image", "does not exist", generate("--image", "{bad}/none.jpg")),
     Row("folder as image", "is a folder", generate("--image", "{bad}")),
     Row("image name too long", "cannot be read", generate("--image", "x" * 5000)),
@@ -289,7 +297,7 @@ BUNDLES = [
     Row("missing bundle", "does not exist", generate("--bundle", "{out}/none")),
     Row("folder that is no bundle", "is not a bundle", generate("--bundle", "{bad}")),
     Row("file as bundle", "is not a bundle", generate("--bundle", "{photo}")),
-    Row("bundle name too long", "is not a bundle", generate("--bundle", "x" * 5000)),
+    Row("bundle name too long", "does not exist", generate("--bundle", "x" * 5000)),
     Row("missing file", f"lacks {UNET}", generate(), lambda bundle: (bundle / UNET).unlink()),
     Row("truncated file", "has 1000 bytes", generate(), cut_file),
     Row("altered file", "SHA-256", generate(), alter_file),
@@ -300,11 +308,16 @@ BUNDLES = [
     Row("manifest that is not JSON", "not valid JSON", generate(), manifest_text("{'name': 1}")),
     Row("manifest cut short", "not valid JSON", generate(), manifest_text('{"name": "demo", "model": {')),
     Row("manifest nested without end", "not valid JSON", generate(), manifest_text("[" * 200_000)),
-    Row("manifest that is not text", "no readable bundle.json", generate(), manifest_text(b"\xff\xfe\x00\x80")),
+    Row("manifest that is not text", "is UTF-16 text", generate(), manifest_text(b"\xff\xfe\x00\x80")),
+    Row("manifest with an entry twice", "'name' is there twice", generate(), manifest_text('{"name": 1, "name": 2}')),
+    Row("manifest with a number that does not fit", "does not fit", generate(), manifest_text('{"name": 1e999}')),
+    Row("manifest with half a character", "surrogate", generate(), manifest_text('{"name": "\\ud800"}')),
+    Row("manifest that is a pipe", "is a pipe", generate(), replace_by_pipe("bundle.json")),
+    Row("tokenizer that is a pipe", "tokenizer.json", generate(), replace_by_pipe("tokenizer/tokenizer.json")),
     Row("manifest that is a list", "JSON object", generate(), manifest_text("[]")),
     Row(
         "manifest with NaN",
-        "model.vae_scaling_factor",
+        "NaN is no number",
         generate(),
         set_entry("model", "vae_scaling_factor", to=math.nan),
     ),
@@ -502,8 +515,8 @@ def one_tokenizer() -> Iterator[None]:
     class Kept:
         @staticmethod
         @functools.cache
-        def from_file(path: str) -> Tokenizer:
-            return Tokenizer.from_file(path)
+        def from_str(content: str) -> Tokenizer:
+            return Tokenizer.from_str(content)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "Tokenizer", Kept)

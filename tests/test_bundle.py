@@ -159,7 +159,7 @@ def test_every_entry_is_needed_and_of_its_kind(path):
         (("model", "rows"), 0, "entry model.rows cannot be 0"),
         (("model", "dynamic_size_multiple"), -8, "entry model.dynamic_size_multiple cannot be -8"),
         (("model", "trained"), 1, "entry model.trained"),
-        (("model", "vae_scaling_factor"), float("inf"), "entry model.vae_scaling_factor cannot be inf"),
+        (("model", "vae_scaling_factor"), float("inf"), "Infinity is no number"),
         (("model", "vae_scaling_factor"), 0.0, "entry model.vae_scaling_factor cannot be 0"),
         (("tokenizer",), None, "entry tokenizer must be an object"),
         (("tokenizer", "max_length"), 0, "entry tokenizer.max_length cannot be 0"),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+import resource
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from consisti2v_rt import UserError
+from consisti2v_rt.runtime import image as image_module
 from consisti2v_rt.runtime.image import (
     Window,
     centre_offset,
@@ -21,6 +26,7 @@ from consisti2v_rt.runtime.image import (
     preprocess,
     resize_window,
 )
+from consisti2v_rt.runtime.image_budget import MAX_PIXELS, check_decoding, jpeg_layout
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example.jpg"
 RNG = np.random.default_rng(7)
@@ -204,9 +210,12 @@ def test_damaged_files_are_refused_or_read_but_never_crash():
         for _ in range(40):
             damaged = data.copy()
             damaged[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
+            refused = False
             try:
                 assert load_image(damaged.tobytes()).mode == "RGB"
             except UserError:
+                refused = True
+            if refused:
                 refusal(damaged.tobytes())
 
 
@@ -219,11 +228,11 @@ def test_size_limits(monkeypatch):
         assert "at least 16 pixels" in refusal(source)
     assert load_image(Image.new("RGB", (16, 16))).size == (16, 16)
 
-    assert "178 megapixels" in refusal(png_header(20000, 20000))
+    assert "110 megapixels" in refusal(png_header(20000, 20000))
     with monkeypatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-        assert "178 megapixels" in refusal(png_header(20000, 20000))
-        assert "178 megapixels" in refusal(np.broadcast_to(np.zeros(3, np.uint8), (20000, 20000, 3)))
+        assert "110 megapixels" in refusal(png_header(20000, 20000))
+        assert "110 megapixels" in refusal(np.broadcast_to(np.zeros(3, np.uint8), (20000, 20000, 3)))
     with warnings.catch_warnings(), monkeypatch.context() as patch:
         warnings.simplefilter("error")
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
@@ -321,3 +330,134 @@ def test_an_upright_photo_stays_upright_when_it_is_read_again():
     once = load_image(file.getvalue())
     assert np.array_equal(np.asarray(once), picture)
     assert np.array_equal(np.asarray(load_image(once)), picture)
+
+
+def exif_bomb(entries: int, length: int) -> bytes:
+    """A TIFF header whose entries all hold the same `length` bytes."""
+    start = 8 + 2 + 12 * entries + 4
+    table = b"".join(struct.pack("<HHLL", 0x8000 + number, 7, length, start) for number in range(entries))
+    return b"II*\0" + struct.pack("<LH", 8, entries) + table + bytes(4) + bytes(length)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX kinds of files")
+def test_pipes_and_devices_are_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "is a pipe" in refusal(tmp_path / "pipe.png")
+    assert "is a device" in refusal("/dev/zero") and "is a device" in refusal(Path("/dev/null"))
+    with open("/dev/zero", "rb") as zero:  # noqa: PTH123
+        assert "pipe or a device" in refusal(zero)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe:
+        assert "pipe or a device" in refusal(pipe)
+    os.close(writer)
+
+
+def test_a_file_over_its_limit_is_refused(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "more than 512 MiB" in refusal(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        assert "more than 512 MiB" in refusal(file)
+
+
+def test_long_pictures_are_refused():
+    assert load_image(Image.new("RGB", (1600, 16))).size == (1600, 16)
+    for source in (Image.new("RGB", (1617, 16)), np.zeros((1617, 16, 3), np.uint8), png_header(100_000, 50)):
+        assert "longer than 100:1" in refusal(source)
+
+
+def test_pictures_whose_decoding_grows_may_have_fewer_pixels():
+    """Headers alone: nothing is decoded before the refusal."""
+    image = Image.new("RGB", (64, 64))
+    progressive = encode(image, "JPEG", progressive=True, subsampling=0)
+    plain = encode(image, "JPEG", subsampling=0)
+
+    def enlarged(data: bytes, marker: bytes) -> bytes:
+        place = data.index(marker) + 5
+        return data[:place] + struct.pack(">HH", 8000, 10000) + data[place + 4 :]
+
+    assert "62.9 megapixels, the most for a picture of its kind" in refusal(enlarged(progressive, b"\xff\xc2"))
+    with Image.open(io.BytesIO(enlarged(plain, b"\xff\xc0"))) as opened:
+        check_decoding(opened, 0, False, "the image")
+    assert "megapixels, the most" in refusal(b"P3 5000 5000 255\n")
+    assert "megapixels, the most" in refusal(b"P6 5000 5000 77\n")
+    assert load_image(progressive).size == load_image(plain).size == (64, 64)
+
+
+def test_baseline_scans_of_single_components_count_as_progressive():
+    data = encode(Image.new("RGB", (64, 64)), "JPEG")
+    scan = data.index(b"\xff\xda")
+    assert jpeg_layout(io.BytesIO(data)) == (0, False)
+    single = data[: scan + 4] + b"\x01" + data[scan + 5 :]
+    assert jpeg_layout(io.BytesIO(single)) == (0, True)
+    assert jpeg_layout(io.BytesIO(encode(Image.new("RGB", (64, 64)), "PNG"))) == (0, False)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_metadata_that_grows_when_it_is_read():
+    """Entries that all point to the same bytes: gigabytes, were they read."""
+    image = Image.new("RGB", (64, 64), "red")
+    bomb = exif_bomb(20_000, 2_000_000)
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert load_image(encode(image, "PNG", exif=b"Exif\0\0" + bomb)).getpixel((3, 3)) == (255, 0, 0)
+    assert load_image(encode(image, "WEBP", exif=b"Exif\0\0" + bomb)).size == (64, 64)
+    segments = b"".join(
+        b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(part)) + b"Exif\0\0" + part
+        for part in (bomb[place : place + 60_000] for place in range(0, len(bomb), 60_000))
+    )
+    jpeg = encode(image, "JPEG")
+    assert "EXIF" in refusal(jpeg[:2] + segments + jpeg[2:])
+    assert "readable" in refusal(bomb) or "not an image" in refusal(bomb)
+    if "AVIF" in Image.SAVE:
+        avif = encode(image, "AVIF", exif=exif_bomb(1, 100))
+        assert load_image(avif).size == (64, 64)
+        assert "EXIF" in refusal(avif + bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 500_000  # KiB
+
+
+def test_text_bombs_of_png():
+    image = Image.new("RGB", (64, 64))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 50_000_000, zip=True)
+    refusal(encode(image, "PNG", pnginfo=text))
+
+
+def test_many_frames_cost_nothing():
+    pages = [Image.new("P", (64, 64), number % 200) for number in range(300)]
+    for kind in ("GIF", "TIFF"):
+        data = encode(pages[0], kind, save_all=True, append_images=pages[1:])
+        assert load_image(data).size == (64, 64)
+
+
+def test_strips_change_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    rgba = Image.fromarray(rng.integers(0, 256, (61, 47, 4), dtype=np.uint8))
+    pictures = [rgba, rgba.convert("RGB"), rgba.convert("LA"), rgba.convert("CMYK"), rgba.convert("P")]
+    pictures += [Image.fromarray(rng.random((61, 47), np.float32)), rgba.convert("1"), rgba.convert("YCbCr")]
+    pictures += [Image.fromarray(rng.integers(0, 65536, (61, 47), dtype=np.uint16))]
+    whole = [np.asarray(load_image(picture)) for picture in pictures]
+    monkeypatch.setattr(image_module, "_STRIP_PIXELS", 100)
+    for picture, expected in zip(pictures, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(load_image(picture)), expected)
+    np.testing.assert_array_equal(np.asarray(load_image(pictures[1])), np.asarray(pictures[1]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory as Linux counts it")
+@pytest.mark.parametrize(("kind", "turned"), [("PNG", True), ("JPEG", False)])
+def test_the_largest_photos_take_less_than_a_gibibyte(tmp_path, kind, turned):
+    """One that is turned, and one whose decoder holds all coefficients."""
+    pixels = MAX_PIXELS if turned else 62_800_000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.new("L", (8000, pixels // 8000), 77)
+    options = {"exif": exif, "compress_level": 1} if turned else {"progressive": True}
+    picture = grey.convert("L" if turned else "RGB")
+    picture.save(tmp_path / "a", kind, **options)
+    del grey, picture
+    program = (
+        "import sys; from consisti2v_rt.runtime.image import load_image, preprocess; "
+        "preprocess(load_image(sys.argv[1]), 256, 256); "
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, check=True)
+    assert 400_000 < int(done.stdout) < 1 << 20

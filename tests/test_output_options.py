@@ -17,7 +17,7 @@ from consisti2v_rt import cli
 from consisti2v_rt.export import random_options
 from consisti2v_rt.runtime.commands import help_panels, photo_input
 from consisti2v_rt.runtime.commands.config_file import EXAMPLE, with_config
-from consisti2v_rt.runtime.commands.console_style import StyledConsole
+from consisti2v_rt.runtime.commands.console import PlainConsole
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.settings import GenerationSettings
 
@@ -83,7 +83,7 @@ def test_a_console_that_is_not_looked_at_draws_in_ascii(monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     table = Table("name", "value", title="[bold red]title[/]")
     table.add_row("caf\u00e9", "1")
-    StyledConsole(force_terminal=True, width=40).print(table)
+    PlainConsole(force_terminal=True, width=40).print(table)
     said = capsys.readouterr().out
     assert "caf\u00e9" in said and said.replace("\u00e9", "e").isascii() and "\x1b" not in said
 

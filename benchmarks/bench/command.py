@@ -35,8 +35,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
     """Time whole videos, stage by stage: median, min, max, first run, memory, energy."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import make_console
     from ...runtime.errors import UserError
     from .bundle_facts import open_bundle
     from .latency import measure_latency
@@ -59,7 +58,7 @@ def run(
         options={"num_inference_steps": steps, "seed": seed},
         plan=Plan(warmup, rounds, resident),
         threads=threads,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )
     deliver(record, output, as_json=json)
 
@@ -81,8 +80,7 @@ def side_by_side(
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
     """Time one U-Net forward beside the published formulation in torch; relative L2 to it stands with every row."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import make_console
     from .outcome import check_place, deliver
     from .side_by_side import measure_side_by_side
     from .subjects_of_bundle import Candidate
@@ -98,7 +96,7 @@ def side_by_side(
         resident=resident,
         seed=seed,
         threads=threads,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )
     deliver(record, output, as_json=json)
 
@@ -122,8 +120,7 @@ def scaling(
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
     """Time a U-Net forward over frames, resolution and batch, and a video over steps. Without values: a few of each."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import make_console
     from ...runtime.errors import UserError
     from .outcome import check_place, deliver
     from .scaling import DEFAULTS, Source, measure_scaling
@@ -143,6 +140,6 @@ def scaling(
         rounds=rounds,
         threads=threads,
         image=_EXAMPLE_PHOTO,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )
     deliver(record, output, as_json=json)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperGroup
+from ...runtime.commands.console import PlainGroup
 
 DEFAULT = "run"
 
 
-class BenchGroup(TyperGroup):
+class BenchGroup(PlainGroup):
     """``bench BUNDLE`` is ``bench run BUNDLE``; ``bench --predict GPU`` is ``bench predict GPU``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

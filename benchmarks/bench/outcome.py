@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import typer
-from rich.console import Console
-
+from ...runtime.commands.console import echo, make_console, plain
 from .record import Record, check_writable
 from .tables import show
 
@@ -28,11 +26,11 @@ def deliver(record: Record, output: Path | None, *, as_json: bool) -> None:
     path = output if output is not None else _folder() / default_name(record)
     record.save(path)
     if as_json:
-        typer.echo(record.to_json(), nl=False)
+        echo(record.to_json(), nl=False)
         return
     # Cells are escaped where they hold names; emoji codes are no part of any.
-    show(record, Console(emoji=False))
-    typer.echo(f"{path}")
+    show(record, make_console(markup=True))
+    echo(plain(path))
 
 
 def default_name(record: Record) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import RECORD, parse_json, read_text
 from ...runtime.video_file import replacing
 
 SCHEMA_VERSION = 1
@@ -100,12 +101,12 @@ class Record:
             UserError: not such a record.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if data["schema_version"] != SCHEMA_VERSION or data["kind"] not in KINDS:
                 raise ValueError(f"schema version {data['schema_version']!r}, kind {data['kind']!r}")
             subjects = [_subject(entry) for entry in data.pop("subjects")]
             return cls(**data, subjects=subjects)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{name} is not a record of 'consisti2v bench' ({error}): measure again.") from None
 
     def save(self, path: Path) -> None:
@@ -133,12 +134,7 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: no such file, or no record.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"{path} cannot be read ({reason}): give a JSON file that 'consisti2v bench' wrote.") from None
-    return Record.from_json(text, str(path))
+    return Record.from_json(read_text(path, RECORD), str(path))
 
 
 def write_text(path: Path, text: str) -> None:

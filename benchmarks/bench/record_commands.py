@@ -17,19 +17,19 @@ def compare(
     They differ where the ratio of the medians is further from 1 than 3 % and than its 95 % interval, which comes from
     the spread of the raw samples.
     """
-    from rich.console import Console
     from rich.markup import escape
 
+    from ...runtime.commands.console import echo, make_console
     from .compare import compare_records, comparison_table, differences, summary
     from .record import read_record
 
     first, second = read_record(before), read_record(after)
     rows = compare_records(first, second)
-    console = Console(emoji=False)
+    console = make_console(markup=True)
     console.print(comparison_table(rows))
     for line in differences(first, second):
         console.print(f"[yellow]{escape(line)}[/]", highlight=False)
-    typer.echo(summary(rows))
+    echo(summary(rows))
 
 
 def report(
@@ -41,6 +41,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw a picture beside each record and write a Markdown report."""
+    from ...runtime.commands.console import echo, plain
     from ...runtime.errors import UserError
     from .report import write_report
 
@@ -51,4 +52,4 @@ def report(
     if readme is not None and not readme.is_file():
         raise UserError(f"{readme} does not exist: give the file that holds the two marks, or --output.")
     for path in write_report(records, target):
-        typer.echo(f"{path}")
+        echo(plain(path))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import RECORD, REPORT, read_json, read_text
 from .markdown import prediction_section, record_section
 from .plots import plot_record, plot_roofline
 from .record import check_writable, read_record, write_text
@@ -66,10 +66,7 @@ def replace_block(text: str, block: str, name: str) -> str:
 
 def _placed(block: str, target: Path) -> str:
     """What the whole file is to hold."""
-    try:
-        text = target.read_text(encoding="utf-8") if target.exists() else ""
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{target} is not a readable text file: give a Markdown file.") from None
+    text = read_text(target, REPORT) if target.exists() else ""
     if BEGIN in text or END in text or target.name.lower().startswith("readme"):
         return replace_block(text, block, str(target))
     return f"# Measurements\n\n{block.strip()}\n"
@@ -78,8 +75,8 @@ def _placed(block: str, target: Path) -> str:
 def _read_prediction(path: Path) -> dict[str, Any] | None:
     """A prediction as ``bench predict`` writes it; None for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(path, RECORD)
+    except UserError:
         return None
     wanted = {"gpu", "videos", "unet_kinds", "precision", "fit", "summary"}
     return data if isinstance(data, dict) and data.get("prediction") is True and wanted <= data.keys() else None

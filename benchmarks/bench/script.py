@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
+from ...runtime.commands.console import print_error
 from ...runtime.errors import UserError
 from .outcome import check_place
 from .record import write_text
@@ -31,5 +31,5 @@ def run_script(
         if output is not None:
             write_text(output, json.dumps(record, indent=2) + "\n")
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        print_error(error)
         raise typer.Exit(2) from None

@@ -42,8 +42,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import echo, make_console
     from ...runtime.errors import UserError
     from ...runtime.settings import whole
     from ..bench.record import write_text
@@ -84,10 +83,10 @@ def predict(
         if output is not None:
             write_text(output, text + "\n")
         if json:
-            typer.echo(text)
+            echo(text)
             return
     # Names of GPUs and bundles may hold brackets: they are text, not markup.
-    console = Console(markup=False, emoji=False)
+    console = make_console()
     print_report(prediction, console)
     if single is not None:
         console.print(node_table(single, nodes))

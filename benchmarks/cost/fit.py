@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import RECORD, read_json
 from .gpus import describe_gpu
 from .graph_shapes import Graph
 from .kinds import KINDS
@@ -114,10 +114,7 @@ def read_fit(path: Path, default: ModelCosts, bundle: Path | None = None) -> Fit
     Raises:
         UserError: the file does not have that form.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable JSON file of timings ({error}).") from None
+    data = read_json(path, RECORD("give a JSON file of timings"))
     try:
         if "subjects" in data:
             data = timings_of_record(data, default)

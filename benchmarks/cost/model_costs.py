@@ -10,6 +10,7 @@ from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import RECORD, read_json
 from ...runtime.manifest import STAGES
 from .graph_shapes import Graph, read_graph
 from .kinds import KINDS
@@ -99,7 +100,7 @@ def _rows(works: dict[Work, int]) -> list[list[str | int]]:
 
 def _read_table(path: Path) -> ModelCosts:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, RECORD("write a table with 'consisti2v bench --predict --save-costs'"))
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {data['schema_version']}")
         stages = {
@@ -110,7 +111,9 @@ def _read_table(path: Path) -> ModelCosts:
         if missing := [name for name in STAGES if name not in stages]:
             raise ValueError(f"no stage {missing[0]}")
         return ModelCosts(**own, stages=stages)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a table of costs ({error}): write one with 'consisti2v bench --predict --save-costs'."
         ) from None

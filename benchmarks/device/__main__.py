@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.child_process import neutral_place
+from ...runtime.commands.console import PlainParser, plain, print_error
 from ...runtime.errors import UserError
 from .engines import TARGETS
 from .parts import PARTS
@@ -43,7 +44,7 @@ _MOST = 240.0
 
 def main() -> int:
     """Run the parts; 0 where every one gave a result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="folder of wheels; what is missing is installed from it")
     parser.add_argument("--site", type=Path, help="folder to install into; a temporary one if absent")
     parser.add_argument("--work", type=Path, help="folder for the bundle with its engines; a temporary one if absent")
@@ -62,13 +63,13 @@ def main() -> int:
     try:
         record = Record(arguments.output, arguments.seconds, resume=arguments.resume)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     _run_all(arguments, record)
     missing = record.without_result()
-    print(f"{arguments.output}: {len(record.parts)} parts, {len(missing)} without a result")
+    print(f"{plain(arguments.output)}: {len(record.parts)} parts, {len(missing)} without a result")
     for name, status in missing.items():
-        print(f"  {name}: {status}, {record.parts[name]['reason'][:300]}")
+        print(plain(f"  {name}: {status}, {record.parts[name]['reason'][:300]}"))
     return 1 if missing else 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import Bundle
+from ...runtime.guarded_read import LOSSES, read_json
 from .engines import target_here
 from .parity import stage_parity
 from .videos import compare_video, find_backend
@@ -40,7 +40,7 @@ def graph_losses(bundle: Path, precision: str) -> dict[str, Any]:
     """What the calibrated graph lost when it was written, every operator rounded, on the processor."""
     manifest = Bundle.open(bundle, verify=False).manifest
     calibration = manifest.variants[precision][STAGE].calibration
-    recorded = json.loads((bundle / "variants" / precision / "losses.json").read_text(encoding="utf-8"))
+    recorded = read_json(bundle / "variants" / precision / "losses.json", LOSSES)
     entry = recorded["stages"][STAGE]
     return {
         "calibrated_on": None if calibration is None else calibration.name,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import RECORD, read_json
 
 RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
 """What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not
@@ -88,9 +89,11 @@ class Record:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
+        parts = read_json(path, RECORD("give another --output"))
         if not all(entry["status"] in (RAN, REFUSED, FAILED, SKIPPED) for entry in parts.values()):
             raise ValueError("a part without status")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no record of a device run ({error}): give another --output.") from None
     return dict(parts)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import LoadedKernels
+from ...runtime.commands.console import make_console
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from ..bench.machine import versions
@@ -131,7 +131,7 @@ def _show(record: dict[str, Any]) -> None:
         engine = row.get("engine_us")
         cells.append("" if engine is None else f"{statistics.median(engine) / own:.2f}×")
         table.add_row(row["name"], *cells)
-    Console().print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

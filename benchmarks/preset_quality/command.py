@@ -40,8 +40,7 @@ def quality(
     """Compare presets with the published settings at the same noise: seconds, distance, quality, and a verdict."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
+    from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.commands.progress import step_progress
     from ..bench.bundle_facts import bundle_facts, now, open_bundle
     from ..bench.machine import describe_machine, versions
@@ -54,7 +53,7 @@ def quality(
 
     if output is not None:
         check_writable(output)
-    console = Console()
+    console = make_console()
     task = Task(
         tuple(image or (ASSETS / "example.jpg",)),
         tuple(prompt or ("zoom in", "pan left")),
@@ -64,7 +63,7 @@ def quality(
     variants = [variant for variant in all_variants(task.guidance_scale > 1) if variant.is_preset or not presets_only]
     steps = steps_to_run(variants)
     opened = open_bundle(bundle)
-    with step_progress(steps, Console(stderr=True)) as bar:
+    with step_progress(steps, make_console(stderr=True)) as bar:
         measurement = measure_presets(
             opened,
             variants,
@@ -100,7 +99,7 @@ def quality(
         "keep_below": KEEP_BELOW,
         "verdicts": verdicts(measurement.outcomes, measurement.other_seed),
     }
-    typer.echo(str(save_record(record, output)))
+    echo(plain(save_record(record, output)))
 
 
 def own_guidance(bundle: Path) -> float:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .listing import MAX_ROWS
+
 
 def evaluate(
     videos: Annotated[
@@ -37,6 +39,7 @@ def evaluate(
         list[str] | None, typer.Option("--measure", "-m", help="Only this measure; may be repeated.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Read only the first frames of each video.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a listing; a longer one is refused.")] = MAX_ROWS,
     clip: Annotated[str, typer.Option(help="CLIP: hub id or folder.")] = "openai/clip-vit-base-patch32",
     dino: Annotated[str, typer.Option(help="DINO: hub id or folder.")] = "facebook/dino-vitb16",
     raft: Annotated[Path | None, typer.Option(help="RAFT-large state dict; torchvision's C_T_V1 if absent.")] = None,
@@ -48,8 +51,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="torch device of the networks: cpu, cuda ...")] = "cpu",
 ) -> None:
     """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
-    from rich.console import Console
-
+    from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.errors import UserError
     from .contact_sheet import save_contact_sheet
     from .evaluation import evaluate_set, record, save_record
@@ -60,7 +62,7 @@ def evaluate(
     from .table import results_table
     from .video import Video
 
-    console = Console()
+    console = make_console()
     choose_measures(measure)
     if (videos is None) == (bundle is None):
         raise UserError("give either a folder or listing of videos, or --bundle with --inputs to generate them.")
@@ -76,8 +78,8 @@ def evaluate(
         raise UserError(f'the folder "{output}" cannot be made ({error.strerror}): choose another one.') from None
 
     # What they are compared with is read first: a wrong path must not cost a generation.
-    reference_videos = read_videos(reference, frames) if reference else ()
-    originals = read_videos(against, frames) if against else ()
+    reference_videos = read_videos(reference, frames, max_rows) if reference else ()
+    originals = read_videos(against, frames, max_rows) if against else ()
     sources = NetworkSources(clip, dino, raft, amt, fvd, fvd_weights, lite0, download, device)
     sources.check()
     judged: Sequence[Video]
@@ -90,11 +92,12 @@ def evaluate(
                 output,
                 parse_settings(setting or []),
                 lambda done, total: status.update(f"generating video {min(done + 1, total)} of {total}"),
+                max_rows=max_rows,
             )
     else:
         assert videos is not None
-        files = read_videos(videos, frames)
-        judged = files.with_captions(captions) if captions else files
+        files = read_videos(videos, frames, max_rows)
+        judged = files.with_captions(captions, max_rows) if captions else files
     media = MediaSet(judged, reference_videos, match_originals(judged, originals) if against else {})
     networks = Networks(sources)
     with console.status("measuring") as status:
@@ -104,4 +107,4 @@ def evaluate(
     sheet = save_contact_sheet(media.videos, output / "contact_sheet.png")
     evaluation = {"measures": measure or "all", "max_frames": frames, "networks": sources.record()}
     report = save_record(record(media, results, made_by, evaluation), output / "quality.json")
-    typer.echo(f"{report}\n{sheet}")
+    echo(f"{plain(report)}\n{plain(sheet)}")

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import parse_json
 from ...runtime.image import load_image
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.settings import GenerationSettings
 from ...runtime.video_file import save_frames
-from .listing import read_listing
+from .listing import MAX_ROWS, read_listing
 from .media_set import LATENTS_SUFFIX
 from .video import Frames, Video
 
@@ -40,7 +41,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"setting {pair!r} is not name=value: write for example frame_stride=5.")
         try:
-            options[name.strip()] = json.loads(value)
+            options[name.strip()] = parse_json(value)
         except ValueError:
             options[name.strip()] = value
     return options
@@ -52,6 +53,8 @@ def generate_videos(
     folder: Path,
     options: dict[str, Any],
     on_video: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    max_rows: int = MAX_ROWS,
 ) -> tuple[tuple[Video, ...], dict[str, Any]]:
     """Animate every row of a listing with the same settings and write what was made.
 
@@ -64,6 +67,7 @@ def generate_videos(
         folder: where all goes; made if absent, files of the same names replaced.
         options: fields of :class:`GenerationSettings`. Row n has the seed `seed` + n; without a seed, n.
         on_video: progress.
+        max_rows: most rows of the listing.
 
     Returns:
         The videos as generated, and how they were made.
@@ -71,7 +75,7 @@ def generate_videos(
     Raises:
         UserError: a bad bundle, listing or option.
     """
-    rows = read_listing(listing)
+    rows = read_listing(listing, max_rows=max_rows)
     settings = GenerationSettings.from_options({"seed": 0, **options})
     if settings.num_videos_per_prompt != 1 or not isinstance(settings.seed, int):
         raise UserError("one video and one whole-number seed a row: list a photo again to have it animated twice.")

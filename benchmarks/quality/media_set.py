@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import UserError
-from .listing import read_listing
+from .listing import MAX_ROWS, read_listing
 from .video import Video, find_videos, read_video
 
 LATENTS_SUFFIX = ".latents.npy"
@@ -73,13 +73,13 @@ class VideoFiles(Sequence[Video]):
             self._kept[position] = video
         return video
 
-    def with_captions(self, listing: str | os.PathLike[str]) -> VideoFiles:
+    def with_captions(self, listing: str | os.PathLike[str], max_rows: int = MAX_ROWS) -> VideoFiles:
         """The same with the captions of a listing that names them.
 
         Raises:
             UserError: a video that the listing does not name.
         """
-        captions = {Path(entry.name).name: entry.caption for entry in read_listing(listing)}
+        captions = {Path(entry.name).name: entry.caption for entry in read_listing(listing, max_rows=max_rows)}
         for name, _, _ in self._files:
             if Path(name).name not in captions:
                 raise UserError(f'the listing "{listing}" has no caption for {name}: add a row for it.')
@@ -87,7 +87,7 @@ class VideoFiles(Sequence[Video]):
         return VideoFiles(files, self._max_frames)
 
 
-def read_videos(source: str | os.PathLike[str], max_frames: int | None = None) -> VideoFiles:
+def read_videos(source: str | os.PathLike[str], max_frames: int | None = None, max_rows: int = MAX_ROWS) -> VideoFiles:
     """Videos of a folder (captions unknown), or of a listing with captions.
 
     Latents are taken from ``NAME.latents.npy`` beside ``NAME.mp4`` or the folder of pictures ``NAME``.
@@ -98,7 +98,9 @@ def read_videos(source: str | os.PathLike[str], max_frames: int | None = None) -
     path = Path(source)
     if path.is_dir():
         return VideoFiles([(file.name, file, None) for file in find_videos(path)], max_frames)
-    return VideoFiles([(entry.name, entry.path, entry.caption) for entry in read_listing(path)], max_frames)
+    return VideoFiles(
+        [(entry.name, entry.path, entry.caption) for entry in read_listing(path, max_rows=max_rows)], max_frames
+    )
 
 
 def match_originals(videos: Sequence[Video], originals: Sequence[Video]) -> dict[str, Video]:
@@ -128,6 +130,6 @@ def _latents(video: Path) -> NDArray[np.float32] | None:
         return None
     try:
         latents = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         raise UserError(f'"{path}" is not a NumPy array file: generate the video again, or remove it.') from None
     return np.asarray(latents, dtype=np.float32)

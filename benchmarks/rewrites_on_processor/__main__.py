@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ...runtime.commands.console import make_console
 from ...runtime.openvino.session import HINTS, runtime
 from ..bench.machine import describe_machine, versions
 from ..bench.script import run_script
@@ -40,7 +40,7 @@ def measure(rounds: int, wanted: list[Case] | None = None) -> dict[str, Any]:
     """
     runtime()
     found = cases() if wanted is None else wanted
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         rows = [_measure(case, rounds) for case in progress.track(found, description="rewrites")]
     return {
         "what": "parts of the full U-Net in OpenVINO, as exported and rewritten, float32, in turns",
@@ -96,7 +96,7 @@ def _show(record: dict[str, Any]) -> None:
     for row in record["parts"]:
         direct, rewritten = (f"{statistics.median(row[key]):.1f} ms" for key in ("direct_ms", "rewritten_ms"))
         table.add_row(row["part"], direct, rewritten, f"{row['speed_up']:.2f}x", f"{row['relative_l2']:.1e}")
-    Console().print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

@@ -99,12 +99,13 @@ def export(
 
 
 def main() -> None:
+    from ...runtime.commands.console import print_error
     from ...runtime.errors import UserError
 
     try:
         app()
     except UserError as error:
-        typer.echo(str(error), err=True)
+        print_error(error)
         raise SystemExit(1) from None
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from ...runtime.commands.console import echo, make_console, plain
 from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
 
@@ -43,6 +43,9 @@ def build(
             "photos or clips with captions, or demo (the example photo); off: weights alone."
         ),
     ] = None,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Most rows of the listing of --calibrate; a longer one is refused.")
+    ] = 10_000,
     max_loss: Annotated[
         float | None,
         typer.Option(
@@ -61,10 +64,10 @@ def build(
     from .compare import check_comparison, compare_engines
 
     check_comparison(compare)
-    variant = _variant_options(precision, calibrate, max_loss, quick_check)
+    variant = _variant_options(precision, calibrate, max_rows, max_loss, quick_check)
     if stages is not None and not stages.strip(", "):
         raise UserError("--stages is empty: name stages such as unet,vae_decoder, or leave it out.")
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    console = make_console(stderr=True)
     started = time.perf_counter()
     columns = (*leading_columns(console), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -110,10 +113,10 @@ def build(
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
     made = f"{len(engines)} engine{'s' * (len(engines) != 1)} for {engines[0].target}"
-    typer.echo(f"{bundle}  {made} in {_minutes(time.perf_counter() - started)} min")
+    echo(f"{plain(bundle)}  {plain(made)} in {_minutes(time.perf_counter() - started)} min")
     if compare is not None:
         for line in compare_engines(bundle, engines):
-            typer.echo(line)
+            echo(plain(line))
 
 
 def _minutes(seconds: float) -> str:
@@ -121,7 +124,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _variant_options(
-    precision: str, calibrate: str | None, max_loss: float | None, quick_check: bool
+    precision: str, calibrate: str | None, max_rows: int, max_loss: float | None, quick_check: bool
 ) -> VariantOptions | None:
     """What was asked of the graphs in another precision; None: nothing. Refuses a set that cannot be used."""
     if calibrate is None and max_loss is None and not quick_check:
@@ -134,7 +137,7 @@ def _variant_options(
             f"making {precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
         ) from None
     return VariantOptions(
-        calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate)),
+        calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate), max_rows),
         weight_only=calibrate == "off",
         max_loss=max_loss,
         quick_check=quick_check,

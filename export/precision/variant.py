@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
+from ...runtime.guarded_read import LOSSES, read_json
 from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
 from ...runtime.stage_graphs import graph_files
 from ..bundle_lock import building
@@ -263,9 +263,9 @@ def _recorded(bundle: Bundle, precision: str) -> dict[str, dict[str, Any]]:
     if not held or name not in bundle.manifest.files:
         return {}
     try:
-        entries = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
+        entries = read_json(bundle.file(name), LOSSES)["stages"]
         return {stage: dict(entries[stage]) for stage in held if stage in entries}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}
 
 

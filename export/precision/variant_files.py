@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import hash_files
+from ...runtime.guarded_read import MANIFEST, read_text
 from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from ..manifest_file import restore_manifest, rewrite_manifest
 
@@ -42,7 +43,7 @@ def put_in_place(
     replaced.mkdir()
     shutil.copy2(manifest_file, replaced)
     with ExitStack() as undo:
-        before = Manifest.from_json((replaced / MANIFEST_NAME).read_text(encoding="utf-8"))
+        before = Manifest.from_json(read_text(replaced / MANIFEST_NAME, MANIFEST))
         without = rewrite_manifest(bundle, lambda manifest: _without_stages(manifest, precision, place, written))
         undo.callback(
             lambda: restore_manifest(

@@ -30,6 +30,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed gives another video.")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU where one can be used), cpu, cuda or openvino.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, ...; the device's best.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
+    ] = None,
 ) -> None:
     """Animate a photo with the model inside the package; no download, no torch, no GPU needed."""
     options: dict[str, Any] = {"preset": preset, "seed": seed, "guidance_scale_txt": GUIDANCE, "fit": fit}
@@ -37,4 +40,6 @@ def demo(
         options["num_inference_steps"] = steps
     outputs = list(dict.fromkeys([output, output.with_suffix(".gif")]))
     engine = {"device": device, "precision": precision}
-    animate_to_file(ASSETS / "demo_bundle", [image], [prompt], outputs, options, engine, scale=scale)
+    animate_to_file(
+        ASSETS / "demo_bundle", [image], [prompt], outputs, options, engine, scale=scale, time_limit=time_limit
+    )

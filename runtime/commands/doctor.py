@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..backends import Row, check_device, table
 from ..bundle import Bundle
 from ..errors import BackendError
+from .console import make_console
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich")
 _EXTRAS = {
@@ -37,7 +36,7 @@ def doctor(
     """Show what is installed, which backends there are, what would be used and why."""
     check_device(device)
     opened = Bundle.open(bundle, verify=False) if bundle else None
-    console = Console()
+    console = make_console()
     console.print(
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     )
@@ -51,7 +50,7 @@ def doctor(
     for extra, names in _EXTRAS.items():
         for package in names:
             found = _version(package)
-            packages.add_row(f"[{extra}]".replace("[", "\\["), package, found or "-", _advice(extra, found))
+            packages.add_row(f"[{extra}]", package, found or "-", _advice(extra, found))
     console.print(packages)
     backends = Table("backend", "device", "used", "why", title="sessions, in order of preference", title_justify="left")
     failed: set[str] = set()
@@ -63,9 +62,9 @@ def doctor(
             break
         assert used is not None
         failed.add(used.backend.name)
-        console.print(f"{used.backend.title} was tried: {refused}", markup=False, soft_wrap=True)
+        console.print(f"{used.backend.title} was tried: {refused}", soft_wrap=True)
     for row in rows:
-        backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", escape(row.reason))
+        backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", row.reason)
     console.print(backends)
 
 
@@ -93,4 +92,4 @@ def _version(package: str) -> str | None:
 
 
 def _advice(extra: str, found: str | None) -> str:
-    return "" if found else f"optional: pip install 'consisti2v-rt\\[{extra}]'"
+    return "" if found else f"optional: pip install 'consisti2v-rt[{extra}]'"

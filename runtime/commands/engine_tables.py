@@ -14,6 +14,7 @@ from ..engine_match import build_command
 from ..engine_source import staleness
 from ..errors import UserError
 from ..gpu.device import probe
+from ..guarded_read import ENGINE_FACTS, read_json
 from ..manifest import EngineSpec
 
 ALL = "all"
@@ -43,16 +44,15 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {}
     if engine.facts:
+        again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
+        remedy = f"build the engine again with 'consisti2v build BUNDLE {again}'"
         try:
-            facts = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
+            facts = read_json(bundle.file(engine.facts), ENGINE_FACTS(remedy), engine.facts)
             check_facts(facts)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
-            raise UserError(
-                f"{engine.facts} cannot be read ({reason}): build the engine again with "
-                f"'consisti2v build BUNDLE {again}'."
-            ) from None
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{engine.facts} cannot be read ({error}): {remedy}.") from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts

@@ -14,7 +14,6 @@ from PIL import Image
 from rich.console import Console
 
 from ...kernels.schedulers import SCHEDULERS
-from ..arguments import MAX_THREADS
 from ..camera_motion import CAMERA_MOTIONS
 from ..errors import UserError
 from ..fit import cropped_shares
@@ -22,12 +21,13 @@ from ..frame_scale import scaled_size
 from ..gpu_options import GpuOptions, check_gpu_options
 from ..option_names import command_name
 from ..pipeline import ImageToVideo
-from ..settings import GenerationSettings, whole
+from ..settings import GenerationSettings, check_threads
+from ..time_limit import check_time_limit
 from ..unet_rows import guidance_saving
 from ..video_file import check_output, numbered
 from ..video_stream import VideoStream, streaming
 from .config_file import with_config
-from .console_style import StyledConsole
+from .console import echo, make_console, note, plain
 from .photo_input import read_photos
 from .progress import prompt_interrupt, step_progress
 
@@ -38,7 +38,7 @@ _OPTIONS = {
     field.name: command_name(field.name)
     for field in (*fields(GenerationSettings), *fields(GpuOptions))
     if "_" in field.name
-} | {"cuda_graph": "--no-cuda-graph"}
+} | {"cuda_graph": "--no-cuda-graph", "time_limit": "--time-limit"}
 
 
 def generate(
@@ -111,6 +111,9 @@ def generate(
     device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
     verify: Annotated[bool, typer.Option(help="Hash what is used of the bundle first.")] = True,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
+    ] = None,
 ) -> None:
     """Animate a photo. Defaults are the published model's."""
     options: dict[str, Any] = {
@@ -153,7 +156,17 @@ def generate(
         "precision": precision,
         "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
     }
-    animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify, scale=scale)
+    animate_to_file(
+        bundle,
+        image,
+        prompt or [""],
+        [output],
+        options,
+        engine,
+        verify=verify,
+        scale=scale,
+        time_limit=time_limit,
+    )
 
 
 def animate_to_file(
@@ -166,17 +179,19 @@ def animate_to_file(
     *,
     verify: bool = True,
     scale: float = 1,
+    time_limit: float | None = None,
 ) -> None:
     """Generate with progress and write to every output; refuses bad outputs and images before anything else.
 
     `options` are fields of the settings, `engine` says what runs it: arguments of ``ImageToVideo.from_bundle``.
     """
-    console = StyledConsole(stderr=True)
+    console = make_console(stderr=True)
     for output in outputs:
         check_output(output)
     photos = read_photos(images)
-    if engine.get("threads") is not None:
-        whole(engine["threads"], "threads", 1, MAX_THREADS)
+    check_threads(engine.get("threads"))
+    if time_limit is not None:
+        check_time_limit(time_limit)
     settings = GenerationSettings.from_options(options)
     if "gpu" in engine:
         with _typed_words():
@@ -192,13 +207,14 @@ def animate_to_file(
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
-        console.print("[yellow]note:[/] the weights of this bundle are untrained: expect moving noise, not a video")
+        note(console, "the weights of this bundle are untrained: expect moving noise, not a video")
     _tell_cropped(photos, request.settings, console)
     saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
     if saving == 0:
-        console.print(
-            "[yellow]note:[/] the guidance interval saves no time here: this bundle's U-Net always runs "
-            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any"
+        note(
+            console,
+            "the guidance interval saves no time here: this bundle's U-Net always runs "
+            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any",
         )
     total_steps = settings.num_inference_steps * settings.autoregress_steps
     clip, clips = request.settings.video_length, request.settings.autoregress_steps
@@ -207,13 +223,15 @@ def animate_to_file(
     frames = clip + (clips - 1) * (clip - 1)
     with streaming(outputs, videos_asked, frames, request.settings.fps, scale) as (stream, written):
         with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
-            videos = animate(photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames)
+            videos = animate(
+                photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames, time_limit=time_limit
+            )
         with videos.timings.measure("file"):
             stream.finish()
     height, width = scaled_size(videos.frames.shape[2], videos.frames.shape[3], scale)
     for file in written if len(written) <= 8 else [*written[:3], written[-1]]:
-        typer.echo(f"{file}  {file.stat().st_size / 1024:.0f} KiB")
-    typer.echo(
+        echo(f"{plain(file)}  {file.stat().st_size / 1024:.0f} KiB")
+    echo(
         f"{len(videos.frames)} video(s) of {frames} frames {width}x{height}, seed {videos.settings.seed}, "
         f"{videos.timings.total:.1f} s: {videos.timings.summary()}{_encoding(stream)}"
     )
@@ -239,10 +257,10 @@ def _tell_cropped(photos: Sequence[Image.Image], settings: GenerationSettings, c
         )
         told = " and ".join(f"{share:.0%} of its {side}" for side, share in shares.items() if share >= 0.01)
         if told:
-            console.print(
-                f"[yellow]note:[/] the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {told} "
-                "is cut off; --fit pad or --fit stretch keeps it",
-                soft_wrap=True,
+            note(
+                console,
+                f"the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {told} is cut off; "
+                "--fit pad or --fit stretch keeps it",
             )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
+from .console import echo, make_console, plain
 from .engine_tables import engine_facts, engine_table, find_engines
 from .variant_table import variant_table
 
@@ -31,10 +31,9 @@ def inspect(
     if engine is not None:
         _show_engines(opened, engine, json)
     elif json:
-        typer.echo(manifest.to_json(), nl=False)
+        echo(manifest.to_json(), nl=False)
     else:
-        # Names of models and files may hold brackets: they are text, not markup.
-        console = Console(markup=False, emoji=False)
+        console = make_console()
         console.print(_model_table(manifest))
         console.print(_stage_table(manifest))
         if manifest.variants:
@@ -42,12 +41,12 @@ def inspect(
     lost = {} if verify else opened.lost_files()
     if lost:
         told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
-        typer.echo(f"lost or damaged: {told}; make it again with 'consisti2v build'", err=True)
+        echo(f"lost or damaged: {plain(told)}; make it again with 'consisti2v build'", err=True)
     if verify:
         started = time.perf_counter()
         opened.verify()
         total = sum(record.bytes for record in manifest.files.values())
-        typer.echo(
+        echo(
             f"{len(manifest.files)} files, {_size(total)}, all as recorded ({time.perf_counter() - started:.1f} s)",
             err=json,
         )
@@ -56,9 +55,9 @@ def inspect(
 def _show_engines(bundle: Bundle, name: str, as_json: bool) -> None:
     engines = find_engines(bundle, name)
     if as_json:
-        typer.echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
+        echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
         return
-    console = Console(markup=False, emoji=False)
+    console = make_console()
     for engine in engines:
         console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size))
 

@@ -36,7 +36,7 @@ def leading_columns(console: Console) -> list[ProgressColumn]:
     """Time elapsed, what is being done, and where there is room a bar: what a narrow terminal cuts off is the end."""
     elapsed = TimeElapsedColumn(Column(no_wrap=True, min_width=len("0:00:00")))
     bar: list[ProgressColumn] = [BarColumn()] if console.width >= 80 else []
-    return [elapsed, TextColumn("{task.description}"), *bar]
+    return [elapsed, TextColumn("{task.description}", markup=False), *bar]
 
 
 @contextmanager

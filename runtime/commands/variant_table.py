@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
 
 from ..bundle import Bundle
+from ..guarded_read import LOSSES, read_json
 
 
 def variant_table(bundle: Bundle, size: Callable[[int], str]) -> Table:
@@ -55,7 +55,7 @@ def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
     if bundle.fault(name, hashed=True) is not None:
         return {}
     try:
-        stages: dict[str, Any] = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError, TypeError):
+        stages: dict[str, Any] = read_json(bundle.file(name), LOSSES)["stages"]
+    except (ValueError, KeyError, TypeError):
         return {}
     return stages

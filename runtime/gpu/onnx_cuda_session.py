@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..manifest import StageSpec
+from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession
 from .memory import STORAGE, DeviceArray, WeightTurns
@@ -41,7 +42,7 @@ class OnnxCudaGraph:
     """
 
     def __init__(self, gpu: Gpu, turns: WeightTurns, path: Path, precision: str) -> None:
-        self._gpu, self._turns, self._path, self._precision = gpu, turns, path, precision
+        self._gpu, self._turns, self.path, self._precision = gpu, turns, path, precision
         self._session: Any | None = None
         self.moves = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
@@ -71,18 +72,17 @@ class OnnxCudaGraph:
         preload_libraries(onnxruntime)
         self._turns.use(self)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cuda = (PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
         try:
             session = onnxruntime.InferenceSession(
-                os.fspath(self._path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
+                os.fspath(self.path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
             )
         except Exception as error:
-            first_line = str(error).splitlines()[0]
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path.name} on the GPU ({first_line}): "
-                "update onnxruntime-gpu, or pass --device cpu."
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self.path.name} on the GPU "
+                f"({first_line(error)}): update onnxruntime-gpu, or pass --device cpu."
             ) from None
         # Where its libraries are missing the provider is dropped with no more than a line in the log.
         if PROVIDER not in session.get_providers():
@@ -95,7 +95,7 @@ class OnnxCudaGraph:
             _log.warning(
                 "ONNX Runtime %s runs parts of %s on the processor (%s), which is slow: update onnxruntime-gpu.",
                 onnxruntime.__version__,
-                self._path.name,
+                self.path.name,
                 ", ".join(f"{count} {kind}" for kind, count in elsewhere.items()),
             )
         self._session = session
@@ -143,7 +143,8 @@ class OnnxCudaSession(DeviceSession):
             self._graph.bindings[id(self)] = binding = session.io_binding()
             for name, array in self._bound.items():
                 self._bind(binding, name, array)
-        session.run_with_iobinding(binding, self._run_options)
+        with stage_failures(stage_of(self._graph.path), "ONNX Runtime CUDA"):
+            session.run_with_iobinding(binding, self._run_options)
 
     def with_dims(self, dims: Mapping[str, int]) -> OnnxCudaSession:
         return OnnxCudaSession(self._gpu, self._graph, self._stage, dims)

@@ -6,7 +6,6 @@ needed is added up first, from the manifest and from the facts beside each engin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import UserError
+from ..guarded_read import ENGINE_FACTS, read_json
 from ..manifest import EngineSpec, StageSpec
 from ..session import dynamic_size
 from .memory import STORAGE
@@ -137,14 +137,14 @@ def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int) -> int | None:
     if not engine.facts:
         return None
     try:
-        facts: Any = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
+        facts: Any = read_json(bundle.file(engine.facts), ENGINE_FACTS)
         sizes = [int(size) for size in facts["activation_bytes"]]
         batches = [profile.rows for profile in engine.profiles]
         if len(sizes) == len(batches):
             used = [size for size, batch in zip(sizes, batches, strict=True) if batch is None or batch <= rows]
             return max(used, default=sizes[0])
         return max(sizes)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

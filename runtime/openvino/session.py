@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import CancelledError, UserError
 from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
+from ..stage_failure import stage_failures, stage_of
 from .rewrites import fold_constants, rewrite
 from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
 
@@ -134,7 +135,7 @@ class OpenVinoSession:
         self.allocate(dims or {})
 
     def _refusal(self, error: RuntimeError) -> UserError:
-        last_line = str(error).strip().splitlines()[-1]
+        last_line = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
         return UserError(
             f"OpenVINO {self._openvino.__version__} cannot load {self._path.name} ({last_line}): "
             "update openvino, export the bundle again, or use --device cpu."
@@ -222,12 +223,8 @@ class OpenVinoSession:
         for step in self._graph.steps():
             if self._cancelled:
                 raise CancelledError
-            try:
+            with stage_failures(stage_of(self._path), "OpenVINO", lambda: self._cancelled):
                 step()
-            except RuntimeError:
-                if self._cancelled:
-                    raise CancelledError from None
-                raise
 
     def cancel(self) -> None:
         """Make a run in another thread, or the next one, end at its next operation with :class:`CancelledError`."""

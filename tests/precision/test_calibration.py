@@ -263,7 +263,7 @@ def test_refused_sets(consisti2v, demo_bundle, tmp_path):
             *("build", demo_bundle, "--target", "sm89", "--precision", precision, "--calibrate", listing), *more
         ).refusal()
 
-    assert "does not exist: give a .csv or .jsonl" in refusal(tmp_path / "none.jsonl")
+    assert "does not exist: give a UTF-8 .csv or .jsonl" in refusal(tmp_path / "none.jsonl")
     few = write_listing(tmp_path / "few", FEWEST_SAMPLES - 1)
     assert f"has 3 rows: calibration needs at least {FEWEST_SAMPLES} photos" in refusal(few)
     bad = tmp_path / "bad.jsonl"

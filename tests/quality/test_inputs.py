@@ -99,6 +99,12 @@ def test_a_jsonl_listing_with_a_root(tmp_path):
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.jsonl", "{\n", "line 1 is not a JSON object"),
         ("a.txt", "1.mp4 x", "must end in"),
+        ("a.csv", "path,caption\n1.mp4,x,y\n", "more fields"),
+        ("a.csv", f"path,caption\n{'x' * 5000},x\n", "not in"),
+        ("a.jsonl", '{"path": "1.mp4", "caption": {"a": 1}}\n', "line 1 has a caption that is no text"),
+        ("a.jsonl", '{"path": ["1.mp4"], "caption": "x"}\n', "line 1 has a path that is no text"),
+        ("a.jsonl", '\n{"path": "1.mp4", "caption": "\\ud800"}\n', "line 2 is not a JSON object"),
+        ("a.jsonl", '{"path": "1.mp4", "path": "2.mp4", "caption": "x"}\n', "twice"),
     ],
 )
 def test_bad_listings_are_refused(tmp_path, name, text, reason):
@@ -106,6 +112,24 @@ def test_bad_listings_are_refused(tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=reason):
         read_listing(tmp_path / name)
+
+
+def test_a_caption_may_hold_any_line_separator_of_unicode(tmp_path):
+    touch(tmp_path, "1.mp4")
+    caption = "one\u2028two\u2029three\x85four"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"path": "1.mp4", "caption": caption}, ensure_ascii=False) + "\r\n")
+    assert [row.caption for row in read_listing(tmp_path / "a.jsonl")] == [caption]
+    (tmp_path / "a.csv").write_text(f'path,caption\n\n1.mp4,"{caption}"\n')
+    assert [row.caption for row in read_listing(tmp_path / "a.csv")] == [caption]
+
+
+def test_a_listing_has_a_limit_of_rows(tmp_path):
+    names = [f"{number}.mp4" for number in range(4)]
+    touch(tmp_path, *names)
+    (tmp_path / "a.csv").write_text("path,caption\n" + "".join(f"{name},x\n" for name in names))
+    assert len(read_listing(tmp_path / "a.csv", max_rows=4)) == 4
+    with pytest.raises(UserError, match=r"more than 3 rows.*--max-rows"):
+        read_listing(tmp_path / "a.csv", max_rows=3)
 
 
 def test_captions_and_originals_are_matched_by_name(tmp_path, known):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....benchmarks.quality.listing import read_listing
+from ....benchmarks.quality.listing import MAX_ROWS, read_listing
 from ....benchmarks.quality.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
+from ....runtime.bundle import hash_files
 from ....runtime.errors import UserError
 from ....runtime.image import load_image
 
@@ -39,12 +40,13 @@ class CalibrationSet:
             yield _picture(path), caption
 
 
-def calibration_set(source: str) -> CalibrationSet:
+def calibration_set(source: str, max_rows: int = MAX_ROWS) -> CalibrationSet:
     """The set that ``--calibrate`` names.
 
     Args:
         source: a .csv or .jsonl listing of photos or clips with captions (see ``benchmarks/quality/listing.py``), or
             "demo": the example photo of the package with six captions.
+        max_rows: most rows of the listing.
 
     Raises:
         UserError: no such listing, a bad row, a file that is neither a photo nor a clip, or fewer than
@@ -53,11 +55,7 @@ def calibration_set(source: str) -> CalibrationSet:
     if source == DEMO:
         samples = tuple((_EXAMPLE, caption) for caption in _DEMO_CAPTIONS)
     else:
-        if not Path(source).is_file():
-            raise UserError(
-                f'the listing "{source}" does not exist: give a .csv or .jsonl file of photos and captions, or "demo".'
-            )
-        samples = tuple((entry.path, entry.caption) for entry in read_listing(source))
+        samples = tuple((entry.path, entry.caption) for entry in read_listing(source, max_rows=max_rows))
     if len(samples) < FEWEST_SAMPLES:
         raise UserError(
             f'the listing "{source}" has {len(samples)} rows: calibration needs at least {FEWEST_SAMPLES} photos.'
@@ -67,7 +65,7 @@ def calibration_set(source: str) -> CalibrationSet:
         if path.suffix.lower() not in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES):
             raise UserError(f'the listing "{source}" names {path.name}, which is neither a photo nor a clip.')
         _picture(path)
-        digest.update(hashlib.sha256(path.read_bytes()).digest() + caption.encode() + b"\0")
+        digest.update(bytes.fromhex(hash_files(path.parent, [path.name])[path.name].sha256) + caption.encode() + b"\0")
     return CalibrationSet(source if source == DEMO else Path(source).name, samples, digest.hexdigest())
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....runtime.errors import CancelledError, UserError
+from ....runtime.errors import UserError, first_line
 from ....runtime.manifest import StageSpec
 from ....runtime.session import resolve_shape
+from ....runtime.stage_failure import stage_failures
 from .graph import LARGEST, VALUES, ObservedGraph, thinned
 from .ranges import ActivationRange
 
@@ -39,7 +40,7 @@ class ObservedSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.intra_op_num_threads = threads or 0
         options.enable_cpu_mem_arena = False
         # Nodes in the order of the graph: by default those that lead to outputs of the graph come last, and every
@@ -52,9 +53,8 @@ class ObservedSession:
                 graph.model, sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            first_line = str(error).splitlines()[0]
             raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.name} ({first_line}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.name} ({first_line(error)}): "
                 "update onnxruntime, or leave --calibrate out."
             ) from None
         self._graph, self._stage, self._ranges = graph, stage, ranges
@@ -77,12 +77,8 @@ class ObservedSession:
     def run(self) -> None:
         observed = self._graph.observed
         names = [*self.outputs, *(f"{name}{end}" for name in observed for end in (LARGEST, VALUES))]
-        try:
+        with stage_failures(self._graph.name, "ONNX Runtime", lambda: bool(self._run_options.terminate)):
             given = self._session.run(names, self.inputs, self._run_options)
-        except Exception:
-            if self._run_options.terminate:
-                raise CancelledError from None
-            raise
         found = dict(zip(names, given, strict=True))
         for name, array in self.outputs.items():
             array[...] = found[name]
