@@ -25,6 +25,7 @@ from ..runtime.manifest import (
     StageSpec,
     TokenizerSpec,
 )
+from ..runtime.recommended import check_recommended
 from ..runtime.settings import MAX_SIDE
 from .onnx_graph import compare_with_torch, stage_spec, torch_reference, write_graph
 from .partial_folders import remove_abandoned_exports
@@ -83,7 +84,8 @@ def write_bundle(
         on_loss: told the measured loss of an option that is not exact.
 
     Raises:
-        UserError: sizes that do not fit, an `output` that is not a bundle, or a stage that differs from torch.
+        UserError: sizes or recommended settings that do not fit, an `output` that is not a bundle, or a stage that
+            differs from torch.
     """
     output = Path(output).resolve()  # the folder itself, by its name: not ".", not a link to it
     latent_multiple = 2 ** (model.unet.config.levels - 1)
@@ -111,7 +113,8 @@ def write_bundle(
         text_attention=text_attention,
     )
     provenance = Provenance(model.source, model.revision, model.licence, {tool: version(tool) for tool in _TOOLS})
-    scheduler = dataclasses.asdict(model.scheduler)
+    scheduler, recommended = dataclasses.asdict(model.scheduler), model.recommended
+    check_recommended(recommended, scheduler, "the model")
     with _atomic_folder(output) as folder:
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
@@ -142,6 +145,7 @@ def write_bundle(
             frame_init=FrameInitDefaults(),
             stages=specs,
             provenance=provenance,
+            recommended=recommended,
             files=hash_files(folder, names),
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

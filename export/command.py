@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ..kernels.ddim import SchedulerConfig
 from ..runtime.errors import UserError
-from ..runtime.settings import whole
+from ..runtime.recommended import recommended_settings
+from ..runtime.settings import parse_settings, whole
 
 
 def export(
@@ -32,6 +35,13 @@ def export(
     text_attention: Annotated[str, typer.Option(help="full (exact), or mean: cheaper, the loss is printed.")] = "full",
     unet_checkpoint: Annotated[Path | None, typer.Option(help="File with other U-Net weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    recommend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A default of the bundle's users, as guidance_scale_txt=1; wins over recommended.json of the model.",
+        ),
+    ] = None,
     random_weights: Annotated[
         str | None, typer.Option(help="Instead of MODEL: full, tiny, or a JSON file of U-Net options.")
     ] = None,
@@ -44,6 +54,8 @@ def export(
         raise UserError("--random-weights takes no --unet-checkpoint and no --revision: drop them, or give a model.")
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
+    advice = parse_settings(recommend or [])
+    recommended_settings(advice, asdict(SchedulerConfig()), "--recommend")
     try:
         from .bundle_writer import check_cache_branch, check_request, check_size, write_bundle
         from .loading import load_model
@@ -59,6 +71,7 @@ def export(
             source = random_model(random_weights, seed)
         else:
             source = load_model(str(model), unet_checkpoint=unet_checkpoint, revision=revision)
+    source.recommended = recommended_settings(advice, asdict(source.scheduler), "--recommend", source.recommended)
     if frames is not None and frames != source.unet.config.n_frames:
         raise UserError(
             f"frames {frames} does not fit: this model is built for clips of {source.unet.config.n_frames} frames."

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
+from ..kernels.ddim import SchedulerConfig
 from ..runtime.errors import UserError
+from ..runtime.manifest import RecommendedSettings
+from ..runtime.recommended import recommended_settings
 from .source_model import SourceModel
 from .unet import VideoUNet
 
+RECOMMENDED_FILE = "recommended.json"
+"""Optional, in the checkpoint's folder: fields of :class:`RecommendedSettings`."""
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 # Half precision and training averages that diffusers keeps beside the weights proper.
 _VARIANT = re.compile(r"\.(fp16|ema|non_ema)\.")
@@ -34,7 +40,8 @@ def load_model(
 
     Args:
         model: a folder with ``unet/ vae/ text_encoder/ tokenizer/``, or a hub id such as ``TIGER-Lab/ConsistI2V``
-            (downloaded once and cached; an interrupted download resumes).
+            (downloaded once and cached; an interrupted download resumes). A file ``recommended.json`` in it says with
+            which settings the model is best used.
         unet_checkpoint: a file whose U-Net weights replace the folder's, such as a training checkpoint.
         revision: hub revision.
 
@@ -51,6 +58,7 @@ def load_model(
         if not (folder / part).is_dir():
             raise UserError(f"{model} lacks the folder {part}/: a checkpoint holds {', '.join(_PARTS)}.")
     config = _read_json(folder / "unet" / "config.json")
+    recommended = _recommended(folder)
     weights = read_weights(unet_checkpoint) if unet_checkpoint else read_weights(folder / "unet")
     try:
         _quieten_libraries()
@@ -68,6 +76,7 @@ def load_model(
         revision=version,
         licence=_licence(folder),
         trained=True,
+        recommended=recommended,
     )
 
 
@@ -138,7 +147,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         raise UserError(f"model {name} is neither a folder nor a hub id such as TIGER-Lab/ConsistI2V.")
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{part}/*" for part in _PARTS] + ["README.md"]
+    patterns = [f"{part}/*" for part in _PARTS] + ["README.md", RECOMMENDED_FILE]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -148,6 +157,13 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         ) from None
     # The cache keeps each commit in a folder of its name.
     return folder, folder.name
+
+
+def _recommended(folder: Path) -> RecommendedSettings:
+    path = folder / RECOMMENDED_FILE
+    if not path.exists():
+        return RecommendedSettings()
+    return recommended_settings(_read_json(path), asdict(SchedulerConfig()), str(path))
 
 
 def _licence(folder: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .errors import DerivedFileError, UserError
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
+from .recommended import check_recommended
 
 _CHUNK = 1 << 22
 _DERIVED = ("engines/", "variants/", "kernels/")
@@ -59,7 +60,9 @@ class Bundle:
             raise UserError(
                 f"{folder} is not a bundle: it holds no readable {MANIFEST_NAME}; make one with 'consisti2v export'."
             ) from None
-        bundle = cls(folder, Manifest.from_json(text), hashed=verify)
+        manifest = Manifest.from_json(text)
+        check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
+        bundle = cls(folder, manifest, hashed=verify)
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])

@@ -34,10 +34,11 @@ def run(
     output: Annotated[Path | None, _OUTPUT] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
-    """Time whole videos, stage by stage: median, min, max, first run, memory, energy."""
+    """Time whole videos with the published settings, stage by stage: median, min, max, first run, memory, energy."""
     from rich.console import Console
 
     from ...runtime.errors import UserError
+    from ...runtime.presets import PUBLISHED
     from .bundle_facts import open_bundle
     from .latency import measure_latency
     from .outcome import check_place, deliver
@@ -56,7 +57,7 @@ def run(
         candidates,
         image=image,
         prompt=prompt,
-        options={"num_inference_steps": steps, "seed": seed},
+        options={**PUBLISHED, "num_inference_steps": steps, "seed": seed},
         plan=Plan(warmup, rounds, resident),
         threads=threads,
         console=Console(stderr=True),

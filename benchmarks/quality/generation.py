@@ -28,24 +28,6 @@ LISTING = "videos.jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w-]")
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``name=value`` texts as options of :class:`GenerationSettings`; values as JSON where they are, else as text.
-
-    Raises:
-        UserError: a text without "=".
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"setting {pair!r} is not name=value: write for example frame_stride=5.")
-        try:
-            options[name.strip()] = json.loads(value)
-        except ValueError:
-            options[name.strip()] = value
-    return options
-
-
 def generate_videos(
     bundle: str | os.PathLike[str],
     listing: str | os.PathLike[str],
