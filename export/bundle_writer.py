@@ -24,6 +24,7 @@ from ..runtime.manifest import (
     StageSpec,
     TokenizerSpec,
 )
+from ..runtime.recommended import check_recommended
 from ..runtime.replaced_folder import replace_folder
 from .bundle_lock import building, exporting
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
@@ -89,7 +90,8 @@ def write_bundle(
         on_notice: told who is waited for.
 
     Raises:
-        UserError: sizes that do not fit, an `output` that is not a bundle or holds what would be lost, or a stage that
+        UserError: sizes or recommended settings that do not fit, an `output` that is not a bundle or holds what would
+            be lost, or a stage that
             differs from torch.
     """
     output = Path(output).resolve()  # the folder itself, by its name: not ".", not a link to it
@@ -119,7 +121,8 @@ def write_bundle(
         text_attention=text_attention,
     )
     provenance = Provenance(model.source, model.revision, model.licence, {tool: version(tool) for tool in _TOOLS})
-    scheduler = dataclasses.asdict(model.scheduler)
+    scheduler, recommended = dataclasses.asdict(model.scheduler), model.recommended
+    check_recommended(recommended, scheduler, "the model")
     with _atomic_folder(output, force, on_notice) as folder:
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
@@ -150,6 +153,7 @@ def write_bundle(
             frame_init=FrameInitDefaults(),
             stages=specs,
             provenance=provenance,
+            recommended=recommended,
             files=hash_files(folder, names),
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -6,11 +6,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..kernels.ddim import SchedulerConfig
 from ..runtime.errors import UserError
 from ..runtime.guarded_read import CONFIG, WEIGHT_INDEX, read_json_object
+from ..runtime.manifest import RecommendedSettings
+from ..runtime.recommended import recommended_settings
 from .part_configs import TextEncoderConfig, VaeConfig, check_parts
 from .unet.config import UNetConfig
 
@@ -19,6 +22,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Half precision and training averages that diffusers keeps beside the weights proper.
 _VARIANT = re.compile(r"\.(fp16|ema|non_ema)\.")
 _CONFIG = CONFIG("check the model's folder, or download it again")
+RECOMMENDED_FILE = "recommended.json"
 _MAX_TOKENIZER_BYTES = 1 << 26
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -34,6 +38,7 @@ class Checkpoint:
     unet: UNetConfig
     vae: VaeConfig
     text_encoder: TextEncoderConfig
+    recommended: RecommendedSettings
 
 
 def open_checkpoint(
@@ -46,7 +51,8 @@ def open_checkpoint(
 
     Args:
         model: a folder with ``unet/ vae/ text_encoder/ tokenizer/``, or a hub id such as ``TIGER-Lab/ConsistI2V``
-            (downloaded once and cached, its configurations first; an interrupted download resumes).
+            (downloaded once and cached, its configurations first; an interrupted download resumes). A file
+            ``recommended.json`` in it holds fields of :class:`RecommendedSettings`.
         unet_checkpoint: a file whose U-Net weights replace the folder's.
         revision: hub revision.
 
@@ -61,7 +67,7 @@ def open_checkpoint(
     else:
         name = str(model)
         _read_configs(_download(name, revision, [f"{part}/config.json" for part in PARTS])[0])
-        folder, version = _download(name, revision, [f"{part}/*" for part in PARTS] + ["README.md"])
+        folder, version = _download(name, revision, [f"{part}/*" for part in PARTS] + ["README.md", RECOMMENDED_FILE])
     for part in PARTS:
         if not (folder / part).is_dir():
             raise UserError(f"{model} lacks the folder {part}/: a checkpoint holds {', '.join(PARTS)}.")
@@ -77,7 +83,7 @@ def open_checkpoint(
         sizes[part] = sum(_check_weights(file) for file in files)
     unet, vae, text = _read_configs(folder)
     check_parts(vae, text, (unet.in_channels, unet.out_channels), unet.cross_attention_dim, sizes)
-    return Checkpoint(folder, name, version, unet, vae, text)
+    return Checkpoint(folder, name, version, unet, vae, text, _read_recommended(folder / RECOMMENDED_FILE))
 
 
 def check_weight_file(path: Path) -> None:
@@ -126,6 +132,12 @@ def _read_configs(folder: Path) -> tuple[UNetConfig, VaeConfig, TextEncoderConfi
         VaeConfig.from_dict(read_json_object(folder / "vae" / "config.json", _CONFIG)),
         TextEncoderConfig.from_dict(read_json_object(folder / "text_encoder" / "config.json", _CONFIG)),
     )
+
+
+def _read_recommended(path: Path) -> RecommendedSettings:
+    if not os.path.lexists(path):
+        return RecommendedSettings()
+    return recommended_settings(read_json_object(path, _CONFIG), asdict(SchedulerConfig()), str(path))
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..kernels.ddim import SchedulerConfig
 from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.errors import UserError
-from ..runtime.settings import whole
+from ..runtime.recommended import recommended_settings
+from ..runtime.settings import parse_settings, whole
 from .checkpoint import open_checkpoint
 from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
 from .request import check_cache_branch, check_frames, check_request, settle_size
@@ -38,6 +41,13 @@ def export(
     text_attention: Annotated[str, typer.Option(help="full (exact), or mean: cheaper, the loss is printed.")] = "full",
     unet_checkpoint: Annotated[Path | None, typer.Option(help="File with other U-Net weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    recommend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A default of the bundle's users, as guidance_scale_txt=1; wins over recommended.json of the model.",
+        ),
+    ] = None,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +67,8 @@ def export(
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
     check_request(output, guidance, precision, text_attention, force=force)
+    advice = parse_settings(recommend or [])
+    recommended_settings(advice, asdict(SchedulerConfig()), "--recommend")
     console = make_console(stderr=True)
     started = time.perf_counter()
     try:
@@ -82,6 +94,7 @@ def export(
                 source = random_model(str(random_weights), seed)
     except ImportError as error:
         raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
+    source.recommended = recommended_settings(advice, asdict(source.scheduler), "--recommend", source.recommended)
     console.print(f"loaded {source.source} in {time.perf_counter() - started:.1f} s")
     with console.status("") as status:
         path = write_bundle(

@@ -32,7 +32,8 @@ def load_model(
 
     Args:
         model: a folder with ``unet/ vae/ text_encoder/ tokenizer/``, or a hub id such as ``TIGER-Lab/ConsistI2V``
-            (downloaded once and cached; an interrupted download resumes).
+            (downloaded once and cached; an interrupted download resumes). A file ``recommended.json`` in it says with
+            which settings the model is best used.
         unet_checkpoint: a file whose U-Net weights replace the folder's, such as a training checkpoint.
         revision: hub revision.
 
@@ -83,6 +84,7 @@ def load_checkpoint(checkpoint: Checkpoint, unet_checkpoint: str | os.PathLike[s
         revision=checkpoint.revision,
         licence=_licence(folder),
         trained=True,
+        recommended=checkpoint.recommended,
     )
 
 

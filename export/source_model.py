@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from ..kernels.ddim import SchedulerConfig
+from ..runtime.manifest import RecommendedSettings
 from .unet import VideoUNet
 
 
@@ -26,6 +27,7 @@ class SourceModel:
     trained: bool
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The published schedule is part of ConsistI2V's inference settings, not of the checkpoint folder."""
+    recommended: RecommendedSettings = field(default_factory=RecommendedSettings)
 
     def take_unet(self) -> VideoUNet:
         """Hand the U-Net over and keep no reference: at full size it must be gone before its graph is loaded."""

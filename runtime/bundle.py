@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import DerivedFileError, UserError
 from .guarded_read import MANIFEST, read_text
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
+from .recommended import check_recommended
 from .replaced_folder import recover_replaced
 
 _CHUNK = 1 << 22
@@ -61,7 +62,9 @@ class Bundle:
             raise UserError(
                 f"{folder} is not a bundle: it holds no {MANIFEST_NAME}; make one with 'consisti2v export'."
             )
-        bundle = cls(folder, Manifest.from_json(read_text(manifest_path, MANIFEST)), hashed=verify)
+        manifest = Manifest.from_json(read_text(manifest_path, MANIFEST))
+        check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
+        bundle = cls(folder, manifest, hashed=verify)
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])

@@ -168,6 +168,24 @@ class FrameInitDefaults:
 
 
 @dataclass(frozen=True)
+class RecommendedSettings:
+    """Settings that suit the model, the defaults of a call that names none. None: the published value."""
+
+    guidance_scale_txt: float | None = None
+    guidance_scale_img: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, ...] | None = None
+    """First and last share of the steps."""
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    frame_stride: int | None = None
+    known_prompts: tuple[str, ...] | None = None
+    """Phrases that the model reacts to, the most usual ones first; None: it takes any text."""
+    camera_motions: tuple[str, ...] | None = None
+    """Camera motions that the model follows; None: all."""
+
+
+@dataclass(frozen=True)
 class Provenance:
     source: str
     revision: str
@@ -195,6 +213,7 @@ class Manifest:
     provenance: Provenance
     files: dict[str, FileRecord]
     """Every other file of the bundle, by its path in it."""
+    recommended: RecommendedSettings = RecommendedSettings()
     variants: dict[str, dict[str, StageSpec]] = field(default_factory=dict)
     """The same stages in other precisions: precision -> stage -> graph. Their inputs and outputs keep the names."""
     engines: tuple[EngineSpec, ...] = ()
@@ -305,9 +324,11 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     allowed = arguments if origin in (typing.Union, types.UnionType) else (kind,)
-    described = next((option for option in arguments if dataclasses.is_dataclass(option)), None)
-    if described is not None and isinstance(value, dict):
-        return _parse(described, value, where)
+    for option in arguments:
+        if isinstance(value, dict) and dataclasses.is_dataclass(option):
+            return _parse(option, value, where)
+        if isinstance(value, list) and typing.get_origin(option) is tuple:
+            return _parse(option, value, where)
     if type(value) in allowed or (value is None and type(None) in allowed):
         return value
     if float in allowed and type(value) is int:

@@ -30,7 +30,7 @@ from .image import ImageSource, load_image
 from .options import GenerationOptions
 from .random_streams import RandomStreams
 from .request import Request, check_request
-from .settings import FramesCallback, GenerationSettings, StepCallback, StepProgress
+from .settings import FramesCallback, GenerationSettings, ResolvedSettings, StepCallback, StepProgress
 from .stages import Stages
 from .time_limit import time_limit as limited
 from .timings import Timings
@@ -72,6 +72,7 @@ class ImageToVideo:
         self._closed = False
         self.bundle = bundle
         self._calls = CallQueue()
+        self._noticed: set[str] = set()
         self._automatic = choice is None and device == "auto"
         if choice is None:
             check_gpu_options(gpu, device)
@@ -147,6 +148,7 @@ class ImageToVideo:
                 time that the call waits for others does not count.
             **options: fields of :class:`GenerationSettings`: ``num_inference_steps=25, seed=7, ...``. The names that
                 diffusers and the command line use, such as ``num_frames`` and ``guidance_scale``, are accepted too.
+                What is not named is as the bundle recommends, else as published; the result's settings say it.
 
         Returns:
             One video per prompt and ``num_videos_per_prompt``, prompt-major.
@@ -196,7 +198,7 @@ class ImageToVideo:
         self,
         image: ImageSource | Sequence[ImageSource],
         prompt: str | Sequence[str],
-        settings: GenerationSettings | None,
+        asked: GenerationSettings | None,
         latents: NDArray[np.float32] | None,
         callback: StepCallback | None,
         on_frames: FramesCallback | None,
@@ -204,9 +206,10 @@ class ImageToVideo:
         options: GenerationOptions,
     ) -> GeneratedVideos:
         """One attempt with the chosen backend; arguments as :meth:`__call__`."""
-        request = self.check(image, prompt, settings=settings, **options)
+        request = self.check(image, prompt, settings=asked, **options)
+        for notice in self.new_notices(request):
+            _log.warning("%s", notice)
         settings, prompts, streams = request.settings, request.prompts, request.streams
-        assert settings.height is not None and settings.width is not None
         clip_shape = self._stages.clip_shape(request.videos, settings.height, settings.width)
         if latents is not None:
             latents = checked_latents(latents, clip_shape)
@@ -280,6 +283,15 @@ class ImageToVideo:
         settings = GenerationSettings.from_options(options, settings)
         return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
 
+    def new_notices(self, request: Request) -> list[str]:
+        """What a caller should be told of a request before it runs: prompts or a camera motion that the model does not
+        know, a sentence each, with what it does know. Each of the two is told once; a call logs, as warnings of the
+        logger ``consisti2v_rt``, what was not told before it.
+        """
+        new = {subject: notice for subject, notice in request.notices.items() if subject not in self._noticed}
+        self._noticed |= new.keys()
+        return list(new.values())
+
     def cancel(self) -> None:
         """Cancel the call that runs in another thread, within one operation of the graph, and every call that waits
         for its turn; each raises :class:`CancelledError`. Without any call it does nothing.
@@ -322,9 +334,8 @@ class ImageToVideo:
 
     # -- parts of a call ----------------------------------------------------------------------------------------------
 
-    def _pixels(self, image: Any, settings: GenerationSettings) -> NDArray[np.float32]:
+    def _pixels(self, image: Any, settings: ResolvedSettings) -> NDArray[np.float32]:
         """[1 or f, 3, height, width] in [-1, 1]: the photo, or the crops of a camera motion."""
-        assert settings.height is not None and settings.width is not None and settings.video_length is not None
         if settings.camera_motion is None:
             return fit_photo(image, settings.height, settings.width, settings.fit)
         return camera_motion_crops(
@@ -340,7 +351,7 @@ class ImageToVideo:
     def _denoise_clip(self) -> Callable[..., Latents]:
         return denoise_clip if self._gpu is None else self._gpu.denoise_clip
 
-    def _noise(self, shape: tuple[int, ...], settings: GenerationSettings, streams: RandomStreams, clip: int) -> Any:
+    def _noise(self, shape: tuple[int, ...], settings: ResolvedSettings, streams: RandomStreams, clip: int) -> Any:
         """The initial noise of a clip; on the GPU where it is drawn there."""
         kind = settings.noise_sampling_method
         if self._gpu is not None and self._gpu.options.device_noise:
@@ -349,7 +360,7 @@ class ImageToVideo:
         base, independent = streams.noise(base_shape, shape)
         return mix_noise(kind, base, independent, settings.noise_alpha)
 
-    def _guidance(self, settings: GenerationSettings) -> Guidance:
+    def _guidance(self, settings: ResolvedSettings) -> Guidance:
         return Guidance(
             settings.guidance,
             settings.guidance_scale_txt,
@@ -358,11 +369,9 @@ class ImageToVideo:
             settings.guided_steps,
         )
 
-    def _frame_init(self, settings: GenerationSettings, clip_shape: tuple[int, ...]) -> FrameInitPlan | None:
+    def _frame_init(self, settings: ResolvedSettings, clip_shape: tuple[int, ...]) -> FrameInitPlan | None:
         if not settings.use_frameinit:
             return None
-        level, kind = settings.frameinit_noise_level, settings.frameinit_filter
         d_s, d_t, order = settings.frameinit_d_s, settings.frameinit_d_t, settings.frameinit_order
-        assert level is not None and kind is not None and d_s is not None and d_t is not None and order is not None
-        mask = frame_init_mask(kind, *clip_shape[2:], d_s, d_t, order)
-        return FrameInitPlan(float(alphas_cumprod(self._scheduler)[level]), mask)
+        mask = frame_init_mask(settings.frameinit_filter, *clip_shape[2:], d_s, d_t, order)
+        return FrameInitPlan(float(alphas_cumprod(self._scheduler)[settings.frameinit_noise_level]), mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..kernels.ddim import SchedulerConfig
 from ..kernels.sampler import StepTable
@@ -13,14 +13,15 @@ from .errors import UserError
 from .image import ImageSource
 from .manifest import Manifest
 from .random_streams import RandomStreams
-from .settings import GenerationSettings
+from .recommended import notices
+from .settings import GenerationSettings, ResolvedSettings
 
 
 @dataclass(frozen=True)
 class Request:
     """What one call asks for, in lists of equal length, and the numbers that follow from it alone."""
 
-    settings: GenerationSettings
+    settings: ResolvedSettings
     """The bundle's defaults and the seed filled in."""
     prompts: list[str]
     negatives: list[str]
@@ -30,6 +31,8 @@ class Request:
     streams: RandomStreams
     table: StepTable
     """The scheduler's steps."""
+    notices: dict[str, str] = field(default_factory=dict)
+    """What is asked that the model does not know: a sentence each for "prompt" and "camera_motion"."""
 
     @property
     def videos(self) -> int:
@@ -48,16 +51,17 @@ def check_request(
     Raises:
         UserError: anything that does not fit; images are not read yet.
     """
-    settings = settings.resolved(manifest)
-    if settings.seed is None:
-        settings = replace(settings, seed=secrets.randbits(31))
-    prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
-    streams = RandomStreams(settings.seed, len(prompts) * settings.num_videos_per_prompt)
+    chosen = settings.resolved(manifest)
+    if chosen.seed is None:
+        chosen = replace(chosen, seed=secrets.randbits(31))
+    prompts, negatives, images = _match(prompt, chosen.negative_prompt, image)
+    streams = RandomStreams(chosen.seed, len(prompts) * chosen.num_videos_per_prompt)
     try:
-        table = step_table(settings.scheduler, scheduler, settings.num_inference_steps, settings.eta)
+        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Request(settings, prompts, negatives, images, streams, table)
+    found = notices(manifest.recommended, prompts, chosen.camera_motion)
+    return Request(chosen, prompts, negatives, images, streams, table, found)
 
 
 def _match(

@@ -16,9 +16,10 @@ from ..kernels.schedulers import SCHEDULERS
 from .camera_motion import CAMERA_MOTIONS
 from .errors import UserError
 from .fit import FITS
-from .manifest import Manifest
+from .guarded_read import parse_json
+from .manifest import Manifest, RecommendedSettings
 from .option_names import canonical_options
-from .presets import with_preset
+from .presets import PUBLISHED, with_preset
 
 MAX_STRIDE = 1000
 MAX_SIDE = 8192
@@ -28,22 +29,26 @@ MIN_FPS, MAX_FPS = 0.01, 1000
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Options of one call. Names and defaults are the published pipeline's; None means "as the bundle says"."""
+    """Options of one call, named as in the published pipeline. None means "as the bundle was exported for, or as it
+    recommends"; where it recommends nothing, the published value holds. :meth:`resolved` fills all of them in.
+    """
 
     negative_prompt: str | tuple[str, ...] | None = ""
     """Text the guidance leads away from; one, or one per prompt. None: no text."""
-    num_inference_steps: int = 50
-    scheduler: str = "ddim"
+    num_inference_steps: int | None = None
+    """Published: 50."""
+    scheduler: str | None = None
     """ddim (published), dpmpp_2m, dpmpp_2m_karras, unipc, euler, or lcm for distilled checkpoints."""
-    guidance_scale_txt: float = 7.5
-    """Text guidance; 1 switches it off."""
-    guidance_scale_img: float = 1.0
-    """First-frame guidance; above 1 the U-Net runs three branches instead of two."""
-    guidance_rescale: float = 0.0
-    """0 (off) to 1: pulls the guided prediction's spread back (Lin et al. 2023, arXiv:2305.08891)."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_scale_txt: float | None = None
+    """Text guidance; 1 switches it off. Published: 7.5."""
+    guidance_scale_img: float | None = None
+    """First-frame guidance; above 1 the U-Net runs three branches instead of two. Published: 1."""
+    guidance_rescale: float | None = None
+    """0 (off, published) to 1: pulls the guided prediction's spread back (Lin et al. 2023, arXiv:2305.08891)."""
+    guidance_interval: tuple[float, float] | None = None
     """Share of the steps in which guidance acts, from the first step on: (0.2, 0.8) of 50 steps is steps 10 to 39,
     counted from 0. In the others the prompt's branch runs alone (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    Published: (0, 1), all steps.
     """
     guidance_batch: str = "joint"
     """joint: a step's branches in one U-Net call where the bundle's batch allows; split: one after the other, in less
@@ -59,8 +64,8 @@ class GenerationSettings:
     """As ``torch.manual_seed`` in the published pipeline; one per video, or one for all. None draws one and tells
     it.
     """
-    frame_stride: int = 3
-    """Frames of the source video between two frames: larger moves more."""
+    frame_stride: int | None = None
+    """Frames of the source video between two frames: larger moves more. Published: 3."""
     noise_sampling_method: str = "pyoco_mixed"
     noise_alpha: float = 1.0
     """How much noise the frames share."""
@@ -103,6 +108,58 @@ class GenerationSettings:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         return replace(base or cls(), **values)
 
+    def resolved(self, manifest: Manifest) -> ResolvedSettings:
+        """The settings with the bundle's values filled in, every one checked.
+
+        Raises:
+            UserError: a value that is not possible, or that this bundle was not exported for.
+        """
+        defaults, model = manifest.frame_init, manifest.model
+        values = {f.name: getattr(self, f.name) for f in fields(GenerationSettings)}
+        for name, published in PUBLISHED.items():
+            values[name] = _or(values[name], _or(getattr(manifest.recommended, name), published))
+        values |= {
+            "negative_prompt": _or(self.negative_prompt, ""),
+            "frameinit_noise_level": _or(self.frameinit_noise_level, defaults.noise_level),
+            "frameinit_filter": _or(self.frameinit_filter, defaults.filter),
+            "frameinit_d_s": _or(self.frameinit_d_s, defaults.d_s),
+            "frameinit_d_t": _or(self.frameinit_d_t, defaults.d_t),
+            "frameinit_order": _or(self.frameinit_order, defaults.order),
+            "height": _or(self.height, model.height),
+            "width": _or(self.width, model.width),
+            "video_length": _or(self.video_length, model.frames),
+        }
+        settings = ResolvedSettings(**values)
+        last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
+        check_sampling(settings, last_timestep + 1)
+        settings._check_types()
+        settings._check_values(last_timestep)
+        settings._check_size(manifest)
+        settings._check_guidance_batch(manifest)
+        settings._check_cache(manifest)
+        return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(GenerationSettings):
+    """Settings of one call with nothing left open; made by :meth:`GenerationSettings.resolved`."""
+
+    num_inference_steps: int
+    scheduler: str
+    guidance_scale_txt: float
+    guidance_scale_img: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, float]
+    frame_stride: int
+    frameinit_noise_level: int
+    frameinit_filter: str
+    frameinit_d_s: float
+    frameinit_d_t: float
+    frameinit_order: int
+    height: int
+    width: int
+    video_length: int
+
     @property
     def guidance(self) -> GuidanceMode:
         return guidance_mode(self.guidance_scale_txt, self.guidance_scale_img)
@@ -112,42 +169,9 @@ class GenerationSettings:
         """The steps, counted from 0, in which guidance acts."""
         return guided_steps(*self.guidance_interval, self.num_inference_steps)
 
-    def resolved(self, manifest: Manifest) -> GenerationSettings:
-        """The settings with the bundle's values filled in, every one checked.
-
-        Raises:
-            UserError: a value that is not possible, or that this bundle was not exported for.
-        """
-        defaults, model = manifest.frame_init, manifest.model
-        settings = replace(
-            self,
-            frameinit_noise_level=_or(self.frameinit_noise_level, defaults.noise_level),
-            frameinit_filter=_or(self.frameinit_filter, defaults.filter),
-            frameinit_d_s=_or(self.frameinit_d_s, defaults.d_s),
-            frameinit_d_t=_or(self.frameinit_d_t, defaults.d_t),
-            frameinit_order=_or(self.frameinit_order, defaults.order),
-            height=_or(self.height, model.height),
-            width=_or(self.width, model.width),
-            video_length=_or(self.video_length, model.frames),
-        )
-        last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
-        settings._check_types()
-        settings._check_values(last_timestep)
-        settings._check_guidance_interval()
-        settings._check_size(manifest)
-        settings._check_guidance_batch(manifest)
-        settings._check_cache(manifest)
-        return settings
-
     def _check_values(self, last_timestep: int) -> None:
-        whole(self.num_inference_steps, "num_inference_steps", 1, last_timestep + 1)
-        number(self.guidance_scale_txt, "guidance_scale_txt", -1000, 1000)
-        number(self.guidance_scale_img, "guidance_scale_img", -1000, 1000)
-        number(self.guidance_rescale, "guidance_rescale", 0, 1)
-        one_of(self.scheduler, "scheduler", SCHEDULERS)
         one_of(self.guidance_batch, "guidance_batch", GUIDANCE_BATCHES)
         number(self.eta, "eta", 0, 1)
-        whole(self.frame_stride, "frame_stride", 1, MAX_STRIDE)
         one_of(self.noise_sampling_method, "noise_sampling_method", NOISE_KINDS)
         number(self.noise_alpha, "noise_alpha", 0, 1000)
         whole(self.frameinit_noise_level, "frameinit_noise_level", 0, last_timestep)
@@ -185,26 +209,6 @@ class GenerationSettings:
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"negative_prompt {negatives!r} is not possible: give a text, or a list of texts.")
 
-    def _check_guidance_interval(self) -> None:
-        interval = self.guidance_interval
-        if not isinstance(interval, tuple) or len(interval) != 2:
-            raise UserError(
-                f"guidance_interval {interval!r} is not possible: give two numbers, first and last share of the steps, "
-                "as (0.2, 0.8)."
-            )
-        for value in interval:
-            number(value, "guidance_interval", 0, 1)
-        if interval[0] >= interval[1]:
-            raise UserError(
-                f"guidance_interval {interval[0]:g} to {interval[1]:g} is empty: give a start below the end, or switch "
-                "guidance off with guidance_scale_txt 1."
-            )
-        if not self.guided_steps:
-            raise UserError(
-                f"guidance_interval {interval[0]:g} to {interval[1]:g} holds none of the {self.num_inference_steps} "
-                "steps: widen it, or switch guidance off with guidance_scale_txt 1."
-            )
-
     def _check_guidance_batch(self, manifest: Manifest) -> None:
         rows = manifest.model.rows
         if self.guidance_batch == "split" and rows is not None and rows > 1:
@@ -241,6 +245,59 @@ class GenerationSettings:
                 )
             if multiple is not None and size % multiple:
                 raise UserError(f"{name} {size} does not fit: this bundle takes multiples of {multiple} pixels.")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``name=value`` texts as options of a call; values as JSON where they are, else as text.
+
+    Raises:
+        UserError: a text without "=".
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"setting {pair!r} is not name=value: write for example frame_stride=5.")
+        try:
+            options[name.strip()] = parse_json(value)
+        except ValueError:
+            options[name.strip()] = value
+    return options
+
+
+def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: int) -> None:
+    """Refuse impossible values of the settings in :data:`PUBLISHED`, those that a bundle may recommend.
+
+    Args:
+        chosen: none of them is None.
+        train_steps: of the noise schedule; no run has more.
+    """
+    steps, interval = chosen.num_inference_steps, chosen.guidance_interval
+    whole(steps, "num_inference_steps", 1, train_steps)
+    number(chosen.guidance_scale_txt, "guidance_scale_txt", -1000, 1000)
+    number(chosen.guidance_scale_img, "guidance_scale_img", -1000, 1000)
+    number(chosen.guidance_rescale, "guidance_rescale", 0, 1)
+    one_of(chosen.scheduler, "scheduler", SCHEDULERS)
+    whole(chosen.frame_stride, "frame_stride", 1, MAX_STRIDE)
+    if not isinstance(interval, tuple) or len(interval) != 2:
+        raise UserError(
+            f"guidance_interval {interval!r} is not possible: give two numbers, first and last share of the steps, "
+            "as (0.2, 0.8)."
+        )
+    for value in interval:
+        number(value, "guidance_interval", 0, 1)
+    start, end = interval
+    if start >= end:
+        raise UserError(
+            f"guidance_interval {start:g} to {end:g} is empty: give a start below the end, or switch guidance off with "
+            "guidance_scale_txt 1."
+        )
+    assert steps is not None
+    if not guided_steps(start, end, steps):
+        raise UserError(
+            f"guidance_interval {start:g} to {end:g} holds none of the {steps} steps: widen it, or switch guidance off "
+            "with guidance_scale_txt 1."
+        )
 
 
 def whole(value: object, name: str, low: int, high: int) -> None:

@@ -22,7 +22,7 @@ from .gpu.device_session import DeviceSession
 from .gpu.generation import GpuGeneration
 from .random_streams import RandomStreams
 from .session import Array, Session
-from .settings import FramesCallback, GenerationSettings
+from .settings import FramesCallback, ResolvedSettings
 from .stage_failure import stage_failures
 from .text import PromptTokenizer, TextConditioner
 from .timings import Timings
@@ -103,7 +103,7 @@ class Stages:
         self,
         pixels: list[NDArray[np.float32]],
         prompts: list[str],
-        settings: GenerationSettings,
+        settings: ResolvedSettings,
         streams: RandomStreams,
         timings: Timings,
     ) -> Latents:
@@ -136,7 +136,7 @@ class Stages:
         return np.ascontiguousarray(latents.transpose(0, 2, 1, 3, 4))
 
     def texts(
-        self, prompts: list[str], negatives: list[str], settings: GenerationSettings, timings: Timings
+        self, prompts: list[str], negatives: list[str], settings: ResolvedSettings, timings: Timings
     ) -> list[list[dict[str, Any]]]:
         """Keys and values for each branch and video."""
         branches = {"none": [prompts], "text": [negatives, prompts], "both": [negatives, negatives, prompts]}
@@ -160,7 +160,7 @@ class Stages:
         self,
         texts: list[list[dict[str, Any]]],
         clip_shape: tuple[int, ...],
-        settings: GenerationSettings,
+        settings: ResolvedSettings,
         timings: Timings,
     ) -> Any:
         """The U-Net over all branches and videos, with the batch that the bundle and the settings allow; on a GPU as

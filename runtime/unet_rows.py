@@ -14,7 +14,7 @@ from .feature_cache import FeatureCache
 from .finite import check_finite, is_finite
 from .manifest import Manifest
 from .session import Array, Session
-from .settings import GenerationSettings
+from .settings import ResolvedSettings
 from .timings import Timings
 
 Texts = Sequence[Sequence[Mapping[str, Array]]]
@@ -125,7 +125,7 @@ class UNetRows:
         self._bound[id(session)] = (turns, number)
 
 
-def row_forwards(settings: GenerationSettings, videos: int, manifest: Manifest) -> int:
+def row_forwards(settings: ResolvedSettings, videos: int, manifest: Manifest) -> int:
     """U-Net forwards of one row that a call asks for, rows that fill up a fixed batch included."""
     branches, batch = BRANCHES[settings.guidance], manifest.model.rows or 1
     guided, alone = (-(-rows // batch) * batch for rows in (branches * videos, videos))
@@ -134,7 +134,7 @@ def row_forwards(settings: GenerationSettings, videos: int, manifest: Manifest) 
     return steps * settings.autoregress_steps
 
 
-def guidance_saving(settings: GenerationSettings, videos: int, manifest: Manifest) -> int | None:
+def guidance_saving(settings: ResolvedSettings, videos: int, manifest: Manifest) -> int | None:
     """Row forwards that the guidance interval saves; None where there is no interval, or nothing to guide.
 
     0 where the bundle's fixed batch holds all branches of all videos: the prompt's branch alone then costs as much.

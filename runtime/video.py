@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .settings import GenerationSettings
+from .settings import ResolvedSettings
 from .timings import Timings
 from .video_file import numbered, save_frames
 
@@ -26,7 +26,7 @@ class GeneratedVideos:
     """[videos, frames, height, width, 3]. Frame 0 is the photo's round trip through the VAE, as published."""
     latents: NDArray[np.float32]
     """[videos, c, frames, h, w], scaled."""
-    settings: GenerationSettings
+    settings: ResolvedSettings
     """What was used, the bundle's defaults and the seed filled in."""
     timings: Timings
     """Seconds per stage."""

@@ -21,6 +21,7 @@ from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.stage_export import StageExport  # noqa: E402
 from consisti2v_rt.export.stages import dynamic_sizes, stages  # noqa: E402
 from consisti2v_rt.runtime.bundle import Bundle  # noqa: E402
+from consisti2v_rt.runtime.manifest import RecommendedSettings  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 
 PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"
@@ -53,6 +54,50 @@ def test_folder_in_diffusers_layout(checkpoint):
     assert same_weights(model.unet, checkpoint)
     assert model.trained and model.licence == "mit" and model.scheduler.beta_schedule == "linear"
     assert model.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_recommended_settings_of_a_checkpoint(checkpoint, tmp_path):
+    assert loading.load_model(checkpoint).recommended == RecommendedSettings()
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (folder / "recommended.json").write_text('{"guidance_scale_txt": 3, "known_prompts": ["zoom in"]}')
+    expected = RecommendedSettings(guidance_scale_txt=3, known_prompts=("zoom in",))
+    assert loading.load_model(folder).recommended == expected
+    for text, says in (
+        ("[1]", "does not hold a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"guidance": 1}', "'guidance' cannot be recommended: did you mean guidance_"),
+        ('{"num_inference_steps": 5000}', "recommended num_inference_steps 5000 is not possible"),
+    ):
+        (folder / "recommended.json").write_text(text)
+        with pytest.raises(UserError, match=says) as caught:
+            loading.load_model(folder)
+        assert str(folder / "recommended.json") in str(caught.value)
+
+
+def test_the_bundle_carries_what_its_checkpoint_and_the_command_recommend(consisti2v, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (folder / "recommended.json").write_text('{"guidance_scale_txt": 3, "num_inference_steps": 20}')
+    options = ("--height", 64, "--width", 64, "--recommend", "num_inference_steps=8", "--recommend", "scheduler=unipc")
+    outcome = consisti2v("export", folder, "-o", tmp_path / "bundle", *options)
+    assert outcome.code == 0, outcome.stderr
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.recommended == RecommendedSettings(
+        guidance_scale_txt=3.0, num_inference_steps=8, scheduler="unipc"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recommend", "says"),
+    [
+        ("num_inference_steps", "is not name=value"),
+        ("num_inference_steps=0", "--recommend: recommended num_inference_steps 0 is not possible"),
+        ("steps=8", "--recommend: setting 'steps' cannot be recommended"),
+        ("scheduler=heun", "choose ddim"),
+    ],
+)
+def test_a_wrong_recommendation_is_refused_before_the_model_is_loaded(consisti2v, tmp_path, recommend, says):
+    outcome = consisti2v("export", tmp_path / "no model", "-o", tmp_path / "bundle", "--recommend", recommend)
+    assert says in outcome.refusal() and not (tmp_path / "bundle").exists()
 
 
 def test_training_checkpoint_with_prefix(checkpoint, tmp_path):

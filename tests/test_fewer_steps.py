@@ -161,9 +161,10 @@ def test_a_scheduler_that_draws_noise_in_a_long_video(animate, photo):
 
 
 def test_an_interval_of_all_steps_is_no_interval(animate, photo):
-    whole = animate(photo, "a cat", guidance_interval=(0.0, 1.0), **FAST).latents
-    assert np.array_equal(whole, animate(photo, "a cat", **FAST).latents)
-    part = animate(photo, "a cat", guidance_interval=[0.3, 1.0], **FAST).latents
+    guided = {**FAST, "guidance_scale_txt": 7.5}
+    whole = animate(photo, "a cat", guidance_interval=(0.0, 1.0), **guided).latents
+    assert np.array_equal(whole, animate(photo, "a cat", **guided).latents)
+    part = animate(photo, "a cat", guidance_interval=[0.3, 1.0], **guided).latents
     assert np.isfinite(part).all() and not np.allclose(part, whole)
 
 
@@ -182,8 +183,9 @@ def test_row_forwards_and_what_an_interval_saves(animate):
 
     def saving(rows: int | None, videos: int, **options) -> tuple[int, int | None]:
         model = dataclasses.replace(manifest.model, rows=rows)
-        settings = GenerationSettings(num_inference_steps=10, **options)
         changed = dataclasses.replace(manifest, model=model)
+        options = {"num_inference_steps": 10, "guidance_scale_txt": 7.5, **options}
+        settings = GenerationSettings.from_options(options).resolved(changed)
         return row_forwards(settings, videos, changed), guidance_saving(settings, videos, changed)
 
     part = {"guidance_interval": (0.0, 0.6)}
@@ -200,15 +202,16 @@ def test_row_forwards_and_what_an_interval_saves(animate):
 def test_generate_says_when_an_interval_saves_nothing(consisti2v, demo_bundle, photo, tmp_path, fixed):
     bundle = DATA / "untrained_bundle" if fixed else demo_bundle
     options = ["generate", "--bundle", bundle, "--image", photo, "--steps", "2", "--output", tmp_path / "out.gif"]
-    outcome = consisti2v(*options, "--guidance-interval", "0:0.5", "--scheduler", "unipc", "--device", "cpu")
+    outcome = consisti2v(*options, "--guidance-interval", "0:0.5", "--guidance-scale", "7.5", "--device", "cpu")
     assert outcome.code == 0
     assert ("saves no time" in outcome.stderr) == fixed
 
 
 def test_presets_and_options_beside_them():
-    assert GenerationSettings.from_options({"preset": "exact"}) == GenerationSettings()
+    exact = GenerationSettings.from_options({"preset": "exact", "num_inference_steps": None})
+    assert exact == GenerationSettings(scheduler="ddim", num_inference_steps=50, guidance_interval=(0.0, 1.0))
     quicker = GenerationSettings.from_options({"preset": "balanced", "num_inference_steps": 7})
-    assert quicker == GenerationSettings(num_inference_steps=7)
+    assert quicker == dataclasses.replace(exact, num_inference_steps=7)
     base = GenerationSettings(seed=5, num_inference_steps=9, scheduler="unipc", guidance_interval=(0.0, 0.5))
     assert GenerationSettings.from_options({"preset": "balanced"}, base) == dataclasses.replace(
         base, **PRESETS["balanced"]

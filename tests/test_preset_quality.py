@@ -66,9 +66,11 @@ def test_every_variant_is_a_possible_setting():
     found = all_variants()
     assert found[0].name == EXACT and [v.name for v in found if v.is_preset] == list(PRESETS)
     assert len({v.name for v in found}) == len(found)
-    exact = GenerationSettings()
+    manifest = open_bundle(command.DEMO_BUNDLE).manifest
+    exact = GenerationSettings().resolved(manifest)
     for variant in found:
-        assert (GenerationSettings.from_options(variant.options) == exact) == (variant.name == EXACT)
+        settings = GenerationSettings.from_options(variant.options).resolved(manifest)
+        assert (settings == exact) == (variant.name == EXACT)
     unguided = all_variants(guided=False)
     assert [v.name for v in found if v not in unguided] == ["guidance interval 0:0.8", "guidance interval 0.2:0.8"]
 
@@ -92,9 +94,17 @@ def test_the_records_keep_every_preset_of_the_table(name, guidance):
     assert measured and all(entry["row_forwards"] <= 0.75 * exact["row_forwards"] for entry in measured.values())
 
 
-def test_the_demo_bundle_is_judged_at_its_own_guidance(tmp_path):
-    assert command.own_guidance(command.DEMO_BUNDLE) == 1
-    assert command.own_guidance(tmp_path) == GenerationSettings().guidance_scale_txt
+@pytest.mark.parametrize(
+    ("bundle", "guided"), [(command.DEMO_BUNDLE, False), (Path(__file__).parent / "data" / "untrained_bundle", True)]
+)
+def test_a_bundle_is_judged_at_the_guidance_that_it_recommends(monkeypatch, bundle, guided):
+    def all_variants(found: bool) -> None:
+        assert found == guided
+        raise InterruptedError
+
+    monkeypatch.setattr(variants, "all_variants", all_variants)
+    with pytest.raises(InterruptedError):
+        command.quality(bundle)
 
 
 def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle, photo, tmp_path):

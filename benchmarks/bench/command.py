@@ -34,9 +34,10 @@ def run(
     output: Annotated[Path | None, _OUTPUT] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
-    """Time whole videos, stage by stage: median, min, max, first run, memory, energy."""
+    """Time whole videos with the published settings, stage by stage: median, min, max, first run, memory, energy."""
     from ...runtime.commands.console import make_console
     from ...runtime.errors import UserError
+    from ...runtime.presets import PUBLISHED
     from .bundle_facts import open_bundle
     from .latency import measure_latency
     from .outcome import check_place, deliver
@@ -55,7 +56,7 @@ def run(
         candidates,
         image=image,
         prompt=prompt,
-        options={"num_inference_steps": steps, "seed": seed},
+        options={**PUBLISHED, "num_inference_steps": steps, "seed": seed},
         plan=Plan(warmup, rounds, resident),
         threads=threads,
         console=make_console(stderr=True),

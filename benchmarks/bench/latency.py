@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ...kernels.guidance import BRANCHES
 from ...runtime.bundle import Bundle
-from ...runtime.settings import GenerationSettings
+from ...runtime.settings import GenerationSettings, ResolvedSettings
 from .bundle_facts import bundle_facts, now, open_bundle
 from .machine import describe_machine, runtime_bytes, versions
 from .progress import run_progress
@@ -91,7 +91,7 @@ def measure_latency(
     )
 
 
-def stage_runs(settings: GenerationSettings, bundle: Bundle) -> dict[str, int]:
+def stage_runs(settings: ResolvedSettings, bundle: Bundle) -> dict[str, int]:
     """How often a video runs a stage, by a reader's name of it; 1 where it is not listed."""
     model = bundle.manifest.model
     branches = BRANCHES[settings.guidance]

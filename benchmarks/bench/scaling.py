@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
+from ...runtime.presets import PUBLISHED
 from .bundle_facts import bundle_facts, now, open_bundle
 from .forward_inputs import make_inputs, save_inputs, session_dims
 from .machine import describe_machine, versions
@@ -152,7 +153,8 @@ def _point(
     bundle: Bundle, candidate: Candidate, axis: str, value: int, folder: Path, image: Path, threads: int | None
 ) -> Contestant:
     if axis == "steps":
-        return video_contestant(bundle, candidate, image, "", {"num_inference_steps": value, "seed": 0}, threads)
+        options = {**PUBLISHED, "num_inference_steps": value, "seed": 0}
+        return video_contestant(bundle, candidate, image, "", options, threads)
     rows, side = (value if axis == "batch" else None), (value if axis == "resolution" else None)
     dims = session_dims(bundle.manifest, rows, side, side)
     inputs = folder / f"{axis}-{value}.npz"

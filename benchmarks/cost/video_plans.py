@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...kernels.guidance import guided_steps
 from ...runtime.presets import PRESETS
-from ...runtime.settings import GenerationSettings
 from .model_costs import ROWS
 
 
@@ -30,7 +30,7 @@ def preset_plans(guidance: str) -> list[VideoPlan]:
     """Every preset of :mod:`consisti2v_rt.runtime.presets` for a model of this guidance."""
     plans = []
     for name, options in PRESETS.items():
-        settings = GenerationSettings.from_options(options)
-        guided, steps = len(settings.guided_steps), settings.num_inference_steps
+        steps, (start, end) = options["num_inference_steps"], options["guidance_interval"]
+        guided = len(guided_steps(start, end, steps))
         plans.append(VideoPlan(name, steps, guided + (steps - guided) / ROWS[guidance]))
     return plans

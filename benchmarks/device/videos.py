@@ -12,6 +12,7 @@ from ...runtime.backends import BACKENDS, Backend, Choice
 from ...runtime.bundle import Bundle
 from ...runtime.gpu_options import GpuOptions
 from ...runtime.pipeline import ImageToVideo
+from ...runtime.presets import PUBLISHED
 from .parity import psnr, relative_l2
 
 PHOTO = Path(__file__).parents[2] / "assets" / "example.jpg"
@@ -45,7 +46,7 @@ def compare_video(
         low_vram: one stage's weights on the GPU at a time; None: all where they fit.
         rounds: timed runs.
     """
-    options: dict[str, Any] = {"num_inference_steps": steps, "seed": 7}
+    options: dict[str, Any] = {**PUBLISHED, "num_inference_steps": steps, "seed": 7}
     exact = ImageToVideo.from_bundle(bundle, verify=False, device="cpu")(PHOTO, "zoom in", **options)
     animate = open_on(bundle, backend, precision, GpuOptions(cuda_graph=cuda_graph, low_vram=low_vram))
     started = time.perf_counter()
@@ -80,7 +81,7 @@ def device_noise(bundle: Path, backend: str, precision: str, *, steps: int = 25)
     """
     animate = open_on(bundle, backend, precision, GpuOptions(device_noise=True))
     on_host = open_on(bundle, backend, precision, GpuOptions())
-    options: dict[str, Any] = {"num_inference_steps": steps}
+    options: dict[str, Any] = {**PUBLISHED, "num_inference_steps": steps}
     one, again, other = (animate(PHOTO, "zoom in", seed=seed, **options) for seed in (7, 7, 8))
     drawn_on_host = on_host(PHOTO, "zoom in", seed=7, **options)
     result = {

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.commands.demo import ASSETS, GUIDANCE
-from ...runtime.settings import GenerationSettings
+from ...runtime.commands.demo import ASSETS
 
 DEMO_BUNDLE = ASSETS / "demo_bundle"
 
@@ -29,7 +28,7 @@ def quality(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="One a video; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of the first video; the next ones follow.")] = 0,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Text guidance; what the model is made for: 7.5, the demo's 1 (off).")
+        float | None, typer.Option(help="Text guidance; as the bundle recommends, else 7.5.")
     ] = None,
     presets_only: Annotated[bool, typer.Option("--presets-only", help="Leave the single options out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or openvino.")] = "cpu",
@@ -42,6 +41,7 @@ def quality(
 
     from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.commands.progress import step_progress
+    from ...runtime.settings import GenerationSettings
     from ..bench.bundle_facts import bundle_facts, now, open_bundle
     from ..bench.machine import describe_machine, versions
     from ..bench.record import check_writable
@@ -54,15 +54,17 @@ def quality(
     if output is not None:
         check_writable(output)
     console = make_console()
+    opened = open_bundle(bundle)
+    if guidance_scale is None:
+        guidance_scale = GenerationSettings().resolved(opened.manifest).guidance_scale_txt
     task = Task(
         tuple(image or (ASSETS / "example.jpg",)),
         tuple(prompt or ("zoom in", "pan left")),
         seed,
-        own_guidance(bundle) if guidance_scale is None else guidance_scale,
+        guidance_scale,
     )
     variants = [variant for variant in all_variants(task.guidance_scale > 1) if variant.is_preset or not presets_only]
     steps = steps_to_run(variants)
-    opened = open_bundle(bundle)
     with step_progress(steps, make_console(stderr=True)) as bar:
         measurement = measure_presets(
             opened,
@@ -100,8 +102,3 @@ def quality(
         "verdicts": verdicts(measurement.outcomes, measurement.other_seed),
     }
     echo(plain(save_record(record, output)))
-
-
-def own_guidance(bundle: Path) -> float:
-    """The text guidance that a bundle is made for: the demo model has its own, all others the published one."""
-    return GUIDANCE if bundle.resolve() == DEMO_BUNDLE.resolve() else GenerationSettings.guidance_scale_txt

@@ -14,7 +14,7 @@ from ...kernels.guidance import BRANCHES
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from ...runtime.pipeline import ImageToVideo
-from ...runtime.settings import GenerationSettings, StepCallback
+from ...runtime.settings import GenerationSettings, ResolvedSettings, StepCallback
 from ...runtime.unet_rows import row_forwards
 from ...runtime.video import GeneratedVideos
 from ..bench.forward_inputs import make_inputs, save_inputs, session_dims
@@ -50,7 +50,7 @@ class Task:
     """One for all prompts, or one each."""
     prompts: tuple[str, ...]
     seed: int
-    guidance_scale: float = GenerationSettings.guidance_scale_txt
+    guidance_scale: float
     """Of the text; 1: off."""
 
     @property
@@ -98,14 +98,10 @@ def measure_presets(
         UserError: anything a generation would refuse.
     """
     animate = ImageToVideo(bundle, threads=threads, device=device, precision=precision)
+    everywhere: dict[str, Any] = {"seed": _seeds(task, 0), "guidance_scale_txt": task.guidance_scale}
     all_settings = [
-        GenerationSettings.from_options(
-            {**variant.options, "seed": _seeds(task, 0), "guidance_scale_txt": task.guidance_scale}
-        )
-        for variant in variants
+        animate.check(task.photos, list(task.prompts), **variant.options, **everywhere).settings for variant in variants
     ]
-    for settings in all_settings:
-        animate.check(task.photos, list(task.prompts), settings=settings)
     exact_settings = all_settings[[variant.name for variant in variants].index(EXACT)]
     # First, so that a checkpoint that does not fit is told before the long part.
     published = _published_seconds(bundle, exact_settings, len(task.prompts), checkpoint, threads)
@@ -185,7 +181,7 @@ def _quality(videos: GeneratedVideos, task: Task, networks: Networks) -> tuple[d
 
 
 def _published_seconds(
-    bundle: Bundle, settings: GenerationSettings, videos: int, checkpoint: str | None, threads: int | None
+    bundle: Bundle, settings: ResolvedSettings, videos: int, checkpoint: str | None, threads: int | None
 ) -> float | str:
     """U-Net seconds of a published run, from the median of single forwards at its batch; or why it was not timed."""
     weights = weights_options(bundle, checkpoint)

@@ -53,9 +53,10 @@ def evaluate(
     """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
     from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.errors import UserError
+    from ...runtime.settings import parse_settings
     from .contact_sheet import save_contact_sheet
     from .evaluation import evaluate_set, record, save_record
-    from .generation import generate_videos, parse_settings
+    from .generation import generate_videos
     from .measures.registry import choose_measures
     from .media_set import MediaSet, match_originals, read_videos
     from .networks.loader import Networks, NetworkSources

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import UserError
-from ...runtime.guarded_read import parse_json
 from ...runtime.image import load_image
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.settings import GenerationSettings
@@ -27,24 +26,6 @@ VIDEOS_FOLDER = "videos"
 FRAMES_FOLDER = "frames"
 LISTING = "videos.jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w-]")
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``name=value`` texts as options of :class:`GenerationSettings`; values as JSON where they are, else as text.
-
-    Raises:
-        UserError: a text without "=".
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"setting {pair!r} is not name=value: write for example frame_stride=5.")
-        try:
-            options[name.strip()] = parse_json(value)
-        except ValueError:
-            options[name.strip()] = value
-    return options
 
 
 def generate_videos(

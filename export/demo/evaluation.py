@@ -22,14 +22,12 @@ from .captions import move_phrase
 from .counterparts import consistency_figures
 from .flow import Motion, agrees, mean_motion, signed_amount
 from .moves import MOVES
+from .recommendation import DEMO_GUIDANCE
 from .sampling import SampleSettings
 from .sheet import to_uint8
 
 STILL_SPEED = 0.0015
 """Mean flow, in frame widths per frame, below which a clip counts as still; a pan at stride 3 is 0.012."""
-DEMO_GUIDANCE = 1.0
-"""Text guidance of ``consisti2v demo``: without a text the model shows a still picture, and guidance away from that
-exaggerates edges; see the model card."""
 _LONG_STEPS = 50
 """The runtime's default."""
 _GROUP = 2

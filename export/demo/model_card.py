@@ -26,8 +26,9 @@ runtime can be tried and measured without a download. It is no substitute for th
   Other words are ignored; without a move among them the picture stands still.
 * {size}x{size} pixels, 16 frames. Fine detail is lost: the autoencoder keeps a {latent}x{latent} picture of 4 channels.
 * The frame stride, 1 to 5, is the speed of the move. What comes into view at the border is the border, smeared.
-* Use guidance scale 1 (`consisti2v demo` does): without a text the model shows the photo standing still, so larger
-  scales stretch the difference to that into exaggerated edges.
+* It recommends guidance scale 1 (`recommended.json`, which bundles carry and every command follows): without a text the
+  model shows the photo standing still, so larger scales stretch the difference to that into exaggerated edges.
+* The camera motions of FrameInit (`--camera-motion`) choose the crop of the first frame, but move nothing.
 * It holds half precision: every stage within 5e-3 relative L2 of float32, every operator rounded, the U-Net with its
   residual sums in float32 (a test says so).
 * {ability}

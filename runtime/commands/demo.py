@@ -10,9 +10,6 @@ import typer
 from .generate import animate_to_file
 
 ASSETS = Path(__file__).parents[2] / "assets"
-# The small model's answer to no text is a still picture: guidance away from that only exaggerates edges, and costs
-# every step twice (models/demo/README.md).
-GUIDANCE = 1.0
 
 
 def demo(
@@ -23,8 +20,8 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Video; a GIF is written beside it.")] = Path(
         "demo.mp4"
     ),
-    preset: Annotated[str, typer.Option(help="exact (published) or balanced (35 steps).")] = "exact",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's (50).")] = None,
+    preset: Annotated[str | None, typer.Option(help="exact (published) or balanced (35 steps).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's, else 50.")] = None,
     fit: Annotated[str, typer.Option(help="Photo that is not square: crop, pad (black bars) or stretch.")] = "crop",
     scale: Annotated[float, typer.Option(help="Width and height of the files, times this (0.1 to 16; Lanczos).")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed gives another video.")] = 0,
@@ -35,9 +32,7 @@ def demo(
     ] = None,
 ) -> None:
     """Animate a photo with the model inside the package; no download, no torch, no GPU needed."""
-    options: dict[str, Any] = {"preset": preset, "seed": seed, "guidance_scale_txt": GUIDANCE, "fit": fit}
-    if steps is not None:
-        options["num_inference_steps"] = steps
+    options: dict[str, Any] = {"preset": preset, "seed": seed, "num_inference_steps": steps, "fit": fit}
     outputs = list(dict.fromkeys([output, output.with_suffix(".gif")]))
     engine = {"device": device, "precision": precision}
     animate_to_file(

@@ -21,6 +21,7 @@ from ..frame_scale import scaled_size
 from ..gpu_options import GpuOptions, check_gpu_options
 from ..option_names import command_name
 from ..pipeline import ImageToVideo
+from ..presets import PUBLISHED
 from ..settings import GenerationSettings, check_threads
 from ..time_limit import check_time_limit
 from ..unet_rows import guidance_saving
@@ -31,7 +32,7 @@ from .console import echo, make_console, note, plain
 from .photo_input import read_photos
 from .progress import prompt_interrupt, step_progress
 
-_PUBLISHED = GenerationSettings()
+_DEFAULTS = GenerationSettings()
 # Where a refusal of the library names an option, it is given as the command line spells it. Only names with an
 # underscore: the others are words of a sentence too.
 _OPTIONS = {
@@ -39,6 +40,13 @@ _OPTIONS = {
     for field in (*fields(GenerationSettings), *fields(GpuOptions))
     if "_" in field.name
 } | {"cuda_graph": "--no-cuda-graph", "time_limit": "--time-limit"}
+
+
+def _recommended(setting: str) -> str:
+    """The default of an option that a bundle may recommend, for its help."""
+    published = PUBLISHED[setting]
+    shown = ":".join(f"{part:g}" for part in published) if isinstance(published, tuple) else published
+    return f"the bundle's recommendation ('consisti2v inspect' shows it), else {shown}."
 
 
 def generate(
@@ -53,34 +61,50 @@ def generate(
     ),
     negative_prompt: Annotated[list[str] | None, typer.Option(help="What to lead away from.")] = None,
     preset: Annotated[
-        str, typer.Option(help="exact (published) or balanced (35 steps); other options win over it.")
-    ] = "exact",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; the preset's (50).")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help=f"{', '.join(SCHEDULERS)}; the preset's (ddim). lcm is for distilled models.")
+        str | None,
+        typer.Option(
+            help="Steps, scheduler and guidance interval: exact (published) or balanced (35 steps). Other options win "
+            "over it; without it they are as the bundle recommends."
+        ),
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(help="Text guidance; 1: off.")] = _PUBLISHED.guidance_scale_txt,
+    steps: Annotated[int | None, typer.Option(help=f"Denoising steps; {_recommended('num_inference_steps')}")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(SCHEDULERS)} (for distilled models); {_recommended('scheduler')}"),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help=f"Text guidance, 1: off; {_recommended('guidance_scale_txt')}")
+    ] = None,
     image_guidance_scale: Annotated[
-        float, typer.Option(help="First-frame guidance; above 1 it is on, at half as much work again.")
-    ] = _PUBLISHED.guidance_scale_img,
-    guidance_rescale: Annotated[float, typer.Option(help="0 (off) to 1.")] = _PUBLISHED.guidance_rescale,
+        float | None,
+        typer.Option(
+            help="First-frame guidance; above 1 it is on, at half as much work again; "
+            f"{_recommended('guidance_scale_img')}"
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help=f"0 (off) to 1; {_recommended('guidance_rescale')}")
+    ] = None,
     guidance_interval: Annotated[
         str | None,
-        typer.Option(metavar="START:END", help="Shares of the steps between which guidance acts; the preset's (0:1)."),
+        typer.Option(
+            metavar="START:END",
+            help=f"Shares of the steps between which guidance acts; {_recommended('guidance_interval')}",
+        ),
     ] = None,
     guidance_batch: Annotated[
         str, typer.Option(help="joint: a step's branches at once; split: one after the other, in less memory.")
-    ] = _PUBLISHED.guidance_batch,
+    ] = _DEFAULTS.guidance_batch,
     cache_interval: Annotated[
         int, typer.Option(help="The whole U-Net every so many steps; needs a bundle with a cache branch.")
-    ] = _PUBLISHED.cache_interval,
-    eta: Annotated[float, typer.Option(help="0: deterministic DDIM, 1: DDPM; for ddim.")] = _PUBLISHED.eta,
+    ] = _DEFAULTS.cache_interval,
+    eta: Annotated[float, typer.Option(help="0: deterministic DDIM, 1: DDPM; for ddim.")] = _DEFAULTS.eta,
     seed: Annotated[list[int] | None, typer.Option(help="One, or one per video; drawn and shown if absent.")] = None,
-    frame_stride: Annotated[int, typer.Option(help="Larger moves more.")] = _PUBLISHED.frame_stride,
+    frame_stride: Annotated[int | None, typer.Option(help=f"Larger moves more; {_recommended('frame_stride')}")] = None,
     noise: Annotated[
         str, typer.Option(help="pyoco_mixed, pyoco_progressive or vanilla.")
-    ] = _PUBLISHED.noise_sampling_method,
-    noise_alpha: Annotated[float, typer.Option(help="How much noise frames share.")] = _PUBLISHED.noise_alpha,
+    ] = _DEFAULTS.noise_sampling_method,
+    noise_alpha: Annotated[float, typer.Option(help="How much noise frames share.")] = _DEFAULTS.noise_alpha,
     frameinit: Annotated[bool, typer.Option(help="Low frequencies of the photo in the first noise.")] = True,
     frameinit_noise_level: Annotated[int | None, typer.Option(help="Timestep; as the bundle says (850).")] = None,
     frameinit_filter: Annotated[str | None, typer.Option(help="gaussian, butterworth, ideal or box.")] = None,
@@ -95,8 +119,8 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the bundle was exported.")] = None,
     fit: Annotated[
         str, typer.Option(help="Photo of another aspect than the video: crop, pad (black bars) or stretch.")
-    ] = _PUBLISHED.fit,
-    fps: Annotated[float, typer.Option(help="Frames a second in the file.")] = _PUBLISHED.fps,
+    ] = _DEFAULTS.fit,
+    fps: Annotated[float, typer.Option(help="Frames a second in the file.")] = _DEFAULTS.fps,
     scale: Annotated[float, typer.Option(help="Width and height of the file, times this (0.1 to 16; Lanczos).")] = 1,
     config: Annotated[
         Path | None,
@@ -115,9 +139,12 @@ def generate(
         float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
     ] = None,
 ) -> None:
-    """Animate a photo. Defaults are the published model's."""
+    """Animate a photo. Defaults are the bundle's recommendations, else the published model's."""
     options: dict[str, Any] = {
         "preset": preset,
+        "num_inference_steps": steps,
+        "scheduler": scheduler,
+        "guidance_interval": _interval(guidance_interval),
         "guidance_scale_txt": guidance_scale,
         "guidance_scale_img": image_guidance_scale,
         "guidance_rescale": guidance_rescale,
@@ -142,8 +169,6 @@ def generate(
         "fps": fps,
         "fit": fit,
     }
-    named = {"num_inference_steps": steps, "scheduler": scheduler, "guidance_interval": _interval(guidance_interval)}
-    options |= {name: value for name, value in named.items() if value is not None}
     if negative_prompt:
         options["negative_prompt"] = negative_prompt if len(negative_prompt) > 1 else negative_prompt[0]
     if seed:
@@ -192,23 +217,24 @@ def animate_to_file(
     check_threads(engine.get("threads"))
     if time_limit is not None:
         check_time_limit(time_limit)
-    settings = GenerationSettings.from_options(options)
+    asked = GenerationSettings.from_options(options)
     if "gpu" in engine:
         with _typed_words():
             check_gpu_options(engine["gpu"], engine["device"])
     animate = ImageToVideo.from_bundle(bundle, verify=verify, **engine)
     prompt = prompts if len(prompts) > 1 else prompts[0]
     with _typed_words():
-        request = animate.check(photos, prompt, settings=settings)
-        assert request.settings.height is not None and request.settings.width is not None
-        scaled_size(request.settings.height, request.settings.width, scale)
-    videos_asked = request.videos
+        request = animate.check(photos, prompt, settings=asked)
+        settings, videos_asked = request.settings, request.videos
+        scaled_size(settings.height, settings.width, scale)
     for output in outputs:
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
     if not animate.bundle.manifest.model.trained:
         note(console, "the weights of this bundle are untrained: expect moving noise, not a video")
-    _tell_cropped(photos, request.settings, console)
+    for notice in animate.new_notices(request):
+        note(console, notice)
+    _tell_cropped(photos, settings, console)
     saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
     if saving == 0:
         note(
@@ -217,11 +243,10 @@ def animate_to_file(
             f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any",
         )
     total_steps = settings.num_inference_steps * settings.autoregress_steps
-    clip, clips = request.settings.video_length, request.settings.autoregress_steps
-    assert clip is not None
+    clip, clips = settings.video_length, settings.autoregress_steps
     # A clip begins with the last frame of the one before.
     frames = clip + (clips - 1) * (clip - 1)
-    with streaming(outputs, videos_asked, frames, request.settings.fps, scale) as (stream, written):
+    with streaming(outputs, videos_asked, frames, settings.fps, scale) as (stream, written):
         with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
             videos = animate(
                 photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames, time_limit=time_limit

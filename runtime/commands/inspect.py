@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from ..bundle import Bundle
-from ..manifest import Manifest, TensorSpec
+from ..manifest import Manifest, RecommendedSettings, TensorSpec
+from ..presets import PUBLISHED
 from .console import echo, make_console, plain
 from .engine_tables import engine_facts, engine_table, find_engines
 from .variant_table import variant_table
@@ -72,18 +73,32 @@ def _model_table(manifest: Manifest) -> Table:
     tools = ", ".join(f"{name} {version}" for name, version in came_from.tools.items())
     scheduler = ", ".join(f"{name} {value}" for name, value in manifest.scheduler.items())
     init = manifest.frame_init
+    advice = _recommendations(manifest.recommended)
     for name, value in (
         ("clip", size),
         ("U-Net batch", f"{rows} (guidance {model.guidance})"),
         ("latents", f"{model.latent_channels} channels, 1/{model.vae_scale_factor} of the pixels"),
         ("scheduler", scheduler),
         ("FrameInit", f"noise level {init.noise_level}, {init.filter}, d_s {init.d_s}, d_t {init.d_t}"),
+        *advice.items(),
         ("weights", f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}"),
         ("licence", came_from.licence),
         ("made with", tools),
     ):
         table.add_row(name, value)
     return table
+
+
+def _recommendations(recommended: RecommendedSettings) -> dict[str, str]:
+    """Rows on how the model is best used: the settings that it recommends, the prompts and motions that it knows."""
+    values = {name: getattr(recommended, name) for name in PUBLISHED}
+    settings = [f"{name} {value}" for name, value in values.items() if value is not None]
+    rows = {"recommended": ", ".join(settings) or "the published settings"}
+    if recommended.known_prompts is not None:
+        rows["known prompts"] = ", ".join(recommended.known_prompts) or "none"
+    if recommended.camera_motions is not None:
+        rows["camera motions"] = ", ".join(recommended.camera_motions) or "none"
+    return rows
 
 
 def _stage_table(manifest: Manifest) -> Table:

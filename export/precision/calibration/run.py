@@ -9,6 +9,7 @@ from ....runtime.backends import Backend, Choice
 from ....runtime.bundle import Bundle
 from ....runtime.manifest import CalibrationSpec
 from ....runtime.pipeline import ImageToVideo
+from ....runtime.presets import PUBLISHED
 from ....runtime.session import OnnxCpuSession, Session
 from ....runtime.stage_graphs import Availability, has_graphs
 from ..graph import Graph
@@ -85,5 +86,7 @@ def calibrate(
     animate = ImageToVideo(bundle, choice=Choice(backend, "fp32", "calibration"))
     for number, (picture, caption) in enumerate(samples.pictures()):
         on_sample(number, len(samples.samples))
-        animate(picture, caption, num_inference_steps=STEPS, seed=number)
+        # Guided, whatever the bundle recommends: the ranges have to hold for both branches.
+        guidance = PUBLISHED["guidance_scale_txt"]
+        animate(picture, caption, num_inference_steps=STEPS, seed=number, guidance_scale_txt=guidance)
     return Calibration(calibration_spec(samples), ranges)
