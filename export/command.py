@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..runtime.errors import UserError
+from ..runtime.install import install_hint
 from ..runtime.settings import whole
 
 
@@ -49,7 +50,7 @@ def export(
         from .loading import load_model
         from .random_model import random_model
     except ImportError as error:
-        raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
+        raise UserError(f"export needs {error.name or error}: {install_hint('export')}.") from None
 
     check_request(output, guidance, precision, text_attention)
     console = Console(stderr=True, markup=False, emoji=False)

@@ -14,6 +14,7 @@ from functools import partial
 from .bundle import Bundle
 from .errors import UserError
 from .gpu import entry as gpu
+from .install import install_hint
 from .openvino import backend as openvino_backend
 from .session import OnnxCpuSession, Session
 from .stage_graphs import Availability, has_graphs, stage_graph
@@ -64,7 +65,7 @@ def _probe_onnx_cpu() -> Availability:
     try:
         import onnxruntime
     except ImportError as error:
-        return Availability(False, f"onnxruntime cannot be imported ({error}): pip install onnxruntime")
+        return Availability(False, f"onnxruntime cannot be imported ({error}): {install_hint()}")
     return Availability(True, f"onnxruntime {onnxruntime.__version__}: exact in float32, needs no GPU")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ...runtime.bundle import Bundle, hash_files
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import GpuStatus, probe
+from ...runtime.install import install_hint
 from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec, graph_sha256
 from ..bundle_lock import building
 from ..lost_files import drop_lost
@@ -198,9 +199,7 @@ def _with_variant(
         from ..precision import VariantOptions, write_variant
         from ..precision.validation import watch_runs
     except ImportError as error:
-        raise UserError(
-            f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
-        ) from None
+        raise UserError(f"making {job.precision} graphs needs {error.name or error}: {install_hint('rtx')}.") from None
     written: set[str] = set()
 
     def on_stage(report: StageVariant) -> None:

@@ -12,6 +12,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 
 if TYPE_CHECKING:
     from ..precision import StageVariant, VariantOptions
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 def build(
     bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
     target: Annotated[
-        str, typer.Option(help="rtx4060, sm80, sm86, sm89, sm120, rtx (every RTX card since Ampere) or current.")
+        str,
+        typer.Option(
+            help="A card by name, such as rtx4060 or 'RTX 5090' (docs/gpus.md lists all); rtx (every RTX card since "
+            "Ampere); a compute capability, such as sm89; or current."
+        ),
     ],
     flavour: Annotated[
         str, typer.Option(help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU).")
@@ -130,9 +135,7 @@ def _variant_options(
         from ..precision import VariantOptions
         from ..precision.calibration import calibration_set
     except ImportError as error:
-        raise UserError(
-            f"making {precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
-        ) from None
+        raise UserError(f"making {precision} graphs needs {error.name or error}: {install_hint('rtx')}.") from None
     return VariantOptions(
         calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate)),
         weight_only=calibrate == "off",

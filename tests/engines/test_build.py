@@ -27,6 +27,7 @@ from consisti2v_rt.export.precision import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.gpu.device import GpuStatus
+from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest, graph_sha256
 
 pytest.importorskip("tensorrt_rtx")
@@ -167,7 +168,7 @@ def test_refused_before_anything_is_written(
 
 def test_a_missing_library_names_the_extra(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(UserError, match=r"pip install 'consisti2v-rt\[rtx\]'"):
+    with pytest.raises(UserError, match=re.escape(install_hint("rtx"))):
         build_engines(toy_bundle, "sm89", precision="fp32")
 
 
