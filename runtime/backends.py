@@ -203,7 +203,12 @@ def choose(bundle: Bundle, device: str = "auto", precision: str | None = None, w
 
 def _judge(backend: Backend, bundle: Bundle | None, precision: str | None) -> tuple[Availability, str]:
     """Whether the backend can run the bundle, and in which precision."""
-    present = backend.probe()
+    try:
+        present = backend.probe()
+    except Exception as error:
+        # A package that is damaged raises whatever it likes; the others still run.
+        reason = (str(error).strip().splitlines() or [""])[0]
+        present = Availability(False, f"it cannot be imported ({type(error).__name__}: {reason})", failed=True)
     if not present.usable or bundle is None:
         return present, precision or backend.precisions[0]
     if precision is not None and precision not in backend.precisions:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+from .bundle_home import find_bundle
 from .errors import DerivedFileError, UserError
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
 
@@ -42,18 +43,16 @@ class Bundle:
         """Read the manifest and check the files.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder, or its name: "demo", or one under the bundle folder (``bundle_home``).
             verify: hash the exported files (about a second a gigabyte), and engines, graphs in other precisions and
                 kernels before their first use. Presence and size are checked in any case.
 
         Raises:
             UserError: not a bundle, or an exported file is missing, truncated or altered, or any is outside the bundle.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         manifest_path = folder / MANIFEST_NAME
         try:
-            if not folder.exists():
-                raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
             text = manifest_path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise UserError(

@@ -5,7 +5,7 @@ Temporal attention is also timed as an engine has it: our kernel is worth a plug
 ``python -m consisti2v_rt.benchmarks.kernels_on_gpu --output kernels.json``
 
 Both run as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python. Needs an
-NVIDIA GPU, ``consisti2v-rt[kernels]`` and, for the plain formulations, a torch built for CUDA.
+NVIDIA GPU, the extra ``kernels`` and, for the plain formulations, a torch built for CUDA.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ...runtime.bundle_home import find_bundle
 from ...runtime.commands.demo import ASSETS, GUIDANCE
 from ...runtime.settings import GenerationSettings
 
@@ -105,4 +106,4 @@ def quality(
 
 def own_guidance(bundle: Path) -> float:
     """The text guidance that a bundle is made for: the demo model has its own, all others the published one."""
-    return GUIDANCE if bundle.resolve() == DEMO_BUNDLE.resolve() else GenerationSettings.guidance_scale_txt
+    return GUIDANCE if find_bundle(bundle).resolve() == DEMO_BUNDLE.resolve() else GenerationSettings.guidance_scale_txt

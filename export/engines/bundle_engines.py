@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle import Bundle, hash_files
+from ...runtime.bundle_home import check_not_packaged
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import GpuStatus, probe
 from ...runtime.install import install_hint
@@ -92,7 +93,7 @@ def build_engines(
     build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
-        bundle: folder of a bundle.
+        bundle: folder or name of a bundle.
         target: a name of :data:`TARGETS`.
         flavour: tensorrt-rtx or tensorrt.
         precision: fp32, fp16, bf16, int8 or fp8; graphs that the bundle lacks are made from its float32 ones first.
@@ -171,6 +172,7 @@ def _settle(
     found, chosen = find_target(target, gpu), find_flavour(flavour)
     check_precision(found, precision)
     opened = Bundle.open(bundle, verify=False)
+    check_not_packaged(opened.path)
     known = opened.manifest.stages
     for stage in stages or ():
         if stage not in known:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export', or a name.")],
     target: Annotated[
         str,
         typer.Option(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import Bundle, hash_files
+from ...runtime.bundle_home import check_not_packaged
 from ...runtime.errors import UserError
 from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
 from ...runtime.stage_graphs import graph_files
@@ -100,6 +101,7 @@ def write_variant(
     """
     rules = recipe(precision)
     opened = Bundle.open(bundle, verify=False)
+    check_not_packaged(opened.path)
     wanted = _known_stages(opened.manifest, stages)
     _check_options(options, rules, wanted)
     if options.max_loss is not None:

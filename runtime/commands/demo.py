@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundle_home import DEMO_FOLDER
 from .generate import animate_to_file
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -34,4 +35,4 @@ def demo(
         options["num_inference_steps"] = steps
     outputs = list(dict.fromkeys([output, output.with_suffix(".gif")]))
     engine = {"device": device, "precision": precision}
-    animate_to_file(ASSETS / "demo_bundle", [image], [prompt], outputs, options, engine)
+    animate_to_file(DEMO_FOLDER, [image], [prompt], outputs, options, engine)

@@ -84,9 +84,11 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     return json.loads(loaded.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON))
 
 
-def engine_table(bundle: Bundle, engine: EngineSpec, facts: dict[str, Any], size: Callable[[int], str]) -> Table:
-    """One engine for people; `size` writes bytes."""
-    table = Table(title=f"{engine.stage} for {engine.target}", show_header=False, title_justify="left")
+def engine_table(
+    bundle: Bundle, engine: EngineSpec, facts: dict[str, Any], size: Callable[[int], str], style: dict[str, Any]
+) -> Table:
+    """One engine for people; `size` writes bytes, `style` is a :func:`~.table_style.table_style`."""
+    table = Table(title=f"{engine.stage} for {engine.target}", show_header=False, **style)
     cards = ", ".join(engine.compute_capabilities)
     rows: list[tuple[str, str]] = [
         ("runs on", f"compute capability {cards}, {engine.platform or 'Linux and Windows'}"),

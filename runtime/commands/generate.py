@@ -45,7 +45,7 @@ _MAX_THREADS = 1024
 
 
 def generate(
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export'.")],
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export', or a name.")],
     image: Annotated[list[Path], typer.Option("--image", "-i", help="Photo; repeat for one per prompt.")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What happens; may be repeated.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File ending in .mp4, .gif, .webp or .png.")] = Path(
