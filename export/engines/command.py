@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from ...runtime.errors import UserError
 from ...runtime.install import install_hint
 
 if TYPE_CHECKING:
+    from ...runtime.manifest import EngineSpec
     from ..precision import StageVariant, VariantOptions
     from .bundle_engines import EngineReport
     from .monitor import BuildProgress
@@ -95,7 +97,11 @@ def build(
                 line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
                 console.print(line + narrow, soft_wrap=True)
 
+        built = 0
+
         def on_engine(report: EngineReport) -> None:
+            nonlocal built
+            built += 1
             for line in _lines(report):
                 console.print(line, soft_wrap=True)
 
@@ -114,11 +120,18 @@ def build(
             on_engine=on_engine,
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
-    made = f"{len(engines)} engine{'s' * (len(engines) != 1)} for {engines[0].target}"
-    typer.echo(f"{bundle}  {made} in {_minutes(time.perf_counter() - started)} min")
+    typer.echo(f"{bundle}  {_outcome(engines, built, time.perf_counter() - started)}")
     if compare is not None:
         for line in compare_engines(bundle, engines):
             typer.echo(line)
+
+
+def _outcome(engines: Sequence[EngineSpec], built: int, seconds: float) -> str:
+    target, kept = engines[0].target, len(engines) - built
+    if not built:
+        return f"up to date: {kept} engine{'s' * (kept != 1)} for {target}"
+    others = f", {kept} up to date," if kept else ""
+    return f"{built} engine{'s' * (built != 1)} for {target}{others} in {_minutes(seconds)} min"
 
 
 def _minutes(seconds: float) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 from ...runtime.bundle import hash_files
 from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from ..manifest_file import restore_manifest, rewrite_manifest
-
-LOSSES_FILE = "losses.json"
+from .currency import LOSSES_FILE
 
 
 @dataclass(frozen=True)
