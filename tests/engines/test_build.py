@@ -136,7 +136,13 @@ def test_an_attention_that_should_fuse_and_cannot_fails_the_build(
 
 
 REFUSALS = [
-    ({"target": "rtx5090"}, "target 'rtx5090' is unknown: choose rtx4060"),
+    ({"target": "rtx5091"}, "target 'rtx5091' is unknown; did you mean RTX 5090"),
+    ({"target": "voodoo2"}, "target 'voodoo2' is unknown: choose rtx (every RTX card since Ampere), current"),
+    ({"target": "NVIDIA H100 80GB HBM3"}, "--flavour tensorrt --target current"),
+    ({"target": "sm90"}, "builds no engines for compute capability 9.0"),
+    ({"target": "GTX 1660 Ti"}, "builds no engines for GTX 1660 Ti"),
+    ({"target": "RTX 2080 Ti"}, "no float32 products for Turing"),
+    ({"target": "RTX 3090", "precision": "fp8"}, "precision fp8 needs compute capability 8.9"),
     ({"target": "current"}, "target current needs a GPU (no NVIDIA driver is installed)"),
     ({"flavour": "onnx"}, "flavour 'onnx' is unknown"),
     ({"precision": "fp4"}, "precision 'fp4' is unknown"),
