@@ -93,15 +93,20 @@ def build(
             if not report.skipped:
                 count = report.quantised_activations
                 narrow = f", {count} activations in 8 bits" if count else ""
-                narrow += f", {report.float32_sums} residual sums in float32" if report.float32_sums else ""
+                narrow += (
+                    f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
+                    if report.float32_sums
+                    else ""
+                )
                 line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
                 console.print(line + narrow, soft_wrap=True)
 
-        built = 0
+        built, decomposed = 0, False
 
         def on_engine(report: EngineReport) -> None:
-            nonlocal built
+            nonlocal built, decomposed
             built += 1
+            decomposed = decomposed or bool(report.decomposed_attentions)
             for line in _lines(report):
                 console.print(line, soft_wrap=True)
 
@@ -119,6 +124,12 @@ def build(
             on_progress=on_progress,
             on_engine=on_engine,
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
+        )
+    if decomposed:
+        console.print(
+            "note: attentions as separate operations give the same numbers, with more time and memory; nothing is to "
+            "be done about them. An attention that has to be fused and is not would have ended the build.",
+            soft_wrap=True,
         )
     typer.echo(f"{bundle}  {_outcome(engines, built, time.perf_counter() - started)}")
     if compare is not None:
@@ -168,5 +179,6 @@ def _lines(report: EngineReport) -> list[str]:
     for name, reason in report.decomposed_attentions:
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        lines.append(f"{'':<13} decomposed, {reason}: {', '.join(names)}")
+        are = "1 attention runs" if len(names) == 1 else f"{len(names)} attentions run"
+        lines.append(f"{'':<13} {are} as separate operations, as expected ({reason}): {', '.join(names)}")
     return lines

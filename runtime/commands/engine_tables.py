@@ -122,7 +122,7 @@ def _fact_rows(facts: dict[str, Any], size: Callable[[int], str]) -> list[tuple[
     rows = [
         ("layers", f"{facts['layers']['total']}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
         ("attentions", f"{len(attentions['fused'])} fused, {len(attentions['decomposed'])} decomposed"),
-        *(("decomposed", reason) for reason in reasons),
+        *(("decomposed", f"as expected: {reason}") for reason in reasons),
         ("build", f"{facts['build_seconds']:.1f} s" + _peak(facts["peak_host_bytes"], size)),
     ]
     if facts["weight_bytes"] is not None:
