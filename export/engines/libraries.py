@@ -85,8 +85,8 @@ def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
         if target.compute_capabilities and target.oldest < (8, 0):
             # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
             raise UserError(
-                f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some in "
-                "every precision: let ONNX Runtime run the bundle there (device cuda or cpu), or build for an RTX card "
+                f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
+                "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card "
                 "since Ampere."
             )
         return
