@@ -179,6 +179,7 @@ def _lines(report: EngineReport) -> list[str]:
     for name, reason in report.decomposed_attentions:
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         are = "1 attention runs" if len(names) == 1 else f"{len(names)} attentions run"
-        lines.append(f"{'':<13} {are} as separate operations, as expected ({reason}): {', '.join(names)}")
+        lines.append(f"{'':<13} {are} as separate operations, as expected ({reason}): {shown}")
     return lines

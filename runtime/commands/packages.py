@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -68,8 +69,8 @@ def _requirements() -> list[str]:
     if found:
         return found
     try:
-        import tomllib
-
+        # Part of Python from 3.11 on.
+        tomllib = importlib.import_module("tomllib")
         text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
         project = tomllib.loads(text)["project"]
     except (ImportError, OSError, ValueError, KeyError):
