@@ -12,6 +12,7 @@ import typer
 from ..kernels.ddim import SchedulerConfig
 from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.errors import UserError
+from ..runtime.install import install_hint
 from ..runtime.recommended import recommended_settings
 from ..runtime.settings import parse_settings, whole
 from .checkpoint import open_checkpoint
@@ -93,7 +94,7 @@ def export(
             else:
                 source = random_model(str(random_weights), seed)
     except ImportError as error:
-        raise UserError(f"export needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
+        raise UserError(f"export needs {error.name or error}: {install_hint('export')}.") from None
     source.recommended = recommended_settings(advice, asdict(source.scheduler), "--recommend", source.recommended)
     console.print(f"loaded {source.source} in {time.perf_counter() - started:.1f} s")
     with console.status("") as status:

@@ -14,6 +14,7 @@ from functools import partial
 from .bundle import Bundle
 from .errors import UserError
 from .gpu import entry as gpu
+from .install import install_hint
 from .openvino import backend as openvino_backend
 from .session import OnnxCpuSession, Session
 from .stage_graphs import Availability, has_graphs, stage_graph
@@ -64,7 +65,7 @@ def _probe_onnx_cpu() -> Availability:
     try:
         import onnxruntime
     except ImportError as error:
-        return Availability(False, f"onnxruntime cannot be imported ({error}): pip install onnxruntime")
+        return Availability(False, f"onnxruntime cannot be imported ({error}): {install_hint()}")
     return Availability(True, f"onnxruntime {onnxruntime.__version__}: exact in float32, needs no GPU")
 
 
@@ -232,7 +233,12 @@ def load_in_full_precision(
 
 def _judge(backend: Backend, bundle: Bundle | None, precision: str | None) -> tuple[Availability, str]:
     """Whether the backend can run the bundle, and in which precision."""
-    present = backend.probe()
+    try:
+        present = backend.probe()
+    except Exception as error:
+        # A package that is damaged raises whatever it likes; the others still run.
+        reason = (str(error).strip().splitlines() or [""])[0]
+        present = Availability(False, f"it cannot be imported ({type(error).__name__}: {reason})", failed=True)
     if not present.usable or bundle is None:
         return present, precision or backend.precisions[0]
     if precision is not None and precision not in backend.precisions:

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+from .bundle_home import find_bundle
 from .errors import DerivedFileError, UserError
 from .guarded_read import MANIFEST, read_text
 from .manifest import MANIFEST_NAME, FileRecord, Manifest
 from .recommended import check_recommended
-from .replaced_folder import recover_replaced
 
 _CHUNK = 1 << 22
 _DERIVED = ("engines/", "variants/", "kernels/")
@@ -45,20 +45,17 @@ class Bundle:
         """Read the manifest and check the files.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder, or its name: "demo", or one under the bundle folder (``bundle_home``).
             verify: hash the exported files (about a second a gigabyte), and engines, graphs in other precisions and
                 kernels before their first use. Presence and size are checked in any case.
 
         Raises:
             UserError: not a bundle, or an exported file is missing, truncated or altered, or any is outside the bundle.
         """
-        folder = Path(path)
+        folder = find_bundle(path)
         manifest_path = folder / MANIFEST_NAME
-        recover_replaced(folder)
         # os.path answers for names that are too long or hold a NUL, where Path raises.
         if not os.path.lexists(manifest_path):
-            if not os.path.lexists(folder):
-                raise UserError(f"bundle {folder} does not exist: make one with 'consisti2v export'.")
             raise UserError(
                 f"{folder} is not a bundle: it holds no {MANIFEST_NAME}; make one with 'consisti2v export'."
             )

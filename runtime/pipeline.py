@@ -106,7 +106,7 @@ class ImageToVideo:
         """Open a bundle made by ``consisti2v export``.
 
         Args:
-            path: its folder.
+            path: its folder or its name, such as "demo".
             verify: hash every file that is used, before it is.
             threads: processor threads, at most the logical processors; None: one per physical core.
             device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.

@@ -12,13 +12,14 @@ import pytest
 from consisti2v_rt.benchmarks.cost import kinds
 from consisti2v_rt.benchmarks.cost.command import predict
 from consisti2v_rt.benchmarks.cost.fit import Timing, fit_efficiencies, read_fit
-from consisti2v_rt.benchmarks.cost.gpus import GPUS, describe_gpu, find_gpu
+from consisti2v_rt.benchmarks.cost.gpus import describe_gpu, find_gpu
 from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, count_bundle, load_costs, save_table
 from consisti2v_rt.benchmarks.cost.prediction import PUBLISHED_TFLOP, predict_model
 from consisti2v_rt.benchmarks.cost.roofline import Machine, floor_by_kind
 from consisti2v_rt.benchmarks.cost.stage_costs import Work, totals_by_kind
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.gpus import CARDS
 
 # -- FLOPs against torch ---------------------------------------------------------------------------------------------
 
@@ -227,7 +228,7 @@ def test_peaks_are_the_published_ones() -> None:
         assert find_gpu(name).peak("fp16", "fp16") / 1e12 == pytest.approx(tera, rel=2e-3), name
     assert find_gpu("rtx-4090").peak("fp16", "fp32") / 1e12 == pytest.approx(165.2, rel=1e-3)
     assert find_gpu("h200").peak("fp16", "fp32") == find_gpu("h100").peak("fp16", "fp16")
-    assert all(model.source for model in GPUS.values())
+    assert all(card.performance.source for card in CARDS if card.performance is not None)
     clocks = [find_gpu("rtx-4060-laptop", power).clock for power in (35, 40, 50, 60, 80, 115)]
     assert clocks == sorted(clocks) and clocks[0] == 1.47e9 and clocks[-1] == 2.37e9
 

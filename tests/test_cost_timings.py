@@ -59,7 +59,7 @@ def test_a_record_of_bench_is_fitted_to(tmp_path: Path) -> None:
     [
         ({"bundle": {"frames": 16, "height": 128, "width": 128}}, "--bundle"),
         ({"machine": {"gpus": []}}, "on a processor"),
-        ({"machine": {"gpus": [LAPTOP | {"name": "NVIDIA GeForce RTX 4070 Ti"}]}}, "not in the table"),
+        ({"machine": {"gpus": [LAPTOP | {"name": "NVIDIA GeForce RTX 9070 Ti"}]}}, "not in the table"),
         ({"subjects": []}, "--device cuda"),
         ({"subjects": [{}]}, "it needs gpu"),
     ],

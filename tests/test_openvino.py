@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import CancelledError, UserError
+from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.manifest import STAGES
 from consisti2v_rt.runtime.openvino import backend as openvino_backend
 from consisti2v_rt.runtime.openvino import session as openvino_session
@@ -141,7 +143,7 @@ def test_reduced_precision_is_asked_of_openvino_for_the_unet_alone(tiny_bundle, 
 
 def test_without_openvino_the_extra_is_named(tiny_bundle, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(UserError, match=r"pip install 'consisti2v-rt\[openvino\]'"):
+    with pytest.raises(UserError, match=re.escape(install_hint("openvino"))):
         ImageToVideo.from_bundle(tiny_bundle, device="openvino")
 
 

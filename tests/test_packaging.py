@@ -146,7 +146,7 @@ def test_metadata(wheel):
         assert f"{information}/licenses/LICENSE" in archive.namelist()
     requirements = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     plain = {line.split()[1].split(">")[0] for line in requirements if "extra ==" not in line}
-    assert plain == {"numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich"}
+    assert plain == {"numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich", "platformdirs"}
     assert f"Version: {consisti2v_rt.__version__}\n" in metadata
 
 

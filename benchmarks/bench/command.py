@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 _EXAMPLE_PHOTO = Path(__file__).parents[2] / "assets" / "example.jpg"
-_BUNDLE = typer.Argument(help="Folder made by 'consisti2v export'.")
+_BUNDLE = typer.Argument(help="Folder made by 'consisti2v export', or a name such as demo.")
 _ROW = typer.Option(
     "--row", help="What to measure, as backend:precision (onnxruntime-cpu:fp32, torch-compile:fp32); may be repeated."
 )
@@ -103,7 +103,7 @@ def side_by_side(
 
 
 def scaling(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; random models are exported if absent.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle; random models are exported if absent.")] = None,
     random_weights: Annotated[str, typer.Option(help="Without BUNDLE: tiny, full, or a JSON file.")] = "tiny",
     models: Annotated[
         Path | None, typer.Option(help="Folder that keeps the exported models; the next time they are found there.")

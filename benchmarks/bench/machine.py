@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 from .device_meter import describe_gpus
 
 _PACKAGE = "consisti2v-rt"
@@ -103,7 +104,7 @@ def require(module: str) -> Any:
     try:
         return __import__(module)
     except ImportError:
-        raise UserError(f"measuring needs {module}: pip install 'consisti2v-rt[bench]'.") from None
+        raise UserError(f"measuring needs {module}: {install_hint('bench')}.") from None
 
 
 def _distribution_bytes(distribution: importlib.metadata.Distribution) -> int:

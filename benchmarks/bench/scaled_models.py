@@ -21,6 +21,7 @@ from rich.console import Console
 from ...runtime.bundle import Bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 from .bundle_facts import open_bundle
 
 TINY_SIDE = 128
@@ -135,7 +136,7 @@ def _options(random_weights: str) -> dict[str, Any]:
         try:
             from ...export.random_options import TINY_UNET
         except ImportError as error:
-            raise UserError(f"exporting needs {error.name or error}: pip install 'consisti2v-rt[export]'.") from None
+            raise UserError(f"exporting needs {error.name or error}: {install_hint('export')}.") from None
         return TINY_UNET
     try:
         options = json.loads(Path(random_weights).read_text(encoding="utf-8"))

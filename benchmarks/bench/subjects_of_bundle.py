@@ -11,6 +11,7 @@ from typing import Any
 from ...runtime.backends import BACKENDS, PRECISIONS, Availability, Backend, choose
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 from .machine import has_bf16
 from .record import Subject
 from .turns import Contestant
@@ -73,7 +74,7 @@ def probe_torch() -> TorchHere:
         with WorkerProcess({"subject": "torch"}) as worker:
             facts = worker.ask("load")
     except WorkFailedError:
-        return TorchHere(False, "torch is not installed: pip install 'consisti2v-rt[export]'")
+        return TorchHere(False, f"torch is not installed: {install_hint('export')}")
     return TorchHere(True, f"torch {facts['torch']}", "cuda" if facts["cuda"] else "cpu")
 
 

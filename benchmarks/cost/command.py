@@ -12,11 +12,14 @@ import typer
 def predict(
     gpu: Annotated[
         str,
-        typer.Argument(help="rtx-4060-laptop, rtx-4060, rtx-3060, rtx-4070, rtx-4090, rtx-5090, h100, h200; or any."),
+        typer.Argument(
+            help="Name, such as rtx-4060-laptop, rtx5090 or h100 (docs/gpus.md lists all), or any with flags."
+        ),
     ] = "rtx-4060-laptop",
     power: Annotated[float | None, typer.Option(help="Power limit in watts; 50 for the laptop card.")] = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="Bundle, or saved costs; the published size if absent.")
+        Path | None,
+        typer.Option("--bundle", "-b", help="Bundle (folder or name), or saved costs; the published size if absent."),
     ] = None,
     steps: Annotated[
         list[int] | None, typer.Option(help="Denoising steps instead of the presets; may be repeated.")
@@ -29,7 +32,7 @@ def predict(
             help="Timings to fit efficiencies to: a record of 'bench' on a GPU, or a JSON of stages and layers.",
         ),
     ] = None,
-    architecture: Annotated[str | None, typer.Option(help="Any GPU: ampere, ada, blackwell or hopper.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Any GPU: turing, ampere, ada, blackwell or hopper.")] = None,
     sm: Annotated[int | None, typer.Option(help="Any GPU: streaming multiprocessors.")] = None,
     clock: Annotated[float | None, typer.Option(help="Any GPU: GHz.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Any GPU: GB/s.")] = None,

@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...runtime.errors import UserError
+from ...runtime.gpus import Performance, closest, find_card
 
+_GIB = 2**30
 _GEFORCE = {("fp16", "fp16"): 1024, ("fp16", "fp32"): 512, ("fp32", "fp32"): 256}
 ARCHITECTURES: dict[str, dict[tuple[str, str], int]] = {
+    # 107.6 TFLOP/s in FP16 of the 2080 Ti: its 68 multiprocessors at 1545 MHz. Half the plain cores of the later ones.
+    "turing": {**_GEFORCE, ("fp32", "fp32"): 128},
     # Peaks of the cards below are these rates times multiprocessors times boost clock: 3060 51.0, 4090 330.3,
     # 5090 419.0 TFLOP/s in FP16 with FP16 accumulation (hmc-tech.com lists the same products).
     "ampere": _GEFORCE,
@@ -62,94 +66,48 @@ class Gpu:
         return rates[key] * self.multiprocessors * self.clock
 
 
-@dataclass(frozen=True)
-class GpuModel:
-    """A row of the table; clocks are boost clocks by power limit in watts."""
-
-    name: str
-    architecture: str
-    multiprocessors: int
-    clocks: dict[float, float]
-    bandwidth: float
-    memory: int
-    source: str
-
-
-_GIB = 2**30
-GPUS: dict[str, GpuModel] = {
-    "rtx-4060-laptop": GpuModel(
-        "RTX 4060 Laptop",
-        "ada",
-        24,
-        # 50 W, between two listed limits, comes to 1.60 GHz.
-        {35: 1.470e9, 45: 1.520e9, 60: 1.750e9, 90: 2.010e9, 110: 2.300e9, 115: 2.370e9},
-        256e9,
-        8 * _GIB,
-        "3072 cores, 16 Gbit/s on 128 bits, 1470 MHz at 35 W to 2370 MHz at 115 W: data-check.eu, "
-        "nvidia-geforce-rtx-4060-laptop-gpu; clocks at 45, 60, 90, 110 W: hmc-tech.com, pages of the card by limit",
-    ),
-    "rtx-4060": GpuModel(
-        "RTX 4060", "ada", 24, {115: 2.460e9}, 272e9, 8 * _GIB, "fpsbench.com, nvidia-geforce-rtx-4060"
-    ),
-    "rtx-3060": GpuModel(
-        "RTX 3060 12 GB", "ampere", 28, {170: 1.777e9}, 360e9, 12 * _GIB, "pcpartdb.com, nvidia-geforce-rtx-3060-12-gb"
-    ),
-    "rtx-4070": GpuModel(
-        "RTX 4070", "ada", 46, {200: 2.475e9}, 504e9, 12 * _GIB, "thefpsreview.com, GeForce RTX 4070 specifications"
-    ),
-    "rtx-4090": GpuModel(
-        "RTX 4090", "ada", 128, {450: 2.520e9}, 1008e9, 24 * _GIB, "thefpsreview.com, GeForce RTX 4090 specifications"
-    ),
-    "rtx-5090": GpuModel(
-        "RTX 5090",
-        "blackwell",
-        170,
-        {575: 2.407e9},
-        1792e9,
-        32 * _GIB,
-        "Linux Format, May 2025 (170 multiprocessors, 2407 MHz, 838 TFLOP/s sparse FP16, 1792 GB/s, 575 W)",
-    ),
-    "h100": GpuModel(
-        "H100 SXM", "hopper", 132, {700: 1.83e9}, 3350e9, 80 * 10**9, "glennklockwood.com/garden/processors/h100"
-    ),
-    "h200": GpuModel(
-        "H200 SXM",
-        "hopper",
-        132,
-        {700: 1.83e9},
-        4800e9,
-        141 * 10**9,
-        "as the H100 with 141 GB at 4.8 TB/s: lzwjava.github.io/nvidia-h200-gpu-specs-en",
-    ),
-}
-
-
 def find_gpu(name: str, power: float | None = None) -> Gpu:
-    """A GPU of the table at a power limit in watts; without one at 50 W on the laptop card, else at its own.
+    """A card of the table at a power limit in watts; without one at 50 W on the laptop card, else at its own.
+
+    Args:
+        name: in any spelling: "rtx-5090", "NVIDIA GeForce RTX 5090".
 
     Raises:
-        UserError: no such GPU, or a limit outside the listed ones.
+        UserError: no such card, one without published numbers, or a limit outside the listed ones.
     """
-    model = GPUS.get(name)
-    if model is None:
-        raise UserError(f"GPU {name!r} is not in the table ({', '.join(GPUS)}): choose one, or describe it by flags.")
-    limits = list(model.clocks)
+    label, numbers = _performance(name, "--architecture, --sm, --clock, --bandwidth, --memory")
+    limits = list(numbers.clocks)
     if power is None:
         power = 50.0 if len(limits) > 1 else limits[0]
     if not limits[0] <= power <= limits[-1]:
         span = f"{limits[0]:g} W" if len(limits) == 1 else f"{limits[0]:g} to {limits[-1]:g} W"
-        raise UserError(f"--power {power:g} is outside what {model.name} is listed with ({span}): give --clock too.")
-    clock = _between(model.clocks, power)
+        raise UserError(f"--power {power:g} is outside what {label} is listed with ({span}): give --clock too.")
     return Gpu(
-        model.name,
-        model.architecture,
-        model.multiprocessors,
-        clock,
-        model.bandwidth,
-        model.memory,
+        label,
+        numbers.architecture,
+        numbers.multiprocessors,
+        _between(numbers.clocks, power),
+        numbers.bandwidth,
+        numbers.memory,
         power,
-        model.source,
+        numbers.source,
     )
+
+
+def _performance(name: str, flags: str) -> tuple[str, Performance]:
+    """The card's name for people and its published numbers.
+
+    Raises:
+        UserError: there is no such card or there are no such numbers; `flags` can be given instead.
+    """
+    card = find_card(name)
+    if card is None:
+        raise UserError(f"GPU {name!r} is not in the table (docs/gpus.md){closest(name)}: choose one, or give {flags}.")
+    if card.performance is None:
+        raise UserError(
+            f"the table has no clock, bandwidth and memory of the {card.name}, and none are guessed: give {flags}."
+        )
+    return card.name, card.performance
 
 
 def describe_gpu(
@@ -179,16 +137,15 @@ def describe_gpu(
             raise UserError(f"{flag} must be a positive number, not {value:g}.")
     if architecture is not None and architecture not in ARCHITECTURES:
         raise UserError(f"--architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}.")
-    if name in GPUS:
+    missing = [flag for flag, value in given.items() if value is None]
+    card = find_card(name)
+    if card is not None and card.performance is not None:
         # A given clock stands for any power limit.
         gpu = find_gpu(name, None if clock_ghz is not None else power)
     else:
-        missing = [flag for flag, value in given.items() if value is None]
         if missing:
-            raise UserError(
-                f"GPU {name!r} is not in the table ({', '.join(GPUS)}): choose one, or give {', '.join(missing)} too."
-            )
-        gpu = Gpu(name, "", 0, 0.0, 0.0, 0, power, "")
+            _performance(name, f"{', '.join(missing)} too")
+        gpu = Gpu(name if card is None else card.name, "", 0, 0.0, 0.0, 0, power, "")
     changes: dict[str, object] = {}
     if architecture is not None:
         changes["architecture"] = architecture

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_graph(path: Path, rows: int = 1) -> Graph:
     try:
         import onnx
     except ImportError:
-        raise UserError("counting a graph needs onnx: pip install 'consisti2v-rt[bench]'.") from None
+        raise UserError(f"counting a graph needs onnx: {install_hint('bench')}.") from None
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:

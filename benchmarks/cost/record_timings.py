@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 from ...runtime.errors import UserError
-from .gpus import GPUS
+from ...runtime.gpus import find_card
 from .model_costs import ModelCosts
 
 _STAGES = {
@@ -59,7 +58,9 @@ def timings_of_record(data: Mapping[str, Any], costs: ModelCosts) -> dict[str, A
     ]
     name = table_name(gpus[0]["name"])
     # Only where the table knows the card at several limits is the limit a choice.
-    power = gpus[0]["power_limit_watts"] if len(GPUS[name].clocks) > 1 else None
+    card = find_card(name)
+    several = card is not None and card.performance is not None and len(card.performance.clocks) > 1
+    power = gpus[0]["power_limit_watts"] if several else None
     return {"gpu": name, "power": power, "precision": subject["precision"], "timings": timings}
 
 
@@ -67,13 +68,12 @@ def table_name(reported: str) -> str:
     """The table's name of a GPU that NVML reports, such as ``NVIDIA GeForce RTX 4060 Laptop GPU``.
 
     Raises:
-        UserError: it is not in the table.
+        UserError: it is not in the table, or only by its compute capability.
     """
-    words = set(re.findall(r"\w+", reported.lower()))
-    # A 4070 Ti or a 4070 Super is another chip than a 4070.
-    fitting = [name for name in GPUS if set(name.split("-")) <= words] if not words & {"ti", "super"} else []
-    if not fitting:
+    card = find_card(reported)
+    if card is None or card.performance is None:
         raise UserError(
-            f"{reported} is not in the table ({', '.join(GPUS)}): give the timings in a file that describes the GPU."
+            f"{reported} is not in the table with its clock and bandwidth (docs/gpus.md): give the timings in a file "
+            "that describes the GPU."
         )
-    return max(fitting, key=lambda name: len(name.split("-")))
+    return card.slug

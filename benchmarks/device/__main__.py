@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ...runtime.bundle_home import find_bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import PlainParser, plain, print_error
 from ...runtime.errors import UserError
@@ -106,7 +107,7 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
 
         if arguments.wheels is not None:
             section("install", lambda: install(arguments.wheels, site), again=True)
-        bundle = arguments.bundle.absolute()
+        bundle = find_bundle(arguments.bundle).absolute()
         part("machine")
         bundle = Path(part("copy", group="always", again=True, folder=str(work)) or bundle)
         for target in TARGETS:

@@ -5,7 +5,7 @@ Temporal attention is also timed as an engine has it: our kernel is worth a plug
 ``python -m consisti2v_rt.benchmarks.kernels_on_gpu --output kernels.json``
 
 Both run as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python. Needs an
-NVIDIA GPU, ``consisti2v-rt[kernels]`` and, for the plain formulations, a torch built for CUDA.
+NVIDIA GPU, the extra ``kernels`` and, for the plain formulations, a torch built for CUDA.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.commands.console import make_console
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
+from ...runtime.install import install_hint
 from ..bench.machine import versions
 from ..bench.script import run_script
 from .cases import Case, cases
@@ -55,7 +56,7 @@ def measure(rounds: int) -> dict[str, Any]:
     try:
         rows = [_measure(case, device, stream, arch, rounds) for case in cases()]
     except ModuleNotFoundError as error:
-        raise UserError(f"The plain formulations need {error.name}: pip install 'consisti2v-rt[export]'.") from None
+        raise UserError(f"The plain formulations need {error.name}: {install_hint('export')}.") from None
     return {
         "what": "CUDA kernels against plain torch, GPU time as CUDA graphs",
         "gpu": status.reason,

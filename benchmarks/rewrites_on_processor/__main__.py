@@ -2,7 +2,7 @@
 
 ``python -m consisti2v_rt.benchmarks.rewrites_on_processor --output rewrites.json``
 
-Needs ``consisti2v-rt[openvino,bench]`` and about 2 GiB.
+Needs the extras ``openvino`` and ``bench`` and about 2 GiB.
 """
 
 from __future__ import annotations

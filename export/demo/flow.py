@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.install import install_hint
+
 _UPSCALE = 4
 """DIS looks at 8-pixel patches: small frames are enlarged for it, and its flow scaled back."""
 
@@ -111,5 +113,5 @@ def _cv2() -> Any:
     except ImportError:
         from ...runtime.errors import UserError
 
-        raise UserError("optical flow needs OpenCV: pip install opencv-python-headless.") from None
+        raise UserError(f"optical flow needs OpenCV: {install_hint('quality')}.") from None
     return cv2

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.bundle import Bundle, hash_files
+from ...runtime.bundle_home import check_not_packaged
 from ...runtime.errors import UserError
-from ...runtime.gpu.device import GpuStatus, probe
-from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec, graph_sha256
+from ...runtime.gpu.device import probe
+from ...runtime.install import install_hint
+from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec
 from ..bundle_lock import building
 from ..lost_files import drop_lost
 from ..manifest_file import rewrite_manifest
 from ..partial_folders import partial_path
 from .facts import engine_facts, facts_json
 from .graph_attentions import spelled_out
+from .job import Job
 from .kernels import FOLDER as KERNEL_FOLDER
 from .kernels import write_cubins
-from .libraries import Flavour, check_machine, find_flavour, load_library
+from .libraries import check_machine, find_flavour, load_library
 from .monitor import BuildProgress
 from .outdated import outdated_engines
 from .plan import Plan
 from .process import run_build
-from .shapes import engine_shapes, parse_ranges
-from .targets import Target, check_precision, find_target
+from .shapes import parse_ranges
+from .targets import check_precision, find_target
+from .up_to_date import kernels_are_current, outdated_stages
 from .worker import Order
 
 if TYPE_CHECKING:
@@ -50,25 +53,6 @@ class EngineReport:
     peak_host_bytes: int | None
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One call's settled arguments."""
-
-    bundle: Bundle
-    target: Target
-    flavour: Flavour
-    gpu: GpuStatus
-    precision: str
-    stages: tuple[str, ...]
-    dynamic: tuple[str, ...]
-    stripped: bool
-
-    @property
-    def folder(self) -> str:
-        """Place of the engines in the bundle."""
-        return f"engines/{self.target.name}-{self.flavour.name}-{self.precision}"
-
-
 def build_engines(
     bundle: str | os.PathLike[str],
     target: str,
@@ -88,11 +72,12 @@ def build_engines(
     """Build engines of a bundle's stages, and our kernels, for a target.
 
     Everything is written to a temporary folder and put in place when complete; engines of other targets stay, those of
-    the same target, flavour, precision and stage are replaced. No GPU is needed but by flavour "tensorrt". Another
+    the same target, flavour, precision and stage are replaced, unless they are whole and what would be built: then they
+    stay, and where all is so, nothing is written. No GPU is needed but by flavour "tensorrt". Another
     build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
-        bundle: folder of a bundle.
+        bundle: folder or name of a bundle.
         target: a name of :data:`TARGETS`.
         flavour: tensorrt-rtx or tensorrt.
         precision: fp32, fp16, bf16, int8 or fp8; graphs that the bundle lacks are made from its float32 ones first.
@@ -105,7 +90,7 @@ def build_engines(
         on_notice: told who is waited for, what was lost, and which other engines fit their graphs no more, a line each.
 
     Returns:
-        What the manifest says about the new engines.
+        What the manifest says about the stages' engines, new or kept; `on_engine` was told of the new ones.
 
     Raises:
         UserError: anything unknown, missing or impossible, or a graph that does not build for the target. Nothing is
@@ -117,22 +102,48 @@ def build_engines(
             "float32 graphs are the bundle's own, and nothing is made or checked: calibration, largest loss and quick "
             "check are for other precisions; leave them out, or choose fp16."
         )
+    if _is_up_to_date(job, variant):
+        return _engines_of(job)
+    # The slow imports, only where there is something to build.
+    load_library(job.flavour)
+    if stripped and not job.gpu.found:
+        # The builder ends the whole process there (TensorRT for RTX 1.7).
+        raise UserError(f"--strip needs a GPU with its driver ({job.gpu.reason}): build without --strip here.")
     with building(job.bundle.path, on_notice):
         if precision != "fp32":
             job = replace(job, bundle=_with_variant(job, variant, on_phase, on_variant, on_notice, on_progress))
         # As another build may have left it.
         opened = Bundle.open(bundle, verify=False)
         job = replace(job, bundle=drop_lost(opened, opened.lost_files(), on_notice))
-        return _build(job, on_phase, on_progress, on_engine)
+        outdated = replace(job, stages=outdated_stages(job))
+        _build(outdated, on_phase, on_progress, on_engine)
+        return _engines_of(replace(job, bundle=Bundle.open(bundle, verify=False)))
+
+
+def _is_up_to_date(job: Job, variant: VariantOptions | None) -> bool:
+    """Whether nothing is to be built or written; reads the manifest and hashes what it would make."""
+    if outdated_stages(job) or not kernels_are_current(job):
+        return False
+    if job.precision == "fp32":
+        return True
+    from ..precision.currency import VariantOptions, variant_is_current
+
+    return variant_is_current(job.bundle, job.precision, job.stages, variant or VariantOptions())
+
+
+def _engines_of(job: Job) -> tuple[EngineSpec, ...]:
+    """What the manifest says of the stages' engines, in the order of the stages."""
+    held = {engine.file: engine for engine in job.bundle.manifest.engines}
+    return tuple(held[f"{job.folder}/{stage}.plan"] for stage in job.stages)
 
 
 def _build(
-    job: _Job,
+    job: Job,
     on_phase: Callable[[str], None],
     on_progress: Callable[[BuildProgress], None],
     on_engine: Callable[[EngineReport], None],
-) -> tuple[EngineSpec, ...]:
-    """Build all stages into a temporary folder and put them in place."""
+) -> None:
+    """Build the stages, and our kernels where they are not current, into a temporary folder and put them in place."""
     engines_folder = job.bundle.path.resolve() / "engines"
     temporary = partial_path(engines_folder / job.target.name)
     try:
@@ -141,7 +152,9 @@ def _build(
         for stage in job.stages:
             on_phase(f"building {stage}")
             engines.append(_build_stage(job, stage, temporary / "plans", on_progress, on_engine))
-        kernels = write_cubins(job.target, temporary / "kernels", lambda name: on_phase(f"compiling {name}"))
+        kernels: tuple[KernelSpec, ...] = ()
+        if not kernels_are_current(job):
+            kernels = write_cubins(job.target, temporary / "kernels", lambda name: on_phase(f"compiling {name}"))
         on_phase("putting engines into the bundle")
         _put_in_place(job, temporary, tuple(engines), kernels)
     except OSError as error:
@@ -152,7 +165,6 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
         if engines_folder.is_dir() and not any(engines_folder.iterdir()):
             engines_folder.rmdir()
-    return tuple(engines)
 
 
 def _settle(
@@ -163,7 +175,7 @@ def _settle(
     stages: Sequence[str] | None,
     dynamic: Sequence[str],
     stripped: bool,
-) -> _Job:
+) -> Job:
     """Check every argument before anything is computed."""
     gpu = probe()
     if precision not in PRECISIONS:
@@ -171,6 +183,7 @@ def _settle(
     found, chosen = find_target(target, gpu), find_flavour(flavour)
     check_precision(found, precision)
     opened = Bundle.open(bundle, verify=False)
+    check_not_packaged(opened.path)
     known = opened.manifest.stages
     for stage in stages or ():
         if stage not in known:
@@ -179,15 +192,11 @@ def _settle(
     parse_ranges(dynamic, opened.manifest.model)
     # First the machine: a library that is of no use here need not be installed.
     check_machine(chosen, found, gpu)
-    load_library(chosen)
-    if stripped and not gpu.found:
-        # The builder ends the whole process there (TensorRT for RTX 1.7).
-        raise UserError(f"--strip needs a GPU with its driver ({gpu.reason}): build without --strip here.")
-    return _Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped)
+    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped)
 
 
 def _with_variant(
-    job: _Job,
+    job: Job,
     options: VariantOptions | None,
     on_phase: Callable[[str], None],
     on_variant: Callable[[StageVariant], None],
@@ -199,9 +208,7 @@ def _with_variant(
         from ..precision import VariantOptions, write_variant
         from ..precision.validation import watch_runs
     except ImportError as error:
-        raise UserError(
-            f"making {job.precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
-        ) from None
+        raise UserError(f"making {job.precision} graphs needs {error.name or error}: {install_hint('rtx')}.") from None
     written: set[str] = set()
 
     def on_stage(report: StageVariant) -> None:
@@ -233,17 +240,16 @@ def _with_variant(
 
 
 def _build_stage(
-    job: _Job,
+    job: Job,
     stage: str,
     folder: Path,
     on_progress: Callable[[BuildProgress], None],
     on_engine: Callable[[EngineReport], None],
 ) -> EngineSpec:
     """Build one plan into `folder`, its facts beside it."""
-    manifest = job.bundle.manifest
-    graph = _graph(manifest, stage, job.precision)
+    graph = job.graph(stage)
+    assert graph is not None
     onnx_bytes = _check_graph_files(job.bundle, graph)
-    shapes = engine_shapes(graph, manifest.model, parse_ranges(job.dynamic, manifest.model))
     order = Order(
         bundle=str(job.bundle.path.resolve()),
         stage=stage,
@@ -257,24 +263,10 @@ def _build_stage(
     plan = run_build(order, on_progress)
     if job.precision != "fp32":
         # Said as well: it is not for the builder to see.
-        exact = spelled_out(job.bundle.file(manifest.stages[stage].file), job.bundle.file(graph.file))
+        exact = spelled_out(job.bundle.file(job.bundle.manifest.stages[stage].file), job.bundle.file(graph.file))
         plan = replace(plan, attentions=replace(plan.attentions, decomposed=(*plan.attentions.decomposed, *exact)))
-    engine = EngineSpec(
-        stage=stage,
-        file=f"{job.folder}/{stage}.plan",
-        target=job.target.name,
-        flavour=job.flavour.name,
-        version=plan.version,
-        precision=job.precision,
-        compute_capabilities=job.target.compute_capabilities,
-        onnx_sha256=graph_sha256(manifest, graph, weights=not job.stripped),
-        inputs=shapes.inputs,
-        outputs=shapes.outputs,
-        profiles=shapes.profiles,
-        facts=f"{job.folder}/{stage}.json",
-        stripped=job.stripped,
-        platform="" if job.flavour.is_portable_between_systems else _platform(),
-    )
+    engine = job.engine(stage, plan.version)
+    assert engine is not None
     facts = engine_facts(engine, plan, graph.file, onnx_bytes, job.gpu)
     (folder / f"{stage}.json").write_text(facts_json(facts), encoding="utf-8")
     on_engine(_report(engine, plan))
@@ -287,10 +279,6 @@ def _report(engine: EngineSpec, plan: Plan) -> EngineReport:
     return EngineReport(engine, plan.plan_bytes, plan.seconds, len(attentions.fused), decomposed, plan.peak_host_bytes)
 
 
-def _graph(manifest: Manifest, stage: str, precision: str) -> StageSpec:
-    return manifest.stages[stage] if precision == "fp32" else manifest.variants[precision][stage]
-
-
 def _check_graph_files(bundle: Bundle, graph: StageSpec) -> int:
     """Bytes of a graph's files, which are what the manifest says: a damaged one would give a damaged engine."""
     files = bundle.manifest.files
@@ -301,11 +289,7 @@ def _check_graph_files(bundle: Bundle, graph: StageSpec) -> int:
     return sum(files[name].bytes for name in names)
 
 
-def _platform() -> str:
-    return "windows" if sys.platform == "win32" else "linux"
-
-
-def _put_in_place(job: _Job, temporary: Path, engines: tuple[EngineSpec, ...], kernels: tuple[KernelSpec, ...]) -> None:
+def _put_in_place(job: Job, temporary: Path, engines: tuple[EngineSpec, ...], kernels: tuple[KernelSpec, ...]) -> None:
     """Move everything in. The bundle is whole at every moment: what is replaced leaves the manifest first, what is new
     enters it last.
     """

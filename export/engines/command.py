@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +13,23 @@ from rich.progress import MofNCompleteColumn, Progress
 from ...runtime.commands.console import echo, make_console, plain
 from ...runtime.commands.progress import leading_columns
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 
 if TYPE_CHECKING:
+    from ...runtime.manifest import EngineSpec
     from ..precision import StageVariant, VariantOptions
     from .bundle_engines import EngineReport
     from .monitor import BuildProgress
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export', or a name.")],
     target: Annotated[
-        str, typer.Option(help="rtx4060, sm80, sm86, sm89, sm120, rtx (every RTX card since Ampere) or current.")
+        str,
+        typer.Option(
+            help="A card by name, such as rtx4060 or 'RTX 5090' (docs/gpus.md lists all); rtx (every RTX card since "
+            "Ampere); a compute capability, such as sm89; or current."
+        ),
     ],
     flavour: Annotated[
         str, typer.Option(help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU).")
@@ -89,11 +96,20 @@ def build(
             if not report.skipped:
                 count = report.quantised_activations
                 narrow = f", {count} activations in 8 bits" if count else ""
-                narrow += f", {report.float32_sums} residual sums in float32" if report.float32_sums else ""
+                narrow += (
+                    f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
+                    if report.float32_sums
+                    else ""
+                )
                 line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
                 console.print(line + narrow, soft_wrap=True)
 
+        built, decomposed = 0, False
+
         def on_engine(report: EngineReport) -> None:
+            nonlocal built, decomposed
+            built += 1
+            decomposed = decomposed or bool(report.decomposed_attentions)
             for line in _lines(report):
                 console.print(line, soft_wrap=True)
 
@@ -112,11 +128,24 @@ def build(
             on_engine=on_engine,
             on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
         )
-    made = f"{len(engines)} engine{'s' * (len(engines) != 1)} for {engines[0].target}"
-    echo(f"{plain(bundle)}  {plain(made)} in {_minutes(time.perf_counter() - started)} min")
+    if decomposed:
+        console.print(
+            "note: attentions as separate operations give the same numbers, with more time and memory; nothing is to "
+            "be done about them. An attention that has to be fused and is not would have ended the build.",
+            soft_wrap=True,
+        )
+    echo(f"{plain(bundle)}  {plain(_outcome(engines, built, time.perf_counter() - started))}")
     if compare is not None:
         for line in compare_engines(bundle, engines):
             echo(plain(line))
+
+
+def _outcome(engines: Sequence[EngineSpec], built: int, seconds: float) -> str:
+    target, kept = engines[0].target, len(engines) - built
+    if not built:
+        return f"up to date: {kept} engine{'s' * (kept != 1)} for {target}"
+    others = f", {kept} up to date," if kept else ""
+    return f"{built} engine{'s' * (built != 1)} for {target}{others} in {_minutes(seconds)} min"
 
 
 def _minutes(seconds: float) -> str:
@@ -133,9 +162,7 @@ def _variant_options(
         from ..precision import VariantOptions
         from ..precision.calibration import calibration_set
     except ImportError as error:
-        raise UserError(
-            f"making {precision} graphs needs {error.name or error}: pip install 'consisti2v-rt[rtx]'."
-        ) from None
+        raise UserError(f"making {precision} graphs needs {error.name or error}: {install_hint('rtx')}.") from None
     return VariantOptions(
         calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate), max_rows),
         weight_only=calibrate == "off",
@@ -155,5 +182,7 @@ def _lines(report: EngineReport) -> list[str]:
     for name, reason in report.decomposed_attentions:
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        lines.append(f"{'':<13} decomposed, {reason}: {', '.join(names)}")
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        are = "1 attention runs" if len(names) == 1 else f"{len(names)} attentions run"
+        lines.append(f"{'':<13} {are} as separate operations, as expected ({reason}): {shown}")
     return lines

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
+from ...runtime.install import install_hint
 from ...runtime.manifest import EngineSpec, StageSpec
 
 SEEDS = (0, 1, 2)
@@ -37,7 +38,7 @@ def check_comparison(other: str | None) -> None:
     if not gpu.found:
         raise UserError(f"--compare onnxruntime runs the engines, and there is no GPU ({gpu.reason}): leave it out.")
     if importlib.util.find_spec("polygraphy") is None:
-        raise UserError("--compare onnxruntime needs polygraphy: pip install 'consisti2v-rt[rtx]'.")
+        raise UserError(f"--compare onnxruntime needs polygraphy: {install_hint('rtx')}.")
 
 
 def compare_engines(bundle: str | os.PathLike[str], engines: Sequence[EngineSpec]) -> Iterator[str]:

@@ -19,14 +19,23 @@ def write_cubins(target: Target, folder: Path, on_kernel: Callable[[str], None])
     Raises:
         UserError: the compiler is missing, or does not know the architecture.
     """
+    specs = kernel_specs(target)
+    for spec in specs:
+        file = Path(spec.file).relative_to(FOLDER)
+        architecture = file.parts[0]
+        (folder / architecture).mkdir(parents=True, exist_ok=True)
+        on_kernel(f"{spec.name} for {architecture}")
+        (folder / file).write_bytes(compile_cubin(spec.name, architecture))
+    return specs
+
+
+def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
+    """What the manifest says of all our kernels, compiled for a target."""
     specs: list[KernelSpec] = []
     for capability in target.cubins:
         architecture = "sm_" + capability.replace(".", "")
-        (folder / architecture).mkdir(parents=True, exist_ok=True)
         for name, source in SOURCES.items():
-            on_kernel(f"{name} for {architecture}")
-            file = f"{architecture}/{name}.cubin"
-            (folder / file).write_bytes(compile_cubin(name, architecture))
             entries = tuple(entry.name for entry in source.entry_points)
-            specs.append(KernelSpec(name, f"{FOLDER}/{file}", capability, source_hash(name), entries))
+            file = f"{FOLDER}/{architecture}/{name}.cubin"
+            specs.append(KernelSpec(name, file, capability, source_hash(name), entries))
     return tuple(specs)

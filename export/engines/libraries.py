@@ -12,6 +12,7 @@ from typing import Any
 
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import GpuStatus
+from ...runtime.install import install_hint
 from .api import BuilderConfig, TensorRT
 from .targets import Target
 
@@ -57,13 +58,11 @@ def load_library(flavour: Flavour) -> TensorRT:
     try:
         library: Any = importlib.import_module(flavour.module)
     except ImportError as error:
-        raise UserError(
-            f"{flavour.title} cannot be imported ({error}): pip install 'consisti2v-rt[{flavour.extra}]'."
-        ) from None
+        raise UserError(f"{flavour.title} cannot be imported ({error}): {install_hint(flavour.extra)}.") from None
     if not hasattr(library, "IAttentionInputLayer"):
         raise UserError(
             f"{flavour.title} {library.__version__} does not know the Attention operator: "
-            f"pip install --upgrade 'consisti2v-rt[{flavour.extra}]'."
+            f"{install_hint(flavour.extra)} --upgrade."
         )
     module: TensorRT = library
     return module
@@ -73,9 +72,23 @@ def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
     """Refuse what this machine cannot build.
 
     Raises:
-        UserError: the flavour needs a GPU, or another one than there is.
+        UserError: the flavour does not build for the target, or needs a GPU, or another one than there is.
     """
     if not flavour.needs_gpu:
+        if not target.runs_rtx_engines:
+            held = ", ".join(target.compute_capabilities)
+            raise UserError(
+                f"{flavour.title} builds no engines for {target.words} (target {target.name}, compute capability "
+                f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime run "
+                "the bundle there."
+            )
+        if target.compute_capabilities and target.oldest < (8, 0):
+            # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
+            raise UserError(
+                f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
+                "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card "
+                "since Ampere."
+            )
         return
     if not gpu.found:
         raise UserError(

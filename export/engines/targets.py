@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import GpuStatus
+from ...runtime.gpus import DATA_CENTRE, FAMILIES, closest, find_card, normalised
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Target:
     """GPUs the engines run on: "8.9"; "8.0+" is that one and every later one."""
     cubins: tuple[str, ...]
     """Compute capabilities our own kernels are compiled for; a cubin also runs on later ones of its major version."""
+    runs_rtx_engines: bool = True
+    """Whether TensorRT for RTX builds for it; where not, TensorRT does."""
 
     @property
     def is_portable(self) -> bool:
@@ -29,44 +32,56 @@ class Target:
         return min(_numbers(capability.rstrip("+")) for capability in self.compute_capabilities)
 
 
-def _one_card(name: str, capability: str, words: str) -> Target:
-    return Target(name, words, (capability,), (capability,))
+def _one_capability(name: str, capability: str, words: str, runs_rtx_engines: bool = True) -> Target:
+    rtx = runs_rtx_engines and capability not in DATA_CENTRE
+    return Target(name, words, (capability,), (capability,), rtx)
 
 
 _TARGETS = (
-    _one_card("rtx4060", "8.9", "GeForce RTX 4060 (Ada Lovelace)"),
-    _one_card("sm80", "8.0", "A100 (Ampere)"),
-    _one_card("sm86", "8.6", "GeForce RTX 30 series (Ampere)"),
-    _one_card("sm89", "8.9", "GeForce RTX 40 series (Ada Lovelace)"),
-    _one_card("sm120", "12.0", "GeForce RTX 50 series (Blackwell)"),
     # TensorRT for RTX's default: one plan for Ampere and every later card, on Linux and Windows.
     Target("rtx", "every RTX card since Ampere, one engine for all", ("8.0+",), ("8.0", "8.9", "9.0", "12.0")),
     Target("current", "the GPU of this machine", (), ()),
+    *(
+        _one_capability("sm" + capability.replace(".", ""), capability, f"compute capability {capability} ({family})")
+        for capability, family in FAMILIES.items()
+    ),
 )
 TARGETS = {target.name: target for target in _TARGETS}
+"""All but the cards, which :mod:`consisti2v_rt.runtime.gpus` lists."""
 
-# Tensor cores of older GPUs have no such type.
-_OLDEST = {"fp8": ((8, 9), "Ada Lovelace")}
+_OLDEST = {
+    "bf16": ((8, 0), "Ampere"),
+    # Tensor cores of older GPUs have no such type, or TensorRT for RTX no kernels for it there.
+    "int8": ((8, 0), "Ampere"),
+    "fp8": ((8, 9), "Ada Lovelace"),
+}
 
 
 def find_target(name: str, gpu: GpuStatus) -> Target:
-    """The target of a name, in capitals or not; "current" becomes the GPU of this machine.
+    """The target of a name; "current" becomes the GPU of this machine.
 
     Args:
+        name: of :data:`TARGETS`, or of a card in any spelling: "rtx5090", "NVIDIA GeForce RTX 5090".
         gpu: what was found when a GPU was looked for.
 
     Raises:
         UserError: unknown, or "current" without a GPU.
     """
-    asked, name = name, name.lower()
-    if name not in TARGETS:
-        raise UserError(f"target {asked!r} is unknown: choose {', '.join(TARGETS)}.")
-    if name != "current":
-        return TARGETS[name]
+    known = TARGETS.get(normalised(name))
+    if known is None:
+        card = find_card(name)
+        if card is None:
+            raise UserError(
+                f"target {name!r} is unknown{closest(name, tuple(TARGETS))}: choose rtx (every RTX card since Ampere), "
+                "current, a card such as rtx4060 (docs/gpus.md lists all), or a compute capability such as sm89."
+            )
+        return _one_capability(card.target, card.compute_capability, card.name, card.runs_rtx_engines)
+    if known.name != "current":
+        return known
     if not gpu.found:
         raise UserError(f"target current needs a GPU ({gpu.reason}): name the card instead, such as --target rtx4060.")
     capability = gpu.compute_capability
-    return replace(TARGETS[name], words=gpu.name, compute_capabilities=(capability,), cubins=(capability,))
+    return _one_capability(known.name, capability, gpu.name)
 
 
 def check_precision(target: Target, precision: str) -> None:
@@ -77,10 +92,12 @@ def check_precision(target: Target, precision: str) -> None:
     """
     oldest, family = _OLDEST.get(precision, ((0, 0), ""))
     if target.oldest < oldest:
+        # What the oldest of these GPUs does have.
+        smaller = "fp16 or int8" if target.oldest >= _OLDEST["int8"][0] else "fp16"
         needed = ".".join(map(str, oldest))
         raise UserError(
             f"precision {precision} needs compute capability {needed} ({family}) or later, and target {target.name} "
-            f"holds {', '.join(target.compute_capabilities)}: choose fp16 or int8, or a later target."
+            f"holds {', '.join(target.compute_capabilities)}: choose {smaller}, or a later target."
         )
 
 

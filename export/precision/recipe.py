@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import TensorProto
-
 from ...runtime.errors import UserError
 
+_FLOAT16, _BFLOAT16, _INT8, _FLOAT8E4M3FN = 10, 16, 3, 17
+"""Numbers of ``onnx.TensorProto``, which never change: to know the rules, onnx need not be imported."""
 RECIPE_VERSION = 1
 """Of the rules in this folder; variants written by other rules are written anew."""
 
@@ -26,10 +26,10 @@ class Recipe:
 
 
 _RECIPES = (
-    Recipe("fp16", TensorProto.FLOAT16, limit=5e-3),
-    Recipe("bf16", TensorProto.BFLOAT16),
-    Recipe("int8", TensorProto.FLOAT16, weights=TensorProto.INT8),
-    Recipe("fp8", TensorProto.FLOAT16, weights=TensorProto.FLOAT8E4M3FN),
+    Recipe("fp16", _FLOAT16, limit=5e-3),
+    Recipe("bf16", _BFLOAT16),
+    Recipe("int8", _FLOAT16, weights=_INT8),
+    Recipe("fp8", _FLOAT16, weights=_FLOAT8E4M3FN),
 )
 PRECISIONS = tuple(recipe.name for recipe in _RECIPES)
 

@@ -12,39 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle import Bundle, hash_files
+from ...runtime.bundle_home import check_not_packaged
 from ...runtime.errors import UserError
-from ...runtime.guarded_read import LOSSES, read_json
 from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
 from ...runtime.stage_graphs import graph_files
 from ..bundle_lock import building
 from ..lost_files import drop_lost, lost_graph
 from ..partial_folders import partial_path
-from .calibration.run import STAGE as CALIBRATED_STAGE
-from .calibration.run import Calibration, calibrate, calibration_spec
-from .calibration.samples import CalibrationSet
+from .calibration.run import Calibration, calibrate
 from .cases import Cases
 from .conversion import ConversionFacts, convert, variant_spec
+from .currency import (
+    CALIBRATED_STAGE,
+    LOSSES_FILE,
+    VariantOptions,
+    is_current,
+    recorded,
+    source_of,
+    variant_rules,
+)
 from .keep_loss import most_within
-from .recipe import RECIPE_VERSION, Recipe, recipe
+from .recipe import Recipe, recipe
 from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
-from .variant_files import LOSSES_FILE, Written, put_in_place
-
-
-@dataclass(frozen=True)
-class VariantOptions:
-    """How a variant is made and checked."""
-
-    calibration: CalibrationSet | None = None
-    """Put the U-Net's activations into 8 bits too, by their ranges on these photos; None: keep them as they are in the
-    bundle, weights alone in 8 bits where there are none yet."""
-    weight_only: bool = False
-    """Take the activations out of their 8 bits again."""
-    max_loss: float | None = None
-    """Largest relative L2 of a stage. Of a calibrated stage as many activations are in 8 bits as keep it; None: all."""
-    quick_check: bool = False
-    """Check each stage on one seed and its smallest batch alone: three seeds of three batches of the published size
-    take half an hour. The record says which were run."""
-
+from .variant_files import Written, put_in_place
 
 _PLAIN = VariantOptions()
 
@@ -99,12 +89,11 @@ def write_variant(
         UserError: unknown precision or stage, a damaged bundle, an operator without a rule, or a stage further from
             its float32 graph than allowed. Nothing is left then.
     """
-    rules = recipe(precision)
+    recipe(precision)
     opened = Bundle.open(bundle, verify=False)
+    check_not_packaged(opened.path)
     wanted = _known_stages(opened.manifest, stages)
-    _check_options(options, rules, wanted)
-    if options.max_loss is not None:
-        rules = replace(rules, limit=options.max_loss)
+    rules = variant_rules(precision, wanted, options)
     with building(opened.path, on_notice):
         # Another build may have changed it meanwhile.
         return _write_stages(
@@ -125,7 +114,7 @@ def _write_stages(
     """Within a build: write what is not there as it should be."""
     precision = rules.name
     opened = _without_lost(opened, precision, wanted, options, on_notice)
-    kept = _recorded(opened, precision)
+    kept = recorded(opened, precision)
     folder = opened.path.resolve() / "variants"
     temporary = partial_path(folder / precision)
     cases = Cases(opened)
@@ -135,7 +124,7 @@ def _write_stages(
             on_stage_start(stage)
             started = time.perf_counter()
             present = kept.get(stage)
-            skipped = present is not None and _is_current(present, opened.manifest, stage, rules, options)
+            skipped = present is not None and is_current(present, opened.manifest, stage, rules, options)
             if not skipped:
                 _keep_calibration(_calibration(opened, precision, stage), precision, options)
                 _check_source(opened, stage)
@@ -172,15 +161,6 @@ def _write_stages(
     return {stage: manifest.variants[precision][stage] for stage in wanted}
 
 
-def _check_options(options: VariantOptions, rules: Recipe, stages: Sequence[str]) -> None:
-    if options.calibration is not None and rules.weights is None:
-        raise UserError(f"calibration is for activations in 8 bits, not for {rules.name}: choose int8 or fp8.")
-    if options.calibration is not None and CALIBRATED_STAGE not in stages:
-        raise UserError(f"calibration is of stage {CALIBRATED_STAGE}: name it too, or leave the calibration out.")
-    if options.max_loss is not None and not 0 < options.max_loss < 1:
-        raise UserError(f"the largest loss is a relative L2 between 0 and 1, not {options.max_loss}: give 0.02 or so.")
-
-
 def _without_lost(
     bundle: Bundle, precision: str, stages: Sequence[str], options: VariantOptions, on_notice: Callable[[str], None]
 ) -> Bundle:
@@ -212,26 +192,6 @@ def _keep_calibration(held: CalibrationSpec | None, precision: str, options: Var
         )
 
 
-def _is_current(
-    present: dict[str, Any], manifest: Manifest, stage: str, rules: Recipe, options: VariantOptions
-) -> bool:
-    """Whether what is recorded is what would be written."""
-    source = present["source"]
-    if {name: source[name] for name in ("recipe", "sha256")} != _source(manifest, stage):
-        return False
-    made_quickly = source.get("quick_check", False)
-    if (made_quickly and not options.quick_check) or (
-        rules.limit is not None and max(loss["relative_l2"] for loss in present["losses"]) > rules.limit
-    ):
-        return False
-    held, asked = source.get("calibration"), options.calibration
-    if stage != CALIBRATED_STAGE or (asked is None and not options.weight_only):
-        return True
-    if asked is None or held is None:
-        return asked is None and held is None
-    return bool(held == asdict(calibration_spec(asked)) and source.get("max_loss") == options.max_loss)
-
-
 def _known_stages(manifest: Manifest, stages: Sequence[str] | None) -> list[str]:
     if stages is None:
         return list(manifest.stages)
@@ -241,32 +201,10 @@ def _known_stages(manifest: Manifest, stages: Sequence[str] | None) -> list[str]
     return list(dict.fromkeys(stages))
 
 
-def _source(manifest: Manifest, stage: str) -> dict[str, Any]:
-    """What a variant was made from: rules and hashes."""
-    file = manifest.stages[stage].file
-    names = [name for name in (file, file + ".data") if name in manifest.files]
-    return {"recipe": RECIPE_VERSION, "sha256": {name: manifest.files[name].sha256 for name in names}}
-
-
 def _check_source(bundle: Bundle, stage: str) -> None:
-    for name, record in hash_files(bundle.path, _source(bundle.manifest, stage)["sha256"]).items():
+    for name, record in hash_files(bundle.path, source_of(bundle.manifest, stage)["sha256"]).items():
         if record != bundle.manifest.files[name]:
             raise UserError(f"bundle file {name} was altered (its SHA-256 differs): copy it again, or export again.")
-
-
-def _recorded(bundle: Bundle, precision: str) -> dict[str, dict[str, Any]]:
-    """stage -> entry of ``losses.json``, for the stages that the manifest has in this precision; none where the file
-    cannot be read, so that they are written anew.
-    """
-    held = bundle.manifest.variants.get(precision, {})
-    name = f"variants/{precision}/{LOSSES_FILE}"
-    if not held or name not in bundle.manifest.files:
-        return {}
-    try:
-        entries = read_json(bundle.file(name), LOSSES)["stages"]
-        return {stage: dict(entries[stage]) for stage in held if stage in entries}
-    except (ValueError, KeyError, TypeError):
-        return {}
 
 
 @dataclass(frozen=True)
@@ -301,7 +239,7 @@ def _write_stage(
             facts, changed, losses(stage, spec, rules, trials, expected, run_variant(path, changed, rules, trials))
         )
 
-    record: dict[str, Any] = {"source": _source(bundle.manifest, stage)}
+    record: dict[str, Any] = {"source": source_of(bundle.manifest, stage)}
     if options.quick_check:
         record["source"]["quick_check"] = True
     if calibration is None:

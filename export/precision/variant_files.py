@@ -14,8 +14,7 @@ from ...runtime.bundle import hash_files
 from ...runtime.guarded_read import MANIFEST, read_text
 from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from ..manifest_file import restore_manifest, rewrite_manifest
-
-LOSSES_FILE = "losses.json"
+from .currency import LOSSES_FILE
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...runtime.errors import UserError
+from ...runtime.install import install_hint
 from .sources import SOURCES
 
 FOLDER = Path(__file__).parent
 # Without fused multiply-add the kernels round like their NumPy references; where one is wanted the source says fmaf.
 OPTIONS: dict[str, Any] = {"std": "c++17", "fma": False}
-_INSTALL = "pip install 'consisti2v-rt[kernels]'"
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}[af]?")
 
 
@@ -66,7 +66,7 @@ def compile_cubin(name: str, arch: str, log: TextIO | None = None) -> bytes:
     try:
         from cuda.core import Program, ProgramOptions
     except ImportError as error:
-        raise UserError(f"Compiling CUDA kernels needs cuda.core ({error}): {_INSTALL}.") from None
+        raise UserError(f"Compiling CUDA kernels needs cuda.core ({error}): {install_hint('kernels')}.") from None
     options = ProgramOptions(
         name=file.name,
         arch=arch,
@@ -79,7 +79,7 @@ def compile_cubin(name: str, arch: str, log: TextIO | None = None) -> bytes:
     except Exception as error:
         # cuda.pathfinder's errors for a library that is not there, and cuda.core's for one that refuses.
         if type(error).__name__.startswith("DynamicLib"):
-            raise UserError(f"Compiling CUDA kernels needs NVRTC: {_INSTALL}.") from None
+            raise UserError(f"Compiling CUDA kernels needs NVRTC: {install_hint('kernels')}.") from None
         if "invalid value for --gpu-architecture" in str(error):
             raise UserError(f"This NVRTC cannot compile for {arch}: choose another target, or update NVRTC.") from None
         raise
@@ -92,5 +92,5 @@ def _cuda_headers() -> str:
 
     folder: str | None = find_nvidia_header_directory("cudart")
     if folder is None or not (Path(folder) / "cuda_fp16.h").is_file():
-        raise UserError(f"Compiling CUDA kernels needs the CUDA runtime's headers: {_INSTALL}.")
+        raise UserError(f"Compiling CUDA kernels needs the CUDA runtime's headers: {install_hint('kernels')}.")
     return folder

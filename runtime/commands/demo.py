@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bundle_home import DEMO_FOLDER
 from .generate import animate_to_file
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -35,6 +36,4 @@ def demo(
     options: dict[str, Any] = {"preset": preset, "seed": seed, "num_inference_steps": steps, "fit": fit}
     outputs = list(dict.fromkeys([output, output.with_suffix(".gif")]))
     engine = {"device": device, "precision": precision}
-    animate_to_file(
-        ASSETS / "demo_bundle", [image], [prompt], outputs, options, engine, scale=scale, time_limit=time_limit
-    )
+    animate_to_file(DEMO_FOLDER, [image], [prompt], outputs, options, engine, scale=scale, time_limit=time_limit)

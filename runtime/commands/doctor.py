@@ -1,10 +1,9 @@
-"""``consisti2v doctor``: what is installed, what would run, and why."""
+"""``consisti2v doctor``: what would run, on which device; what is installed, and why not more."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,58 +13,76 @@ from rich.table import Table
 from ..backends import Row, check_device, table
 from ..bundle import Bundle
 from ..errors import BackendError
-from .console import make_console
+from .packages import PURPOSES, Part, install_line, parts
+from .table_style import table_console, table_style
 
-_RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "av", "typer", "rich")
-_EXTRAS = {
-    "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "huggingface-hub"),
-    "cuda": ("onnxruntime-gpu",),
-    "rtx": ("tensorrt-rtx", "cuda-core", "nvidia-cufft"),
-    "tensorrt": ("tensorrt", "cuda-core", "nvidia-cufft"),
-    "openvino": ("openvino",),
-    "bench": ("matplotlib", "nvidia-ml-py", "psutil"),
-}
+_DEVICES = {"cuda": "the GPU", "cpu": "the processor", "openvino": "the processor"}
 
 
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="Judge for this bundle: its engines and precisions.")
+        Path | None,
+        typer.Option("--bundle", "-b", help="Judge for this bundle (folder or name): its engines and precisions."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or openvino: as 'generate' would be told.")] = "auto",
 ) -> None:
-    """Show what is installed, which backends there are, what would be used and why."""
+    """Show what would run and on which device, what is installed, and why other backends are not used."""
     check_device(device)
     opened = Bundle.open(bundle, verify=False) if bundle else None
-    console = make_console()
-    console.print(
-        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )
-    packages = Table("part", "package", "version", "", title="packages", title_justify="left")
-    for package in _RUNTIME:
-        found = _version(package)
-        # Both distributions hold the same module.
-        if package == "onnxruntime" and found is None and _version("onnxruntime-gpu"):
-            found = f"{_version('onnxruntime-gpu')} (onnxruntime-gpu)"
-        packages.add_row("runtime", package, found or "missing", "" if found else "pip install consisti2v-rt")
-    for extra, names in _EXTRAS.items():
-        for package in names:
-            found = _version(package)
-            packages.add_row(f"[{extra}]", package, found or "-", _advice(extra, found))
-    console.print(packages)
-    backends = Table("backend", "device", "used", "why", title="sessions, in order of preference", title_justify="left")
-    failed: set[str] = set()
-    while True:
-        rows = table(opened, device, without=failed)
-        used = next((row for row in rows if row.used), None)
-        refused = _does_not_load(opened, used)
-        if refused is None:
-            break
-        assert used is not None
-        failed.add(used.backend.name)
-        console.print(f"{used.backend.title} was tried: {refused}", soft_wrap=True)
+    installed = parts()
+    rows, tried = _judge(opened, device)
+    lines = [
+        _verdict(next((row for row in rows if row.used), None), device, installed[""]),
+        *tried,
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "",
+        "packages",
+        *(_line(extra, installed[extra]) for extra in ("", *PURPOSES)),
+        "",
+    ]
+    console = table_console()
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    columns = ("backend", "device", "used", "why")
+    backends = Table(*columns, title="sessions, in order of preference", **table_style(console))
     for row in rows:
         backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", row.reason)
     console.print(backends)
+
+
+def _verdict(used: Row | None, device: str, runtime: Part) -> str:
+    if used is None:
+        which = "any device" if device == "auto" else f"device {device}"
+        return f"verdict: no, nothing can run on {which}; the reasons are in the table of sessions below"
+    told = f"verdict: yes, it runs on {_DEVICES[used.backend.device]}, by {used.backend.title} in {used.precision}"
+    if runtime.faults:
+        return f"{told}; but the installation is incomplete ({'; '.join(runtime.faults)}): {install_line('')}"
+    return told
+
+
+def _line(extra: str, part: Part) -> str:
+    """One line: name, state, leading package with its version or what is wrong, what for, how to install it."""
+    lead = ", ".join(f"{name} {version}" for name, version in list(part.found.items())[: 2 if extra else None])
+    # Nothing of it is there: what is missing is all of it.
+    faults = "; ".join(part.faults) if part.found else ""
+    purpose = PURPOSES.get(extra, "")
+    line = "  ".join(text for text in (f"{f'[{extra}]' if extra else 'runtime':<11}{part.state:<14}", purpose) if text)
+    details = "; ".join(text for text in (lead, faults) if text)
+    return f"  {line}{f' ({details})' if details else ''}{f': {install_line(extra)}' if part.faults else ''}"
+
+
+def _judge(bundle: Bundle | None, device: str) -> tuple[list[Row], list[str]]:
+    """Every backend with its reason, and a line for each that was tried and failed."""
+    failed: set[str] = set()
+    tried: list[str] = []
+    while True:
+        rows = table(bundle, device, without=failed)
+        used = next((row for row in rows if row.used), None)
+        refused = _does_not_load(bundle, used)
+        if used is None or refused is None:
+            return rows, tried
+        failed.add(used.backend.name)
+        tried.append(f"{used.backend.title} was tried: {refused}")
 
 
 def _does_not_load(bundle: Bundle | None, used: Row | None) -> str | None:
@@ -82,14 +99,3 @@ def _does_not_load(bundle: Bundle | None, used: Row | None) -> str | None:
     except BackendError as error:
         return str(error)
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _advice(extra: str, found: str | None) -> str:
-    return "" if found else f"optional: pip install 'consisti2v-rt[{extra}]'"

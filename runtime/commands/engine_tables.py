@@ -84,9 +84,11 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     return json.loads(loaded.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON))
 
 
-def engine_table(bundle: Bundle, engine: EngineSpec, facts: dict[str, Any], size: Callable[[int], str]) -> Table:
-    """One engine for people; `size` writes bytes."""
-    table = Table(title=f"{engine.stage} for {engine.target}", show_header=False, title_justify="left")
+def engine_table(
+    bundle: Bundle, engine: EngineSpec, facts: dict[str, Any], size: Callable[[int], str], style: dict[str, Any]
+) -> Table:
+    """One engine for people; `size` writes bytes, `style` is a :func:`~.table_style.table_style`."""
+    table = Table(title=f"{engine.stage} for {engine.target}", show_header=False, **style)
     cards = ", ".join(engine.compute_capabilities)
     rows: list[tuple[str, str]] = [
         ("runs on", f"compute capability {cards}, {engine.platform or 'Linux and Windows'}"),
@@ -120,7 +122,7 @@ def _fact_rows(facts: dict[str, Any], size: Callable[[int], str]) -> list[tuple[
     rows = [
         ("layers", f"{facts['layers']['total']}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
         ("attentions", f"{len(attentions['fused'])} fused, {len(attentions['decomposed'])} decomposed"),
-        *(("decomposed", reason) for reason in reasons),
+        *(("decomposed", f"as expected: {reason}") for reason in reasons),
         ("build", f"{facts['build_seconds']:.1f} s" + _peak(facts["peak_host_bytes"], size)),
     ]
     if facts["weight_bytes"] is not None:

@@ -51,7 +51,7 @@ def _recommended(setting: str) -> str:
 
 def generate(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export'.")],
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export', or a name.")],
     image: Annotated[
         list[Path], typer.Option("--image", "-i", help="Photo, or - for standard input; repeat for one per prompt.")
     ],

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json as json_module
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..bundle import Bundle
+from ..bundle_home import HOME_VARIABLE, bundle_home, named_bundles
+from ..errors import UserError
 from ..manifest import Manifest, RecommendedSettings, TensorSpec
 from ..presets import PUBLISHED
-from .console import echo, make_console, plain
+from .console import echo, plain
 from .engine_tables import engine_facts, engine_table, find_engines
+from .table_style import table_console, table_style
 from .variant_table import variant_table
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder made by 'consisti2v export', or a name; if absent, the names."),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file and compare.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked.")] = False,
     engine: Annotated[
@@ -27,6 +33,9 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a bundle holds: model, stages, files, where it came from."""
+    if bundle is None:
+        _list_names(verify or json or engine is not None)
+        return
     opened = Bundle.open(bundle, verify=False)
     manifest = opened.manifest
     if engine is not None:
@@ -34,11 +43,12 @@ def inspect(
     elif json:
         echo(manifest.to_json(), nl=False)
     else:
-        console = make_console()
-        console.print(_model_table(manifest))
-        console.print(_stage_table(manifest))
+        console = table_console()
+        style = table_style(console)
+        console.print(_model_table(manifest, style))
+        console.print(_stage_table(manifest, style))
         if manifest.variants:
-            console.print(variant_table(opened, _size))
+            console.print(variant_table(opened, _size, style))
     lost = {} if verify else opened.lost_files()
     if lost:
         told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
@@ -58,14 +68,23 @@ def _show_engines(bundle: Bundle, name: str, as_json: bool) -> None:
     if as_json:
         echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
         return
-    console = make_console()
+    console = table_console()
     for engine in engines:
-        console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size))
+        console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size, table_style(console)))
 
 
-def _model_table(manifest: Manifest) -> Table:
+def _list_names(asked_more: bool) -> None:
+    if asked_more:
+        raise UserError("name the bundle to inspect: a folder, or one of " + ", ".join(named_bundles()) + ".")
+    console = table_console()
+    for name, folder in named_bundles().items():
+        console.print(f"{name}  {folder}", soft_wrap=True)
+    console.print(f"bundles below {bundle_home()} have a name; {HOME_VARIABLE} sets another folder", soft_wrap=True)
+
+
+def _model_table(manifest: Manifest, style: dict[str, Any]) -> Table:
     model, came_from = manifest.model, manifest.provenance
-    table = Table(title=f"bundle {manifest.name}", show_header=False, title_justify="left")
+    table = Table(title=f"bundle {manifest.name}", show_header=False, **style)
     size = f"{model.width}x{model.height} pixels, {model.frames} frames"
     if model.dynamic_size_multiple is not None:
         size += f"; any multiple of {model.dynamic_size_multiple} pixels"
@@ -101,8 +120,8 @@ def _recommendations(recommended: RecommendedSettings) -> dict[str, str]:
     return rows
 
 
-def _stage_table(manifest: Manifest) -> Table:
-    table = Table("stage", "", "tensors", title="stages", title_justify="left", show_lines=True)
+def _stage_table(manifest: Manifest, style: dict[str, Any]) -> Table:
+    table = Table("stage", "", "tensors", title="stages", show_lines=True, **style)
     for name, stage in manifest.stages.items():
         folder = stage.file.rsplit("/", 1)[0] + "/"
         size = sum(record.bytes for path, record in manifest.files.items() if path.startswith(folder))

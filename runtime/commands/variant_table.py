@@ -11,15 +11,16 @@ from ..bundle import Bundle
 from ..guarded_read import LOSSES, read_json
 
 
-def variant_table(bundle: Bundle, size: Callable[[int], str]) -> Table:
+def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, Any]) -> Table:
     """Precision, stage, bytes, the largest relative L2 to float32, what the activations were calibrated on.
 
     Args:
         bundle: one with variants.
         size: writes bytes.
+        style: of :func:`~.table_style.table_style`.
     """
     columns = ("precision", "stage", "size", "relative L2 to float32", "activations in 8 bits")
-    table = Table(*columns, title="other precisions", title_justify="left")
+    table = Table(*columns, title="other precisions", **style)
     for precision, stages in bundle.manifest.variants.items():
         found = _losses(bundle, precision)
         for stage, spec in stages.items():

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from .device import INSTALL
+from ..install import install_hint
 
 _R2C, _C2R = 0x2A, 0x2C
 _Handle = ctypes.c_int
@@ -25,7 +25,7 @@ def _library() -> Any:
     try:
         path = load_nvidia_dynamic_lib("cufft").abs_path
     except Exception as error:
-        raise RuntimeError(f"cuFFT is not installed ({type(error).__name__}): {INSTALL}") from None
+        raise RuntimeError(f"cuFFT is not installed ({type(error).__name__}): {install_hint('rtx')}") from None
     library = ctypes.CDLL(path)
     integer, pointer, integers = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
     library.cufftPlanMany.argtypes = [

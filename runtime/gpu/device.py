@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-
-INSTALL = "pip install 'consisti2v-rt[rtx]'"
+from ..install import install_hint
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,12 @@ def probe() -> GpuStatus:
         import cuda.core
         from cuda.core import Device
     except ImportError as error:
-        return GpuStatus(False, f"cuda-core 1.0 or later is not installed ({error}): {INSTALL}")
+        return GpuStatus(False, f"cuda-core 1.0 or later is not installed ({error}): {install_hint('rtx')}")
     # Earlier ones import as well, and name things otherwise.
     if int(cuda.core.__version__.split(".")[0]) < 1:
-        return GpuStatus(False, f"cuda-core {cuda.core.__version__} is installed, 1.0 or later is needed: {INSTALL}")
+        return GpuStatus(
+            False, f"cuda-core {cuda.core.__version__} is installed, 1.0 or later is needed: {install_hint('rtx')}"
+        )
     try:
         device = Device(0)
         device.set_current()

@@ -10,6 +10,7 @@ from ..bundle import Bundle
 from ..engine_match import build_command, check_engine
 from ..engine_source import engine_graph, staleness
 from ..errors import DerivedFileError, UserError
+from ..install import install_hint
 from ..jit_cache import CacheKey, JitCache
 from ..manifest import STAGES, EngineSpec
 from ..session import Session
@@ -34,7 +35,7 @@ def probe_engines(flavour: str) -> Availability:
     """Is the library installed, and a GPU there?"""
     from .tensorrt_session import MODULES, load_module
 
-    title, install = TITLES[flavour], f"pip install 'consisti2v-rt[{_EXTRAS[flavour]}]'"
+    title, install = TITLES[flavour], install_hint(_EXTRAS[flavour])
     # Neither its libraries nor cuda.core are loaded where there is no GPU: that would cost every start a second.
     if importlib.util.find_spec(MODULES[flavour]) is None:
         return Availability(False, f"{title} is not installed: {install}")
@@ -130,12 +131,12 @@ def probe_onnx() -> Availability:
     try:
         import onnxruntime
     except ImportError as error:
-        return Availability(False, f"onnxruntime cannot be imported ({error}): pip install 'consisti2v-rt[cuda]'")
+        return Availability(False, f"onnxruntime cannot be imported ({error}): {install_hint('cuda')}")
     version = f"onnxruntime {onnxruntime.__version__}"
     if onnx_cuda_start.PROVIDER not in onnxruntime.get_available_providers():
         return Availability(
             False,
-            f"{version} has no CUDA provider: pip uninstall onnxruntime, then pip install 'consisti2v-rt[cuda]'",
+            f"{version} has no CUDA provider: pip uninstall onnxruntime, then {install_hint('cuda')}",
         )
     status = probe()
     if not status.found:

@@ -7,6 +7,7 @@ from typing import Any
 from ...kernels.cuda.sources import SOURCES
 from ..bundle import Bundle
 from ..errors import UserError
+from ..install import install_hint
 from ..manifest import KernelSpec
 from .device import Gpu
 
@@ -49,7 +50,7 @@ class GpuKernels:
             raise UserError(
                 f"the bundle has no kernels for compute capability {self._gpu.compute_capability}, and they cannot be "
                 f"compiled here ({str(error).splitlines()[0]}): run 'consisti2v build BUNDLE --target current', or "
-                "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime."
+                f"{install_hint('kernels')}."
             ) from None
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import CancelledError, UserError
+from ..install import install_hint
 from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
 from ..stage_failure import stage_failures, stage_of
@@ -33,7 +34,7 @@ def runtime() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise UserError(f"device openvino needs OpenVINO ({error}): pip install 'consisti2v-rt[openvino]'.") from None
+        raise UserError(f"device openvino needs OpenVINO ({error}): {install_hint('openvino')}.") from None
     return openvino
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.gpu.device import probe
+from consisti2v_rt.runtime.install import install_hint
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
@@ -41,12 +42,12 @@ def environment(kernels_on_host: Any, tmp_path_factory: pytest.TempPathFactory) 
     if probe().found:
         pytest.skip("this machine has a GPU and its own driver")
     if importlib.util.find_spec("cuda") is None:
-        pytest.skip("needs cuda-core: pip install 'consisti2v-rt[kernels]'")
+        pytest.skip(f"needs cuda-core: {install_hint('kernels')}")
     from cuda.pathfinder import find_nvidia_header_directory
 
     headers = find_nvidia_header_directory("cudart")
     if headers is None or not (Path(headers) / "cuda.h").is_file():
-        pytest.skip("needs cuda.h, of nvidia-cuda-runtime: pip install 'consisti2v-rt[kernels]'")
+        pytest.skip(f"needs cuda.h, of nvidia-cuda-runtime: {install_hint('kernels')}")
     folder = tmp_path_factory.mktemp("driver")
     flags = ["-O1", "-std=c++17", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-I{headers}"]
     command = ["g++", *flags, str(HERE / "driver_on_host" / "libcuda.cpp"), "-o", str(folder / "libcuda.so.1"), "-ldl"]

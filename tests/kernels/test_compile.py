@@ -15,6 +15,7 @@ from consisti2v_rt.kernels.cuda.compile import FOLDER, compile_cubin, kernel_fil
 from consisti2v_rt.kernels.cuda.signatures import Argument, EntryPoint, elementwise, per_row
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.install import install_hint
 
 LETTERS = {"pointer": "p", "int32": "i", "int64": "l", "uint64": "u", "float32": "f"}
 FUNCTION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?([\w#]+)\(([^)]*)\)\s*\{')
@@ -24,7 +25,7 @@ FUNCTION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )
 @pytest.mark.parametrize("name", SOURCES)
 def test_compiles_for(name, arch):
     """Into registers alone: a spill would go to memory at every use."""
-    pytest.importorskip("cuda.core", reason="needs cuda.core: pip install 'consisti2v-rt[kernels]'")
+    pytest.importorskip("cuda.core", reason=f"needs cuda.core: {install_hint('kernels')}")
     log = io.StringIO()
     cubin = compile_cubin(name, arch, log)
     assert cubin[:4] == b"\x7fELF"
@@ -96,10 +97,10 @@ def test_what_is_missing_is_named(monkeypatch):
     pytest.importorskip("cuda.core")
     with monkeypatch.context() as patch:
         patch.setattr("cuda.pathfinder.find_nvidia_header_directory", lambda name: None)
-        with pytest.raises(UserError, match=r"headers: pip install 'consisti2v-rt\[kernels\]'"):
+        with pytest.raises(UserError, match=re.escape(f"headers: {install_hint('kernels')}")):
             compile_cubin("noise", "sm_89")
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(UserError, match=r"cuda.core .*: pip install 'consisti2v-rt\[kernels\]'"):
+    with pytest.raises(UserError, match=r"cuda.core .*: " + re.escape(install_hint("kernels"))):
         compile_cubin("noise", "sm_89")
 
 

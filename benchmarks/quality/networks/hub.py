@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ....runtime.install import install_hint
 from ..errors import UnavailableError
 from .loader import first_line
 
@@ -43,6 +44,4 @@ def require_torch() -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise UnavailableError(
-            f"{first_line(error)}: install the networks with pip install 'consisti2v-rt[quality]'."
-        ) from error
+        raise UnavailableError(f"{first_line(error)}: install the networks with {install_hint('quality')}.") from error

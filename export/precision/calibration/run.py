@@ -12,6 +12,7 @@ from ....runtime.pipeline import ImageToVideo
 from ....runtime.presets import PUBLISHED
 from ....runtime.session import OnnxCpuSession, Session
 from ....runtime.stage_graphs import Availability, has_graphs
+from ..currency import CALIBRATED_STAGE as STAGE
 from ..graph import Graph
 from ..quantisation import observed_inputs
 from .graph import observe
@@ -19,8 +20,6 @@ from .ranges import ActivationRange, ActivationScale
 from .samples import CalibrationSet
 from .session import ObservedSession
 
-STAGE = "unet"
-"""Nearly all of the work; the other stages run once and keep their activations in half precision."""
 STEPS = 8
 """Denoising steps of each sample, spread over all timesteps as in any short run."""
 _VALUES = 32_768
