@@ -5,7 +5,6 @@ Inputs and outputs are bound once to persistent buffers; ``run()`` then allocate
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CancelledError, UserError
+from .graph_source import GraphSource
 from .manifest import MANIFEST_NAME, StageSpec, TensorSpec
+from .onnx_session import make_session
 
 Array = NDArray[Any]
 
@@ -73,7 +74,7 @@ class OnnxCpuSession:
     """One stage in ONNX Runtime's CPU provider.
 
     Args:
-        path: the ONNX file; its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it.
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
         threads: intra-op threads; None leaves the choice to ONNX Runtime (one per physical core).
@@ -82,7 +83,7 @@ class OnnxCpuSession:
 
     def __init__(
         self,
-        path: Path,
+        graph: GraphSource | Path,
         stage: StageSpec,
         dims: Mapping[str, int] | None = None,
         threads: int | None = None,
@@ -91,9 +92,10 @@ class OnnxCpuSession:
     ) -> None:
         import onnxruntime
 
+        source = GraphSource.of(graph)
         if stage.precision == "bf16":
             raise UserError(
-                f"{path.name} is a bf16 graph, and ONNX Runtime has no bf16 operators for the processor: "
+                f"{source.file_name} is a bf16 graph, and ONNX Runtime has no bf16 operators for the processor: "
                 "use --precision fp32 or fp16 there."
             )
         options = onnxruntime.SessionOptions()
@@ -106,25 +108,24 @@ class OnnxCpuSession:
             # It would keep weights that a graph casts or scales as constants of their own.
             disabled.append("ConstantFolding")
         try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path),
-                sess_options=options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=disabled,
+            self._session = make_session(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
             )
+        except UserError:
+            raise
         except Exception as error:
             first_line = str(error).splitlines()[0]
             raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {source.file_name} ({first_line}): "
                 "update onnxruntime, or export the bundle again."
             ) from None
-        self._check_names(path, stage)
+        self._check_names(source.file_name, stage)
         self._run_options = onnxruntime.RunOptions()
         self._stage = stage
         self._dims: dict[str, int] | None = None
         self.allocate(dims or {})
 
-    def _check_names(self, path: Path, stage: StageSpec) -> None:
+    def _check_names(self, file_name: str, stage: StageSpec) -> None:
         """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
         for kind, graph, specs in (
             ("inputs", self._session.get_inputs(), stage.inputs),
@@ -132,7 +133,7 @@ class OnnxCpuSession:
         ):
             found = {tensor.name: (_DTYPES.get(tensor.type, tensor.type), _fixed(tensor.shape)) for tensor in graph}
             if found != {spec.name: (spec.dtype, _fixed(spec.shape)) for spec in specs}:
-                raise UserError(f"{path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again.")
+                raise UserError(f"{file_name} has other {kind} than {MANIFEST_NAME} says: export the bundle again.")
 
     def allocate(self, dims: Mapping[str, int]) -> None:
         """Make the persistent buffers for these dynamic sizes, unless they already fit."""

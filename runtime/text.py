@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .bundle import Bundle
+from .consistency import check_complete
 from .errors import UserError
 from .session import Array, Session
 
@@ -24,9 +25,12 @@ class PromptTokenizer:
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.manifest.tokenizer
         try:
-            self._tokenizer = Tokenizer.from_file(str(bundle.file(spec.file)))
+            self._tokenizer = Tokenizer.from_buffer(bundle.read(spec.file).tobytes())
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
+        check_complete(bundle.manifest, bundle.graph, self._tokenizer)
         self._length = spec.max_length
         self._tokenizer.enable_truncation(spec.max_length)
         self._tokenizer.enable_padding(length=spec.max_length, pad_id=spec.pad_token_id, pad_token=spec.pad_token)

@@ -44,10 +44,10 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if engine.facts:
         try:
-            facts = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
+            facts = json.loads(bundle.read(engine.facts).tobytes())
             check_facts(facts)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        except (ValueError, RecursionError) as error:
+            reason = str(error).rstrip(".")
             again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
             raise UserError(
                 f"{engine.facts} cannot be read ({reason}): build the engine again with "
@@ -74,7 +74,7 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
         ) from None
     bundle.require([engine.file], build_command(engine))
     loaded = library.Runtime(library.Logger(library.Logger.ERROR)).deserialize_cuda_engine(
-        bundle.file(engine.file).read_bytes()
+        bundle.read(engine.file).tobytes()
     )
     if loaded is None:
         raise UserError(

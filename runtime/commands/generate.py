@@ -103,6 +103,9 @@ def generate(
     device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
     cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
     verify: Annotated[bool, typer.Option(help="Hash what is used of the bundle first.")] = True,
+    expect_digest: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="Refuse a bundle of another digest; 'inspect' prints it.")
+    ] = None,
 ) -> None:
     """Animate a photo. Defaults are the published model's."""
     options: dict[str, Any] = {
@@ -141,6 +144,7 @@ def generate(
         "device": device,
         "precision": precision,
         "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
+        "expect_digest": expect_digest,
     }
     animate_to_file(bundle, image, prompt or [""], [output], options, engine, verify=verify)
 

@@ -81,6 +81,7 @@ def _model_table(manifest: Manifest) -> Table:
         ("FrameInit", f"noise level {init.noise_level}, {init.filter}, d_s {init.d_s}, d_t {init.d_t}"),
         ("weights", f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}"),
         ("licence", came_from.licence),
+        ("digest", manifest.digest),
         ("made with", tools),
     ):
         table.add_row(name, value)

@@ -52,10 +52,8 @@ def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
     if name not in bundle.manifest.files:
         return {}
     # Damaged or gone, it is written anew with the graphs.
-    if bundle.fault(name, hashed=True) is not None:
-        return {}
     try:
-        stages: dict[str, Any] = json.loads(bundle.file(name).read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError, TypeError):
+        stages: dict[str, Any] = json.loads(bundle.read(name, hashed=True).tobytes())["stages"]
+    except (RecursionError, ValueError, KeyError, TypeError):
         return {}
     return stages

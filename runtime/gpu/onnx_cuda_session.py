@@ -7,14 +7,15 @@ The provider takes our stream (``user_compute_stream``) and does not wait at the
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, UserError
+from ..graph_source import GraphSource
 from ..manifest import StageSpec
+from ..onnx_session import make_session
 from .device import Gpu
 from .device_session import DeviceSession
 from .memory import STORAGE, DeviceArray, WeightTurns
@@ -33,15 +34,15 @@ class OnnxCudaGraph:
     Args:
         gpu: where it runs.
         turns: whose weights may be on the GPU.
-        path: the ONNX file; its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it; read again when the weights come back.
         precision: of the graph; in fp32 the tensor cores' shortened float32 (TF32) is switched off.
 
     Raises:
         BackendError: the provider cannot be had, or cannot load the graph.
     """
 
-    def __init__(self, gpu: Gpu, turns: WeightTurns, path: Path, precision: str) -> None:
-        self._gpu, self._turns, self._path, self._precision = gpu, turns, path, precision
+    def __init__(self, gpu: Gpu, turns: WeightTurns, graph: GraphSource | Path, precision: str) -> None:
+        self._gpu, self._turns, self._source, self._precision = gpu, turns, GraphSource.of(graph), precision
         self._session: Any | None = None
         self.moves = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
@@ -74,13 +75,13 @@ class OnnxCudaGraph:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cuda = (PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
         try:
-            session = onnxruntime.InferenceSession(
-                os.fspath(self._path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
-            )
+            session = make_session(self._source, options, providers=[cuda, "CPUExecutionProvider"])
+        except UserError:
+            raise
         except Exception as error:
             first_line = str(error).splitlines()[0]
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path.name} on the GPU ({first_line}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._source.file_name} on the GPU ({first_line}): "
                 "update onnxruntime-gpu, or pass --device cpu."
             ) from None
         # Where its libraries are missing the provider is dropped with no more than a line in the log.
@@ -94,7 +95,7 @@ class OnnxCudaGraph:
             _log.warning(
                 "ONNX Runtime %s runs parts of %s on the processor (%s), which is slow: update onnxruntime-gpu.",
                 onnxruntime.__version__,
-                self._path.name,
+                self._source.file_name,
                 ", ".join(f"{count} {kind}" for kind, count in elsewhere.items()),
             )
         self._session = session

@@ -137,14 +137,14 @@ def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int) -> int | None:
     if not engine.facts:
         return None
     try:
-        facts: Any = json.loads(bundle.file(engine.facts).read_text(encoding="utf-8"))
+        facts: Any = json.loads(bundle.read(engine.facts).tobytes())
         sizes = [int(size) for size in facts["activation_bytes"]]
         batches = [profile.rows for profile in engine.profiles]
         if len(sizes) == len(batches):
             used = [size for size, batch in zip(sizes, batches, strict=True) if batch is None or batch <= rows]
             return max(used, default=sizes[0])
         return max(sizes)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RecursionError, ValueError, KeyError, TypeError):
         return None
 
 

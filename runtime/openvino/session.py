@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import CancelledError, UserError
+from ..graph_source import GraphSource
 from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
+from .graph_in_memory import read_in_memory
 from .rewrites import fold_constants, rewrite
 from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
 
@@ -86,7 +88,7 @@ class OpenVinoSession:
     The graph is compiled for fixed sizes: :meth:`allocate` with other sizes compiles it again.
 
     Args:
-        path: the ONNX file (float32, or a quantised one); its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it; float32, or quantised.
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
         threads: None leaves the choice to OpenVINO (one per physical core).
@@ -103,7 +105,7 @@ class OpenVinoSession:
 
     def __init__(
         self,
-        path: Path,
+        graph: GraphSource | Path,
         stage: StageSpec,
         dims: Mapping[str, int] | None = None,
         threads: int | None = None,
@@ -123,9 +125,10 @@ class OpenVinoSession:
             self._config["CACHE_DIR"] = os.fspath(cache)
         self._winograd = winograd and precision == "fp32"
         self._textless = textless
-        self._path, self._stage = path, stage
+        source = GraphSource.of(graph)
+        self._file_name, self._stage = source.file_name, stage
         try:
-            self._model = self._core.read_model(os.fspath(path))
+            self._model = read_in_memory(self._core, self._openvino, source)
         except RuntimeError as error:
             raise self._refusal(error) from None
         self._check_names()
@@ -136,7 +139,7 @@ class OpenVinoSession:
     def _refusal(self, error: RuntimeError) -> UserError:
         last_line = str(error).strip().splitlines()[-1]
         return UserError(
-            f"OpenVINO {self._openvino.__version__} cannot load {self._path.name} ({last_line}): "
+            f"OpenVINO {self._openvino.__version__} cannot load {self._file_name} ({last_line}): "
             "update openvino, export the bundle again, or use --device cpu."
         )
 
@@ -156,7 +159,7 @@ class OpenVinoSession:
             )
             if not fits:
                 raise UserError(
-                    f"{self._path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again."
+                    f"{self._file_name} has other {kind} than {MANIFEST_NAME} says: export the bundle again."
                 )
 
     def allocate(self, dims: Mapping[str, int]) -> None:
