@@ -221,7 +221,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Parse and check.
+        """Parse and check. What ``inspect --json`` prints is read too: the digest in it must be the manifest's.
 
         Raises:
             UserError: not JSON, an unknown schema version, an entry missing, unknown or of the wrong kind, a path that
@@ -239,8 +239,14 @@ class Manifest:
                 f"{MANIFEST_NAME} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
                 "export the bundle again, or install the version of consisti2v-rt that wrote it."
             )
+        said = data.pop("digest", None)
         manifest: Manifest = _parse(cls, data, "")
         manifest._check()
+        if said not in (None, manifest.digest):
+            raise UserError(
+                f"{MANIFEST_NAME} says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}: "
+                "do not use this bundle; export it again."
+            )
         return manifest
 
     def _check(self) -> None:
@@ -325,6 +331,7 @@ class Manifest:
         }
         for number, engine in enumerate(self.engines):
             tensors |= {f"engines[{number}]: {spec.name[:80]}": spec for spec in (*engine.inputs, *engine.outputs)}
+            self._check_profiles(engine, f"engines[{number}]")
         for where, spec in tensors.items():
             if spec.dtype not in DTYPES:
                 raise UserError(f"{MANIFEST_NAME}: tensor {where} has dtype {spec.dtype[:40]!r}.")
@@ -340,6 +347,27 @@ class Manifest:
                     f"{MANIFEST_NAME}: tensor {where} has {list(spec.shape)} elements, more than {_MAX_ELEMENTS}: "
                     "export the bundle again."
                 )
+
+    def _check_profiles(self, engine: EngineSpec, where: str) -> None:
+        """An engine's inputs are its stage's, and every profile gives each open one a range of the same rank."""
+        shapes = {spec.name: spec.shape for spec in engine.inputs}
+        ranks = {spec.name: len(spec.shape) for spec in self.stages[engine.stage].inputs}
+        fits = all(ranks.get(name) == len(shape) for name, shape in shapes.items())
+        for profile in engine.profiles:
+            fits = fits and profile.inputs.keys() <= shapes.keys()
+            for name, sizes in profile.inputs.items():
+                same = len(sizes.minimum) == len(sizes.optimum) == len(sizes.maximum) == ranks.get(name)
+                ordered = zip(sizes.minimum, sizes.optimum, sizes.maximum, strict=False)
+                fits = fits and same and all(0 < low <= best <= high for low, best, high in ordered)
+        ranged = {name for profile in engine.profiles for name in profile.inputs}
+        fits = fits and all(
+            name in ranged or all(type(size) is int for size in shape) for name, shape in shapes.items()
+        )
+        if not fits:
+            raise UserError(
+                f"{MANIFEST_NAME}: the inputs or profiles of {where} are not those of stage {engine.stage}: "
+                f"build it again with 'consisti2v build BUNDLE --target {engine.target}'."
+            )
 
     def _check_numbers(self) -> None:
         """Sizes are at least 1, and the factor is a number: JSON as Python reads it has NaN and Infinity."""

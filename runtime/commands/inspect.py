@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..bundle import Bundle
 from ..manifest import Manifest, TensorSpec
+from ..text import PromptTokenizer
 from .engine_tables import engine_facts, engine_table, find_engines
 from .variant_table import variant_table
 
@@ -20,7 +21,7 @@ from .variant_table import variant_table
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder made by 'consisti2v export'.")],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file and compare.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked, with its digest.")] = False,
     engine: Annotated[
         str | None, typer.Option(help="Engines of a stage or target, or all: what is known about them.")
     ] = None,
@@ -31,7 +32,7 @@ def inspect(
     if engine is not None:
         _show_engines(opened, engine, json)
     elif json:
-        typer.echo(manifest.to_json(), nl=False)
+        typer.echo(json_module.dumps({**json_module.loads(manifest.to_json()), "digest": manifest.digest}, indent=2))
     else:
         # Names of models and files may hold brackets: they are text, not markup.
         console = Console(markup=False, emoji=False)
@@ -39,6 +40,8 @@ def inspect(
         console.print(_stage_table(manifest))
         if manifest.variants:
             console.print(variant_table(opened, _size))
+        # On a line of its own, whole: it is for copying.
+        typer.echo(f"digest {manifest.digest}")
     lost = {} if verify else opened.lost_files()
     if lost:
         told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
@@ -46,6 +49,7 @@ def inspect(
     if verify:
         started = time.perf_counter()
         opened.verify()
+        PromptTokenizer(opened)  # its numbers are those of the text encoder
         total = sum(record.bytes for record in manifest.files.values())
         typer.echo(
             f"{len(manifest.files)} files, {_size(total)}, all as recorded ({time.perf_counter() - started:.1f} s)",
@@ -81,7 +85,6 @@ def _model_table(manifest: Manifest) -> Table:
         ("FrameInit", f"noise level {init.noise_level}, {init.filter}, d_s {init.d_s}, d_t {init.d_t}"),
         ("weights", f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}"),
         ("licence", came_from.licence),
-        ("digest", manifest.digest),
         ("made with", tools),
     ):
         table.add_row(name, value)

@@ -81,8 +81,8 @@ class OnnxCudaGraph:
         except Exception as error:
             first_line = str(error).splitlines()[0]
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._source.file_name} on the GPU ({first_line}): "
-                "update onnxruntime-gpu, or pass --device cpu."
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._source.file_name} on the GPU "
+                f"({first_line}): update onnxruntime-gpu, or pass --device cpu."
             ) from None
         # Where its libraries are missing the provider is dropped with no more than a line in the log.
         if PROVIDER not in session.get_providers():
