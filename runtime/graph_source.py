@@ -95,4 +95,6 @@ class GraphSource:
         return name
 
     def _refusal(self, reason: str) -> UserError:
-        return UserError(f"{self.file_name} cannot be used ({reason}): do not use this bundle; export it again.")
+        return UserError(
+            f"the runtime cannot load {self.file_name} ({reason}): do not use this bundle; export it again."
+        )

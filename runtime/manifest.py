@@ -298,12 +298,12 @@ class Manifest:
         """Every path stays in the bundle, is recorded, and is another one on every operating system; what was built
         lies where it is built.
         """
-        exported = [self.tokenizer.file, *(stage.file for stage in self.stages.values())]
-        built = [stage.file for stages in self.variants.values() for stage in stages.values()]
-        built += [kernel.file for kernel in self.kernels]
+        graphs = [self.tokenizer.file, *(stage.file for stage in self.stages.values())]
+        graphs += [stage.file for stages in self.variants.values() for stage in stages.values()]
+        built = [kernel.file for kernel in self.kernels]
         for engine in self.engines:
             built += [engine.file, *([engine.facts] if engine.facts else [])]
-        for path in (*exported, *built, *self.files):
+        for path in (*graphs, *built, *self.files):
             check_inner_path(path)
             if path not in self.files:
                 raise UserError(f"{MANIFEST_NAME} names {path!r} without a hash: export the bundle again.")

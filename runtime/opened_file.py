@@ -100,7 +100,6 @@ class OpenedFile:
                 done += count
         if sha256 is not None and digest.hexdigest() != sha256:
             raise FileError(ALTERED)
-        content.flags.writeable = False
         return content
 
 

@@ -1,4 +1,4 @@
-"""ONNX files looked through without onnx: what they refer to is found wherever it stands, and nothing hangs or breaks."""
+"""ONNX files looked through without onnx: what they refer to is found wherever it stands, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -244,5 +244,5 @@ def test_locations_that_leave_the_folder(tmp_path: Path):
         assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < 400
     (folder / "w.data").write_bytes(bytes(23))
     path.write_bytes(model([], [external(location="w.data")]).SerializeToString())
-    with pytest.raises(UserError, match="from behind the end of 'w.data'"):
+    with pytest.raises(UserError, match=r"from behind the end of .w\.data."):
         GraphSource.of(path).weights()
