@@ -90,9 +90,9 @@ def check_sizes(manifest: Manifest) -> None:
             raise UserError(
                 f"{MANIFEST_NAME}: {name} of stage {stage} has {len(shape)} sizes, not {len(entries)}: {_AGAIN}."
             )
-        for size, entry in zip(shape, entries, strict=True):
+        for found, entry in zip(shape, entries, strict=True):
             wanted = sizes[entry]
-            if size != wanted:
+            if found != wanted:
                 raise UserError(
                     f"{MANIFEST_NAME}: {name} of stage {stage} is {list(shape)}, and {entry} is {wanted}: {_AGAIN}."
                 )
@@ -171,11 +171,12 @@ def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource]
             missing = [name for name in needed if name not in {tensor.name for tensor in tensors}]
             if missing:
                 raise UserError(f"{MANIFEST_NAME}: stage {stage} has no tensor {missing[0]}: {_AGAIN}.")
-    spec, file = manifest.tokenizer, manifest.tokenizer.file
-    if tokenizer.token_to_id(spec.pad_token) != spec.pad_token_id:
+    padding, file = manifest.tokenizer, manifest.tokenizer.file
+    number = tokenizer.token_to_id(padding.pad_token)
+    if number != padding.pad_token_id:
         raise UserError(
-            f"{MANIFEST_NAME}: entry tokenizer.pad_token_id is {spec.pad_token_id}, and {file} has "
-            f"{tokenizer.token_to_id(spec.pad_token)} for {spec.pad_token[:40]!r}: {_AGAIN}."
+            f"{MANIFEST_NAME}: entry tokenizer.pad_token_id is {padding.pad_token_id}, and {file} has {number} for "
+            f"{padding.pad_token[:40]!r}: {_AGAIN}."
         )
     rows = _vocabulary(graph(manifest.stages["text_encoder"]))
     largest = max(tokenizer.get_vocab().values(), default=-1)

@@ -88,7 +88,7 @@ class OpenedFile:
         if limit is not None and size > limit:
             raise FileError(f"has {size} bytes, more than the {limit} allowed")
         content, digest, done = np.empty(size, np.uint8), hashlib.sha256(), 0
-        view: Any = memoryview(content)
+        view = memoryview(content.data)
         with self._lock:
             self._file.seek(0)
             while done < size:
