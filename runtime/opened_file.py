@@ -15,7 +15,6 @@ import stat
 import threading
 import weakref
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

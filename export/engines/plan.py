@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ...runtime.engine_refit import load_graph
 from ...runtime.errors import UserError
@@ -37,8 +37,8 @@ class PlanRequest:
     """What is to be built."""
 
     stage: str
-    onnx: GraphSource
-    """With its weights."""
+    onnx: GraphSource | Path
+    """Of a bundle, or a file with its weights beside it."""
     shapes: EngineShapes
     flavour: Flavour
     target: Target
@@ -76,10 +76,12 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     builder = library.Builder(logger)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, logger)
-    weights = load_graph(parser, request.onnx)
+    weights = load_graph(parser, GraphSource.of(request.onnx))
     if weights is None or not parser.parse_model_proto():
         reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
-        raise UserError(f"{request.flavour.title} cannot read {request.onnx.file_name} ({plain_words(reason)}).")
+        raise UserError(
+            f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+        )
     _check_tensors(network, request)
     # First: a size that the graph leaves open and the engine has fixed decides what fuses.
     _set_shapes(network, request.shapes)
@@ -146,7 +148,7 @@ def _check_tensors(network: Network, request: PlanRequest) -> None:
         found = {tensor.name: _DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors}
         if found != _types(specs):
             raise UserError(
-                f"{request.onnx.file_name} has other tensors than the manifest says: export the bundle again."
+                f"{PurePath(request.onnx.name).name} has other tensors than the manifest says: export the bundle again."
             )
 
 
