@@ -73,7 +73,7 @@ def _load_onnx_cpu(
     bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str
 ) -> OnnxCpuSession:
     spec = stage_graph(bundle, stage, precision)
-    return OnnxCpuSession(bundle.file(spec.file), spec, dims, threads)
+    return OnnxCpuSession(bundle.graph(spec), spec, dims, threads)
 
 
 _ENGINE_PRECISIONS = ("fp16", "bf16", "fp32", "fp8", "int8")

@@ -9,18 +9,28 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import UserError
 from .guarded_read import parse_json
+from .manifest_digest import digest_of
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 STAGES = ("text_encoder", "conditioning", "vae_encoder", "unet", "vae_decoder")
+OPTIONAL_STAGES = ("unet_shallow",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
+"""Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
+DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
+"""Where ``consisti2v build`` puts what it makes, and makes again."""
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8")
 
 
@@ -221,16 +231,21 @@ class Manifest:
     """Compiled kernels, one for each source file and compute capability; every target that has it shares them."""
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form; see :mod:`.manifest_digest`."""
+        return digest_of(self)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Parse and check.
+        """Parse and check. What ``inspect --json`` prints is read too: the digest in it must be the manifest's.
 
         Raises:
             UserError: not JSON, an unknown schema version, an entry missing, unknown or of the wrong kind, a path that
-                leaves the bundle, or a stage whose file is not recorded.
+                leaves the bundle, a name that is none of the known ones, or a stage whose file is not recorded.
         """
         try:
             data = parse_json(text)
@@ -244,8 +259,14 @@ class Manifest:
                 f"{MANIFEST_NAME} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
                 "export the bundle again, or install the version of consisti2v-rt that wrote it."
             )
+        said = data.pop("digest", None)
         manifest: Manifest = _parse(cls, data, "")
         manifest._check()
+        if said not in (None, manifest.digest):
+            raise UserError(
+                f"{MANIFEST_NAME} says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}: "
+                "do not use this bundle; export it again."
+            )
         return manifest
 
     def _check(self) -> None:
@@ -253,19 +274,120 @@ class Manifest:
         missing = [stage for stage in needed if stage not in self.stages]
         if missing:
             raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
-        graphs = [stage for stages in (self.stages, *self.variants.values()) for stage in stages.values()]
-        paths = [stage.file for stage in graphs] + [kernel.file for kernel in self.kernels]
+        self._check_names()
+        self._check_files()
+        self._check_tensors()
+        self._check_numbers()
+
+    def _check_names(self) -> None:
+        """Whatever may become a part of a path, of a command or of a key is one of the known words, or a plain one."""
+        _known("stages", self.stages, (*STAGES, *OPTIONAL_STAGES))
+        _known("variants", self.variants, PRECISIONS[1:])
+        for precision, graphs in self.variants.items():
+            _known(f"variants.{precision}", graphs, tuple(self.stages))
+        for where, stage in self._graphs().items():
+            _known(f"{where}.precision", (stage.precision,), PRECISIONS)
+            if stage.calibration is not None:
+                _plain(f"{where}.calibration.sha256", stage.calibration.sha256, _HASH)
+        for number, engine in enumerate(self.engines):
+            where = f"engines[{number}]"
+            _known(f"{where}.stage", (engine.stage,), tuple(self.stages))
+            _known(f"{where}.precision", (engine.precision,), PRECISIONS)
+            _known(f"{where}.platform", (engine.platform,), ("", "linux", "windows"))
+            for name in ("target", "flavour", "version"):
+                _plain(f"{where}.{name}", getattr(engine, name), _WORD)
+            for capability in engine.compute_capabilities:
+                _plain(f"{where}.compute_capabilities", capability.removesuffix("+"), _CAPABILITY)
+            _plain(f"{where}.onnx_sha256", engine.onnx_sha256, _HASH)
+        for number, kernel in enumerate(self.kernels):
+            where = f"kernels[{number}]"
+            _plain(f"{where}.name", kernel.name, _WORD)
+            _plain(f"{where}.compute_capability", kernel.compute_capability, _CAPABILITY)
+            _plain(f"{where}.source_sha256", kernel.source_sha256, _HASH)
+        for name, record in self.files.items():
+            _plain(f"files.{name[:80]}.sha256", record.sha256, _HASH)
+
+    def _graphs(self) -> dict[str, StageSpec]:
+        """Every graph, by its entry."""
+        graphs = {f"stages.{name}": stage for name, stage in self.stages.items()}
+        for precision, stages in self.variants.items():
+            graphs |= {f"variants.{precision}.{name}": stage for name, stage in stages.items()}
+        return graphs
+
+    def _check_files(self) -> None:
+        """Every path stays in the bundle, is recorded, and is another one on every operating system; what was built
+        lies where it is built.
+        """
+        graphs = [self.tokenizer.file, *(stage.file for stage in self.stages.values())]
+        graphs += [stage.file for stages in self.variants.values() for stage in stages.values()]
+        built = [kernel.file for kernel in self.kernels]
         for engine in self.engines:
-            paths += [engine.file, *([engine.facts] if engine.facts else [])]
-        for path in (*paths, self.tokenizer.file, *self.files):
+            built += [engine.file, *([engine.facts] if engine.facts else [])]
+        for path in (*graphs, *built, *self.files):
             check_inner_path(path)
             if path not in self.files:
                 raise UserError(f"{MANIFEST_NAME} names {path!r} without a hash: export the bundle again.")
-        for name, stage in self.stages.items():
-            for spec in (*stage.inputs, *stage.outputs):
-                if spec.dtype not in DTYPES:
-                    raise UserError(f"{MANIFEST_NAME}: tensor {spec.name!r} of stage {name} has dtype {spec.dtype!r}.")
-        self._check_numbers()
+        for path in built:
+            if not path.startswith(DERIVED_FOLDERS):
+                raise UserError(
+                    f"{MANIFEST_NAME} names {path!r} as built, which is not below {', '.join(DERIVED_FOLDERS)}: "
+                    "do not use this bundle; export it again."
+                )
+        seen = {_folded(MANIFEST_NAME): MANIFEST_NAME}
+        for path in self.files:
+            other = seen.setdefault(_folded(path), path)
+            if other != path:
+                raise UserError(
+                    f"{MANIFEST_NAME} records {path!r} and {other!r}, which are one file on some systems: "
+                    "export the bundle again."
+                )
+
+    def _check_tensors(self) -> None:
+        tensors = {
+            f"{where}.{kind}: {spec.name[:80]}": spec
+            for where, stage in self._graphs().items()
+            for kind, specs in (("inputs", stage.inputs), ("outputs", stage.outputs))
+            for spec in specs
+        }
+        for number, engine in enumerate(self.engines):
+            tensors |= {f"engines[{number}]: {spec.name[:80]}": spec for spec in (*engine.inputs, *engine.outputs)}
+            self._check_profiles(engine, f"engines[{number}]")
+        for where, spec in tensors.items():
+            if spec.dtype not in DTYPES:
+                raise UserError(f"{MANIFEST_NAME}: tensor {where} has dtype {spec.dtype[:40]!r}.")
+            for size in spec.shape:
+                name, slash, divisor = size.partition("/") if isinstance(size, str) else ("rows", "", "")
+                if name not in DYNAMIC_SIZES or (slash and not re.fullmatch("[1-9][0-9]{0,3}", divisor)):
+                    raise UserError(
+                        f"{MANIFEST_NAME}: tensor {where} has the size {str(size)[:40]!r}: give a number, or of "
+                        f"{', '.join(DYNAMIC_SIZES)} one, alone or as latent_height/2."
+                    )
+            if math.prod(size for size in spec.shape if isinstance(size, int)) > _MAX_ELEMENTS:
+                raise UserError(
+                    f"{MANIFEST_NAME}: tensor {where} has {list(spec.shape)} elements, more than {_MAX_ELEMENTS}: "
+                    "export the bundle again."
+                )
+
+    def _check_profiles(self, engine: EngineSpec, where: str) -> None:
+        """An engine's inputs are its stage's, and every profile gives each open one a range of the same rank."""
+        shapes = {spec.name: spec.shape for spec in engine.inputs}
+        ranks = {spec.name: len(spec.shape) for spec in self.stages[engine.stage].inputs}
+        fits = all(ranks.get(name) == len(shape) for name, shape in shapes.items())
+        for profile in engine.profiles:
+            fits = fits and profile.inputs.keys() <= shapes.keys()
+            for name, sizes in profile.inputs.items():
+                same = len(sizes.minimum) == len(sizes.optimum) == len(sizes.maximum) == ranks.get(name)
+                ordered = zip(sizes.minimum, sizes.optimum, sizes.maximum, strict=False)
+                fits = fits and same and all(0 < low <= best <= high for low, best, high in ordered)
+        ranged = {name for profile in engine.profiles for name in profile.inputs}
+        fits = fits and all(
+            name in ranged or all(type(size) is int for size in shape) for name, shape in shapes.items()
+        )
+        if not fits:
+            raise UserError(
+                f"{MANIFEST_NAME}: the inputs or profiles of {where} are not those of stage {engine.stage}: "
+                f"build it again with 'consisti2v build BUNDLE --target {engine.target}'."
+            )
 
     def _check_numbers(self) -> None:
         """Sizes are at least 1, and the factor is a number: JSON as Python reads it has NaN and Infinity."""
@@ -280,11 +402,11 @@ class Manifest:
             "model.dynamic_size_multiple": model.dynamic_size_multiple,
             "tokenizer.max_length": self.tokenizer.max_length,
         }
-        for name, stage in self.stages.items():
+        for where, stage in self._graphs().items():
             for kind, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
                 for spec in specs:
                     fixed = [size for size in spec.shape if isinstance(size, int)]
-                    sizes[f"stages.{name}.{kind}: a size of {spec.name}"] = min(fixed, default=1)
+                    sizes[f"{where}.{kind}: a size of {spec.name[:80]}"] = min(fixed, default=1)
         impossible: dict[str, float] = {entry: size for entry, size in sizes.items() if size is not None and size < 1}
         if not (math.isfinite(model.vae_scaling_factor) and model.vae_scaling_factor > 0):
             impossible["model.vae_scaling_factor"] = model.vae_scaling_factor
@@ -303,12 +425,54 @@ def graph_sha256(manifest: Manifest, stage: StageSpec, *, weights: bool = True) 
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+_HASH = re.compile("[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+_MAX_ELEMENTS = 1 << 36
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.I)
+"""Names that are devices on Windows, whatever their ending."""
+_UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f*?"<>|\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]')
+"""Control characters, wildcards, halves of characters, and what turns the direction of text."""
+
+
+def _known(entry: str, names: typing.Iterable[str], allowed: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise UserError(
+                f"{MANIFEST_NAME}: entry {entry} has {name[:40]!r}, which is none of "
+                f"{', '.join(filter(None, allowed))}: do not use this bundle; export it again."
+            )
+
+
+def _plain(entry: str, value: str, pattern: re.Pattern[str]) -> None:
+    if not pattern.fullmatch(value):
+        raise UserError(
+            f"{MANIFEST_NAME}: entry {entry} cannot be {value[:80]!r}: do not use this bundle; export it again."
+        )
+
+
+def _folded(path: str) -> str:
+    """What a path is to systems that ignore case, forms of one character, and dots and spaces at the end of a name."""
+    parts = unicodedata.normalize("NFC", path).casefold().split("/")
+    return "/".join(part.rstrip(". ") for part in parts)
+
+
 def check_inner_path(path: str) -> None:
-    """Refuse a path that is absolute or climbs out of the bundle, on any operating system."""
+    """Refuse a path that is absolute, climbs out of the bundle, or that some operating system takes for another one.
+
+    Raises:
+        UserError: it is not a plain path with slashes.
+    """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts:
         raise UserError(
-            f"{MANIFEST_NAME} names {path!r}, which is outside the bundle: do not use this bundle; export it again."
+            f"{MANIFEST_NAME} names {path[:200]!r}, which is outside the bundle: "
+            "do not use this bundle; export it again."
+        )
+    too_long = len(path) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    if too_long or "/".join(parts) != path or _UNSAFE.search(path) or any(map(_RESERVED.fullmatch, parts)):
+        raise UserError(
+            f"{MANIFEST_NAME} names {path[:200]!r}, which is no plain path: do not use this bundle; export it again."
         )
 
 

@@ -98,6 +98,7 @@ class ImageToVideo:
         path: str | os.PathLike[str],
         *,
         verify: bool = True,
+        expect_digest: str | None = None,
         threads: int | None = None,
         device: str = "auto",
         precision: str | None = None,
@@ -108,6 +109,7 @@ class ImageToVideo:
         Args:
             path: its folder or its name, such as "demo".
             verify: hash every file that is used, before it is.
+            expect_digest: the bundle's digest, as ``consisti2v inspect`` prints it; another bundle is refused.
             threads: processor threads, at most the logical processors; None: one per physical core.
             device: auto (a GPU where one can be used, else the processor), cpu, cuda or openvino.
             precision: fp32, fp16, ...; None: the best that the bundle holds for the device.
@@ -117,7 +119,8 @@ class ImageToVideo:
             UserError: the bundle is incomplete, altered or of another version, or nothing can run it as asked.
         """
         check_bundle_path(path)
-        return cls(Bundle.open(path, verify=verify), threads=threads, device=device, precision=precision, gpu=gpu)
+        bundle = Bundle.open(path, verify=verify, expect_digest=expect_digest)
+        return cls(bundle, threads=threads, device=device, precision=precision, gpu=gpu)
 
     def __call__(
         self,

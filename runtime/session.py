@@ -5,7 +5,6 @@ Inputs and outputs are bound once to persistent buffers; ``run()`` then allocate
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError, first_line
+from .graph_source import GraphSource
 from .manifest import MANIFEST_NAME, StageSpec, TensorSpec
+from .onnx_session import make_session
 from .stage_failure import stage_failures, stage_of
 
 Array = NDArray[Any]
@@ -75,7 +76,7 @@ class OnnxCpuSession:
     """One stage in ONNX Runtime's CPU provider.
 
     Args:
-        path: the ONNX file; its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it.
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
         threads: intra-op threads; None leaves the choice to ONNX Runtime (one per physical core).
@@ -84,7 +85,7 @@ class OnnxCpuSession:
 
     def __init__(
         self,
-        path: Path,
+        graph: GraphSource | Path,
         stage: StageSpec,
         dims: Mapping[str, int] | None = None,
         threads: int | None = None,
@@ -93,9 +94,10 @@ class OnnxCpuSession:
     ) -> None:
         import onnxruntime
 
+        source = GraphSource.of(graph)
         if stage.precision == "bf16":
             raise UserError(
-                f"{path.name} is a bf16 graph, and ONNX Runtime has no bf16 operators for the processor: "
+                f"{source.file_name} is a bf16 graph, and ONNX Runtime has no bf16 operators for the processor: "
                 "use --precision fp32 or fp16 there."
             )
         options = onnxruntime.SessionOptions()
@@ -109,26 +111,25 @@ class OnnxCpuSession:
             # It would keep weights that a graph casts or scales as constants of their own.
             disabled.append("ConstantFolding")
         try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path),
-                sess_options=options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=disabled,
+            self._session = make_session(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
             )
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name} ({first_line(error)}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {source.file_name} ({first_line(error)}): "
                 "update onnxruntime, or export the bundle again."
             ) from None
-        self._check_names(path, stage)
+        self._check_names(source.file_name, stage)
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = 4
-        self._stage, self._name = stage, stage_of(path)
+        self._stage, self._name = stage, stage_of(source.file_name)
         self._dims: dict[str, int] | None = None
         with self._failures():
             self.allocate(dims or {})
 
-    def _check_names(self, path: Path, stage: StageSpec) -> None:
+    def _check_names(self, file_name: str, stage: StageSpec) -> None:
         """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
         for kind, graph, specs in (
             ("inputs", self._session.get_inputs(), stage.inputs),
@@ -136,7 +137,7 @@ class OnnxCpuSession:
         ):
             found = {tensor.name: (_DTYPES.get(tensor.type, tensor.type), _fixed(tensor.shape)) for tensor in graph}
             if found != {spec.name: (spec.dtype, _fixed(spec.shape)) for spec in specs}:
-                raise UserError(f"{path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again.")
+                raise UserError(f"{file_name} has other {kind} than {MANIFEST_NAME} says: export the bundle again.")
 
     def allocate(self, dims: Mapping[str, int]) -> None:
         """Make the persistent buffers for these dynamic sizes, unless they already fit."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from .errors import CancelledError, UserError, first_line
 
@@ -38,6 +37,6 @@ def stage_failures(stage: str, title: str, cancelled: Callable[[], bool] = lambd
         ) from None
 
 
-def stage_of(path: Path) -> str:
+def stage_of(file_name: str) -> str:
     """The stage that a graph's file is named after."""
-    return path.name.removesuffix(".onnx")
+    return file_name.removesuffix(".onnx")

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .bundle import Bundle
+from .consistency import check_complete
 from .errors import UserError
 from .finite import check_finite
-from .guarded_read import TOKENIZER, read_text
+from .guarded_read import TOKENIZER
 from .session import Array, Session
 
 _log = logging.getLogger("consisti2v_rt")
@@ -25,11 +26,13 @@ class PromptTokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.manifest.tokenizer
-        text = read_text(bundle.file(spec.file), TOKENIZER, spec.file)
         try:
-            self._tokenizer = Tokenizer.from_str(text)
+            self._tokenizer = Tokenizer.from_buffer(bundle.read(spec.file, TOKENIZER.max_bytes).tobytes())
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
+        check_complete(bundle.manifest, bundle.graph, self._tokenizer)
         self._length = spec.max_length
         self._tokenizer.enable_truncation(spec.max_length)
         self._tokenizer.enable_padding(length=spec.max_length, pad_id=spec.pad_token_id, pad_token=spec.pad_token)

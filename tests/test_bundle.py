@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_missing_cut_and_grown_files(copy, verify):
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_links(copy, tmp_path, verify):
-    """Out of the bundle they are refused; within it, and to the whole bundle, they are fine."""
+    """A recorded file that is a link, or lies behind one, is refused; the bundle's folder may be one."""
     path, elsewhere = copy / "unet" / "unet.onnx", tmp_path / "elsewhere.onnx"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -281,16 +282,29 @@ def test_links(copy, tmp_path, verify):
     path.unlink()
     elsewhere.rename(copy / "kept.onnx")
     path.symlink_to(copy / "kept.onnx")
-    Bundle.open(copy, verify=verify)
+    assert "unet/unet.onnx is a link: replace it" in refusal(lambda: Bundle.open(copy, verify=verify))
+    path.unlink()
+    (copy / "kept.onnx").rename(path)
+    (copy / "unet").rename(copy / "kept")
+    (copy / "unet").symlink_to(copy / "kept")
+    assert "unet/unet.onnx is a link" in refusal(lambda: Bundle.open(copy, verify=verify))
+    (copy / "unet").unlink()
+    (copy / "kept").rename(copy / "unet")
     (tmp_path / "link").symlink_to(copy)
     Bundle.open(tmp_path / "link", verify=verify)
 
 
-def test_an_unreadable_file_is_told(copy, monkeypatch):
-    def denied(folder, names):
-        raise PermissionError(13, "Permission denied", str(copy / "unet" / "unet.onnx"))
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_pipe_is_refused_and_not_waited_for(copy, verify):
+    (copy / "unet" / "unet.onnx").unlink()
+    os.mkfifo(copy / "unet" / "unet.onnx")
+    assert "unet/unet.onnx is no regular file" in refusal(lambda: Bundle.open(copy, verify=verify))
 
-    monkeypatch.setattr(bundle_module, "hash_files", denied)
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_told(copy):
+    (copy / "unet" / "unet.onnx").chmod(0)
     assert "unet.onnx cannot be read (Permission denied)" in refusal(lambda: Bundle.open(copy))
 
 

@@ -46,7 +46,7 @@ def try_target(bundle: Path, target: str, precision: str = "fp16") -> dict[str, 
     module, words = load_module(engine.flavour), Messages.of(load_module(engine.flavour))
     open_gpu().make_current()
     runtime = module.Runtime(words)
-    if runtime.deserialize_cuda_engine(opened.file(engine.file).read_bytes()) is None:
+    if runtime.deserialize_cuda_engine(opened.read(engine.file, hashed=True).tobytes()) is None:
         forget_target(bundle, engine.target)
         raise RuntimeError(
             f"{engine.flavour} {engine.version} refuses the plan: {'; '.join(words.lines) or 'no reason'}"

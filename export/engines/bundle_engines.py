@@ -263,7 +263,7 @@ def _build_stage(
     plan = run_build(order, on_progress)
     if job.precision != "fp32":
         # Said as well: it is not for the builder to see.
-        exact = spelled_out(job.bundle.file(job.bundle.manifest.stages[stage].file), job.bundle.file(graph.file))
+        exact = spelled_out(job.bundle.graph(job.bundle.manifest.stages[stage]), job.bundle.graph(graph))
         plan = replace(plan, attentions=replace(plan.attentions, decomposed=(*plan.attentions.decomposed, *exact)))
     engine = job.engine(stage, plan.version)
     assert engine is not None

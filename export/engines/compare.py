@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ from numpy.typing import NDArray
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
+from ...runtime.graph_source import GraphSource
 from ...runtime.install import install_hint
 from ...runtime.manifest import EngineSpec, StageSpec
+from ...runtime.onnx_session import make_session
 
 SEEDS = (0, 1, 2)
 RELATIVE_L2_LIMIT = 5e-3
@@ -66,7 +67,7 @@ def _loss(bundle: Bundle, engine: EngineSpec, profile: int, seed: int) -> float:
     """The largest relative L2 over the outputs; NaN where one is not finite."""
     graph = bundle.manifest.stages[engine.stage]
     inputs = random_inputs(engine, graph, profile, seed)
-    expected = _run_onnxruntime(bundle.file(graph.file), inputs)
+    expected = _run_onnxruntime(bundle.graph(graph, hashed=True), inputs)
     found = _run_engine(bundle, engine, profile, inputs)
     return max(_relative_l2(found[name], expected[name]) for name in expected)
 
@@ -86,10 +87,12 @@ def random_inputs(engine: EngineSpec, graph: StageSpec, profile: int, seed: int)
     return arrays
 
 
-def _run_onnxruntime(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+def _run_onnxruntime(graph: GraphSource, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    import onnxruntime
+    from polygraphy.backend.onnxrt import OnnxrtRunner
 
-    with OnnxrtRunner(SessionFromOnnx(str(path), providers=["cpu"])) as runner:
+    session = make_session(graph, onnxruntime.SessionOptions(), providers=["CPUExecutionProvider"])
+    with OnnxrtRunner(session) as runner:
         return {name: np.array(array) for name, array in runner.infer(dict(inputs)).items()}
 
 
@@ -104,10 +107,9 @@ def choose_library(flavour: str) -> None:
 
 def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays) -> dict[str, NDArray[Any]]:
     choose_library(engine.flavour)
-    from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    load = EngineFromBytes(BytesFromPath(str(bundle.file(engine.file))))
+    load = EngineFromBytes(bundle.read(engine.file, hashed=True).tobytes())
     types = {spec.name: spec.dtype for spec in engine.inputs}
     with TrtRunner(load, optimization_profile=profile) as runner:
         given = {name: array.astype(types[name]) for name, array in inputs.items()}

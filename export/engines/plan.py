@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from ...runtime.engine_refit import load_graph
 from ...runtime.errors import UserError
+from ...runtime.graph_source import GraphSource
 from ...runtime.manifest import TensorSpec
 from .api import Builder, BuilderConfig, Network, TensorRT
 from .attention import Attentions, settle_attentions
@@ -35,8 +37,8 @@ class PlanRequest:
     """What is to be built."""
 
     stage: str
-    onnx: Path
-    """Its weights lie beside it; they are read by path."""
+    onnx: GraphSource | Path
+    """Of a bundle, or a file with its weights beside it."""
     shapes: EngineShapes
     flavour: Flavour
     target: Target
@@ -74,10 +76,12 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     builder = library.Builder(logger)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, logger)
-    # By path: the weights are external, and larger than a message may be.
-    if not parser.parse_from_file(str(request.onnx)):
+    weights = load_graph(parser, GraphSource.of(request.onnx))
+    if weights is None or not parser.parse_model_proto():
         reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
-        raise UserError(f"{request.flavour.title} cannot read {request.onnx.name} ({plain_words(reason)}).")
+        raise UserError(
+            f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+        )
     _check_tensors(network, request)
     # First: a size that the graph leaves open and the engine has fixed decides what fuses.
     _set_shapes(network, request.shapes)
@@ -89,6 +93,8 @@ def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress:
     # Some failures are only logged; the builder then hands out a plan of something else, or nothing.
     if data is None or messages.errors:
         raise UserError(_failure(library, request, messages, attentions))
+    # Both take the weights from there until now.
+    del parser, network, weights
     seconds = time.perf_counter() - started
     path.write_bytes(memoryview(data))  # type: ignore[arg-type]
     return Plan(
@@ -141,7 +147,9 @@ def _check_tensors(network: Network, request: PlanRequest) -> None:
         tensors = [get(i) for i in range(count)]
         found = {tensor.name: _DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors}
         if found != _types(specs):
-            raise UserError(f"{request.onnx.name} has other tensors than the manifest says: export the bundle again.")
+            raise UserError(
+                f"{PurePath(request.onnx.name).name} has other tensors than the manifest says: export the bundle again."
+            )
 
 
 def _types(specs: tuple[TensorSpec, ...]) -> dict[str, str]:

@@ -57,11 +57,13 @@ def main(order: TextIO, answers: TextIO) -> None:
 
     wanted = Order(**json.load(order))
     try:
-        manifest = Bundle.open(wanted.bundle, verify=False).manifest
+        bundle = Bundle.open(wanted.bundle, verify=False)
+        manifest = bundle.manifest
         stages = manifest.stages if wanted.precision == "fp32" else manifest.variants[wanted.precision]
         graph, flavour = stages[wanted.stage], find_flavour(wanted.flavour)
         shapes = engine_shapes(graph, manifest.model, parse_ranges(wanted.dynamic, manifest.model))
-        onnx = (Path(wanted.bundle) / graph.file).resolve()
+        # Hashed as it is read: a damaged graph would give a damaged engine.
+        onnx = bundle.graph(graph, hashed=True)
         request = PlanRequest(wanted.stage, onnx, shapes, flavour, find_target(wanted.target, probe()), wanted.stripped)
         plan = build_plan(load_library(flavour), request, Path(wanted.plan), on_progress)
         answer("plan", dataclasses.asdict(plan))

@@ -84,7 +84,7 @@ class Cases:
             self._texts = [{"input_ids": tokenizer(prompt)} for prompt in _PROMPTS]
             for stage in ("text_encoder", "conditioning"):
                 spec = self._bundle.manifest.stages[stage]
-                session = OnnxCpuSession(self._bundle.file(spec.file), spec, {})
+                session = OnnxCpuSession(self._bundle.graph(spec), spec, {})
                 for text in self._texts:
                     for name in session.inputs:
                         session.inputs[name][...] = text[name]

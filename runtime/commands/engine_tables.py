@@ -14,7 +14,7 @@ from ..engine_match import build_command
 from ..engine_source import staleness
 from ..errors import UserError
 from ..gpu.device import probe
-from ..guarded_read import ENGINE_FACTS, read_json
+from ..guarded_read import parse_json
 from ..manifest import EngineSpec
 
 ALL = "all"
@@ -47,12 +47,12 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
         again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
         remedy = f"build the engine again with 'consisti2v build BUNDLE {again}'"
         try:
-            facts = read_json(bundle.file(engine.facts), ENGINE_FACTS(remedy), engine.facts)
+            facts = parse_json(bundle.read(engine.facts).tobytes())
             check_facts(facts)
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{engine.facts} cannot be read ({error}): {remedy}.") from None
+            raise UserError(f"{engine.facts} cannot be read ({str(error).rstrip('.')}): {remedy}.") from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts
@@ -74,7 +74,7 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
         ) from None
     bundle.require([engine.file], build_command(engine))
     loaded = library.Runtime(library.Logger(library.Logger.ERROR)).deserialize_cuda_engine(
-        bundle.file(engine.file).read_bytes()
+        bundle.read(engine.file).tobytes()
     )
     if loaded is None:
         raise UserError(

@@ -138,6 +138,9 @@ def generate(
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
     ] = None,
+    expect_digest: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="Refuse a bundle of another digest; 'inspect' prints it.")
+    ] = None,
 ) -> None:
     """Animate a photo. Defaults are the bundle's recommendations, else the published model's."""
     options: dict[str, Any] = {
@@ -180,6 +183,7 @@ def generate(
         "device": device,
         "precision": precision,
         "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
+        "expect_digest": expect_digest,
     }
     animate_to_file(
         bundle,

@@ -15,6 +15,7 @@ from ..bundle_home import HOME_VARIABLE, bundle_home, named_bundles
 from ..errors import UserError
 from ..manifest import Manifest, RecommendedSettings, TensorSpec
 from ..presets import PUBLISHED
+from ..text import PromptTokenizer
 from .console import echo, plain
 from .engine_tables import engine_facts, engine_table, find_engines
 from .table_style import table_console, table_style
@@ -27,7 +28,7 @@ def inspect(
         typer.Argument(help="Folder made by 'consisti2v export', or a name; if absent, the names."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file and compare.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print bundle.json as checked, with its digest.")] = False,
     engine: Annotated[
         str | None, typer.Option(help="Engines of a stage or target, or all: what is known about them.")
     ] = None,
@@ -41,7 +42,7 @@ def inspect(
     if engine is not None:
         _show_engines(opened, engine, json)
     elif json:
-        echo(manifest.to_json(), nl=False)
+        echo(json_module.dumps({**json_module.loads(manifest.to_json()), "digest": manifest.digest}, indent=2))
     else:
         console = table_console()
         style = table_style(console)
@@ -49,6 +50,8 @@ def inspect(
         console.print(_stage_table(manifest, style))
         if manifest.variants:
             console.print(variant_table(opened, _size, style))
+        # On a line of its own, whole: it is for copying.
+        echo(f"digest {manifest.digest}")
     lost = {} if verify else opened.lost_files()
     if lost:
         told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
@@ -56,6 +59,7 @@ def inspect(
     if verify:
         started = time.perf_counter()
         opened.verify()
+        PromptTokenizer(opened)  # its numbers are those of the text encoder
         total = sum(record.bytes for record in manifest.files.values())
         echo(
             f"{len(manifest.files)} files, {_size(total)}, all as recorded ({time.perf_counter() - started:.1f} s)",

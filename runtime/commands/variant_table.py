@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..bundle import Bundle
-from ..guarded_read import LOSSES, read_json
+from ..guarded_read import parse_json
 
 
 def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, Any]) -> Table:
@@ -53,10 +53,8 @@ def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
     if name not in bundle.manifest.files:
         return {}
     # Damaged or gone, it is written anew with the graphs.
-    if bundle.fault(name, hashed=True) is not None:
-        return {}
     try:
-        stages: dict[str, Any] = read_json(bundle.file(name), LOSSES)["stages"]
+        stages: dict[str, Any] = parse_json(bundle.read(name, hashed=True).tobytes())["stages"]
     except (ValueError, KeyError, TypeError):
         return {}
     return stages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from ..bundle import Bundle
 from ..engine_match import build_command, check_engine
@@ -102,8 +102,8 @@ def load_engine(
     gpu, scratch, turns = shared()
     gpu.make_current()
     graph = engine_graph(spec, bundle.manifest) or bundle.manifest.stages[stage]
-    onnx, cache = bundle.file(graph.file), _jit_cache(bundle, spec, gpu)
-    engine = Engine(bundle.file(spec.file), spec, module, turns, onnx, cache)
+    onnx, cache = bundle.graph(graph), _jit_cache(bundle, spec, gpu)
+    engine = Engine(partial(bundle.read, spec.file), spec, module, turns, onnx, cache)
     return TensorRTSession(gpu, engine, graph, sizes, scratch)
 
 
@@ -159,4 +159,4 @@ def load_onnx(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int 
     gpu, _, turns = shared()
     gpu.make_current()
     spec = stage_graph(bundle, stage, precision)
-    return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, turns, bundle.file(spec.file), precision), spec, dims)
+    return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, turns, bundle.graph(spec), precision), spec, dims)

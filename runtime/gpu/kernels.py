@@ -41,7 +41,7 @@ class GpuKernels:
         spec = find_cubin(self._bundle.manifest.kernels, name, self._gpu.compute_capability)
         if spec is not None:
             self._bundle.require([spec.file], "consisti2v build BUNDLE --target current")
-            return self._bundle.file(spec.file).read_bytes()
+            return self._bundle.read(spec.file).tobytes()
         try:
             from ...kernels.cuda.compile import compile_cubin
 

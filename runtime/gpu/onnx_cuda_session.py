@@ -7,14 +7,15 @@ The provider takes our stream (``user_compute_stream``) and does not wait at the
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, first_line
+from ..errors import BackendError, UserError, first_line
+from ..graph_source import GraphSource
 from ..manifest import StageSpec
+from ..onnx_session import make_session
 from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession
@@ -34,15 +35,15 @@ class OnnxCudaGraph:
     Args:
         gpu: where it runs.
         turns: whose weights may be on the GPU.
-        path: the ONNX file; its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it; read again when the weights come back.
         precision: of the graph; in fp32 the tensor cores' shortened float32 (TF32) is switched off.
 
     Raises:
         BackendError: the provider cannot be had, or cannot load the graph.
     """
 
-    def __init__(self, gpu: Gpu, turns: WeightTurns, path: Path, precision: str) -> None:
-        self._gpu, self._turns, self.path, self._precision = gpu, turns, path, precision
+    def __init__(self, gpu: Gpu, turns: WeightTurns, graph: GraphSource | Path, precision: str) -> None:
+        self._gpu, self._turns, self.source, self._precision = gpu, turns, GraphSource.of(graph), precision
         self._session: Any | None = None
         self.moves = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
@@ -76,12 +77,12 @@ class OnnxCudaGraph:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         cuda = (PROVIDER, provider_options(int(self._gpu.stream.handle), self._precision))
         try:
-            session = onnxruntime.InferenceSession(
-                os.fspath(self.path), sess_options=options, providers=[cuda, "CPUExecutionProvider"]
-            )
+            session = make_session(self.source, options, providers=[cuda, "CPUExecutionProvider"])
+        except UserError:
+            raise
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {self.path.name} on the GPU "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self.source.file_name} on the GPU "
                 f"({first_line(error)}): update onnxruntime-gpu, or pass --device cpu."
             ) from None
         # Where its libraries are missing the provider is dropped with no more than a line in the log.
@@ -95,7 +96,7 @@ class OnnxCudaGraph:
             _log.warning(
                 "ONNX Runtime %s runs parts of %s on the processor (%s), which is slow: update onnxruntime-gpu.",
                 onnxruntime.__version__,
-                self.path.name,
+                self.source.file_name,
                 ", ".join(f"{count} {kind}" for kind, count in elsewhere.items()),
             )
         self._session = session
@@ -143,7 +144,7 @@ class OnnxCudaSession(DeviceSession):
             self._graph.bindings[id(self)] = binding = session.io_binding()
             for name, array in self._bound.items():
                 self._bind(binding, name, array)
-        with stage_failures(stage_of(self._graph.path), "ONNX Runtime CUDA"):
+        with stage_failures(stage_of(self._graph.source.file_name), "ONNX Runtime CUDA"):
             session.run_with_iobinding(binding, self._run_options)
 
     def with_dims(self, dims: Mapping[str, int]) -> OnnxCudaSession:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import UserError
-from ..guarded_read import ENGINE_FACTS, read_json
+from ..guarded_read import parse_json
 from ..manifest import EngineSpec, StageSpec
 from ..session import dynamic_size
 from .memory import STORAGE
@@ -137,7 +137,7 @@ def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int) -> int | None:
     if not engine.facts:
         return None
     try:
-        facts: Any = read_json(bundle.file(engine.facts), ENGINE_FACTS)
+        facts: Any = parse_json(bundle.read(engine.facts).tobytes())
         sizes = [int(size) for size in facts["activation_bytes"]]
         batches = [profile.rows for profile in engine.profiles]
         if len(sizes) == len(batches):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakSet
 
 from ..engine_match import build_command
 from ..engine_refit import refit_from_onnx
 from ..errors import BackendError, UserError
+from ..graph_source import GraphSource
 from ..jit_cache import JitCache
 from ..manifest import EngineSpec, StageSpec, TensorSpec
 from ..session import dynamic_size
@@ -40,11 +41,11 @@ class Engine:
     """A plan on the GPU: the weights, shared by every session over it.
 
     Args:
-        path: the plan.
+        plan: the plan's file, or what reads it; it is read again when the weights come back.
         spec: what the manifest says about it.
         module: tensorrt_rtx or tensorrt.
         turns: whose weights may be on the GPU.
-        onnx: the graph it was built from; a stripped engine takes its weights from there.
+        onnx: the graph it was built from, of a bundle or a file; a stripped engine takes its weights from there.
         jit_cache: kernels compiled on this machine before; None: compiled anew.
 
     Raises:
@@ -53,14 +54,16 @@ class Engine:
 
     def __init__(
         self,
-        path: Path,
+        plan: Path | Callable[[], Any],
         spec: EngineSpec,
         module: Any,
         turns: WeightTurns,
-        onnx: Path,
+        onnx: GraphSource | Path,
         jit_cache: JitCache | None = None,
     ) -> None:
-        self.path, self.spec, self.module, self._turns, self._onnx = path, spec, module, turns, onnx
+        self.name = plan.name if isinstance(plan, Path) else PurePosixPath(spec.file).name
+        self._read = plan.read_bytes if isinstance(plan, Path) else plan
+        self.spec, self.module, self._turns, self._onnx = spec, module, turns, GraphSource.of(onnx)
         self._jit_cache = jit_cache
         self._saved = False
         self.sessions: WeakSet[TensorRTSession] = WeakSet()
@@ -80,7 +83,7 @@ class Engine:
         self._deferred = hasattr(self._runtime, "defer_weights_loading") and not self.spec.stripped
         if self._deferred:
             self._runtime.defer_weights_loading = True
-        plan = self.path.read_bytes()
+        plan = self._read()
         try:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         except Exception as error:
@@ -100,15 +103,15 @@ class Engine:
 
     def _refused(self, reason: str) -> str:
         return (
-            f"{self.module.__name__} {self.module.__version__} refuses the engine {self.path.name} ({reason}): build "
+            f"{self.module.__name__} {self.module.__version__} refuses the engine {self.name} ({reason}): build "
             "it for this machine with 'consisti2v build BUNDLE --target current'."
         )
 
-    def _load_weights(self, plan: bytes) -> None:
+    def _load_weights(self, plan: Any) -> None:
         assert self._engine is not None
         if not self._engine.load_weights(plan):
             raise UserError(
-                f"the weights of {self.path.name} cannot be loaded ({self.failure()}): close other programs that use "
+                f"the weights of {self.name} cannot be loaded ({self.failure()}): close other programs that use "
                 "the GPU, or pass --low-vram."
             )
 
@@ -120,7 +123,7 @@ class Engine:
             self._load()
         assert self._engine is not None
         if self._deferred and not self._engine.weights_loaded:
-            self._load_weights(self.path.read_bytes())
+            self._load_weights(self._read())
             self.moves += 1
         return self._engine
 
@@ -159,7 +162,7 @@ class Engine:
         else:
             context = engine.create_execution_context(strategy)
         if context is None:
-            raise UserError(f"{self.path.name} cannot be prepared for running ({self._logger.last()}).")
+            raise UserError(f"{self.name} cannot be prepared for running ({self._logger.last()}).")
         return context
 
     def save_jit_cache(self) -> None:
@@ -209,7 +212,7 @@ class TensorRTSession(DeviceSession):
         self, gpu: Gpu, engine: Engine, stage: StageSpec, dims: Mapping[str, int], scratch: SharedScratch
     ) -> None:
         inputs, outputs = engine.tensors()
-        check_same_tensors(engine.spec.stage, (*inputs, *outputs), stage, engine.path.name)
+        check_same_tensors(engine.spec.stage, (*inputs, *outputs), stage, engine.name)
         super().__init__(gpu, inputs, outputs)
         self._engine, self._stage, self._scratch = engine, stage, scratch
         self._context: Any | None = None
@@ -230,7 +233,7 @@ class TensorRTSession(DeviceSession):
         if self._context is None or self._made_for != self._engine.generation:
             self._ready_context()  # takes every bound array, this one included
         elif not self._context.set_tensor_address(name, array.address):
-            raise RuntimeError(f"{self._engine.path.name} does not take an address for {name}")
+            raise RuntimeError(f"{self._engine.name} does not take an address for {name}")
 
     def _ready_context(self) -> Any:
         """The context, made anew where the sizes or the engine changed."""
@@ -241,12 +244,12 @@ class TensorRTSession(DeviceSession):
             if self._profile and not self._context.set_optimization_profile_async(
                 self._profile, int(self._gpu.stream.handle)
             ):
-                raise RuntimeError(f"{self._engine.path.name} has no profile {self._profile}")
+                raise RuntimeError(f"{self._engine.name} has no profile {self._profile}")
             for spec in self._specs["in"]:
                 shape = tuple(size if isinstance(size, int) else self._sizes[size] for size in spec.shape)
                 dynamic = any(size < 0 for size in engine.get_tensor_shape(spec.name))
                 if dynamic and not self._context.set_input_shape(spec.name, shape):
-                    raise RuntimeError(f"{self._engine.path.name} does not take {list(shape)} for {spec.name}")
+                    raise RuntimeError(f"{self._engine.name} does not take {list(shape)} for {spec.name}")
             for name, array in self._bound.items():
                 self._set_address(name, array)
         return self._context
@@ -257,7 +260,7 @@ class TensorRTSession(DeviceSession):
             context.set_device_memory(self._scratch.address, self._scratch.nbytes)
             self._scratch_set = self._scratch.generation
         if not context.execute_async_v3(int(stream.handle)):
-            raise RuntimeError(f"{self._engine.path.name} did not run ({self._engine.failure()})")
+            raise RuntimeError(f"{self._engine.name} did not run ({self._engine.failure()})")
 
     def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
         return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)

@@ -41,7 +41,7 @@ def load(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | Non
     spec = stage_graph(bundle, stage, "fp32" if precision in HINTS else precision)
     reduced = precision in HINTS and stage == "unet"
     return OpenVinoSession(
-        bundle.file(spec.file),
+        bundle.graph(spec),
         spec,
         dims,
         threads,

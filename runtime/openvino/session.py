@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import CancelledError, UserError
+from ..graph_source import GraphSource
 from ..install import install_hint
 from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
 from ..stage_failure import stage_failures, stage_of
+from .graph_in_memory import read_in_memory
 from .rewrites import fold_constants, rewrite
 from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
 
@@ -88,7 +90,7 @@ class OpenVinoSession:
     The graph is compiled for fixed sizes: :meth:`allocate` with other sizes compiles it again.
 
     Args:
-        path: the ONNX file (float32, or a quantised one); its weights lie beside it.
+        graph: of a bundle, or an ONNX file with its weights beside it; float32, or quantised.
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
         threads: None leaves the choice to OpenVINO (one per physical core).
@@ -105,7 +107,7 @@ class OpenVinoSession:
 
     def __init__(
         self,
-        path: Path,
+        graph: GraphSource | Path,
         stage: StageSpec,
         dims: Mapping[str, int] | None = None,
         threads: int | None = None,
@@ -125,9 +127,10 @@ class OpenVinoSession:
             self._config["CACHE_DIR"] = os.fspath(cache)
         self._winograd = winograd and precision == "fp32"
         self._textless = textless
-        self._path, self._stage = path, stage
+        source = GraphSource.of(graph)
+        self._file_name, self._stage = source.file_name, stage
         try:
-            self._model = self._core.read_model(os.fspath(path))
+            self._model = read_in_memory(self._core, self._openvino, source)
         except RuntimeError as error:
             raise self._refusal(error) from None
         self._check_names()
@@ -138,7 +141,7 @@ class OpenVinoSession:
     def _refusal(self, error: RuntimeError) -> UserError:
         last_line = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
         return UserError(
-            f"OpenVINO {self._openvino.__version__} cannot load {self._path.name} ({last_line}): "
+            f"OpenVINO {self._openvino.__version__} cannot load {self._file_name} ({last_line}): "
             "update openvino, export the bundle again, or use --device cpu."
         )
 
@@ -158,7 +161,7 @@ class OpenVinoSession:
             )
             if not fits:
                 raise UserError(
-                    f"{self._path.name} has other {kind} than {MANIFEST_NAME} says: export the bundle again."
+                    f"{self._file_name} has other {kind} than {MANIFEST_NAME} says: export the bundle again."
                 )
 
     def allocate(self, dims: Mapping[str, int]) -> None:
@@ -224,7 +227,7 @@ class OpenVinoSession:
         for step in self._graph.steps():
             if self._cancelled:
                 raise CancelledError
-            with stage_failures(stage_of(self._path), "OpenVINO", lambda: self._cancelled):
+            with stage_failures(stage_of(self._file_name), "OpenVINO", lambda: self._cancelled):
                 step()
 
     def cancel(self) -> None:

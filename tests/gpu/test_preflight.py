@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
 from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
 from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord, ProfileSpec
@@ -98,21 +98,24 @@ def test_graphs_count_their_files_and_buffers(bundle):
 
 def test_engines_count_plans_and_facts(bundle, tmp_path):
     engine = EngineSpec("unet", "e/unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", facts="facts.json")
-    files = {**bundle.manifest.files, "e/unet.plan": FileRecord("0", 1000)}
-    copy = Bundle(tmp_path, replace(bundle.manifest, files=files))
-    unknown = need_of_engines(copy, {"unet": engine}, DIMS, 2)
+    files = {**bundle.manifest.files, "e/unet.plan": FileRecord("0", 1000), "facts.json": FileRecord("0", 10)}
+
+    def with_facts(facts: object) -> Bundle:
+        (tmp_path / "facts.json").write_text(json.dumps(facts))
+        return Bundle(tmp_path, replace(bundle.manifest, files=files | hash_files(tmp_path, ["facts.json"])))
+
+    unknown = need_of_engines(Bundle(tmp_path, replace(bundle.manifest, files=files)), {"unet": engine}, DIMS, 2)
     assert unknown.weights == {"unet": 1000} and not unknown.known
-    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [5000, 7000]}))
+    copy = with_facts({"activation_bytes": [5000, 7000]})
     known = need_of_engines(copy, {"unet": engine}, DIMS, 2)
     assert known.known and known.scratch == {"unet": 7000}
     # A profile a batch: larger ones than asked for are not used.
     profiles = tuple(ProfileSpec(n, {}) for n in (1, 2, 3))
-    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [1000, 2000, 3000]}))
+    copy = with_facts({"activation_bytes": [1000, 2000, 3000]})
     for rows, expected in ((1, 1000), (2, 2000), (3, 3000), (6, 3000)):
         need = need_of_engines(copy, {"unet": replace(engine, profiles=profiles)}, DIMS, rows)
         assert need.scratch == {"unet": expected}
-    (tmp_path / "facts.json").write_text("[]")
-    assert not need_of_engines(copy, {"unet": engine}, DIMS, 2).known
+    assert not need_of_engines(with_facts([]), {"unet": engine}, DIMS, 2).known
 
 
 def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):

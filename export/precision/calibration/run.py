@@ -70,7 +70,7 @@ def calibrate(
         stage_spec = bundle.manifest.stages[stage]
         if stage == STAGE:
             return ObservedSession(observed, stage_spec, dims, threads, ranges)
-        return OnnxCpuSession(bundle.file(stage_spec.file), stage_spec, dims, threads, lean=True)
+        return OnnxCpuSession(bundle.graph(stage_spec), stage_spec, dims, threads, lean=True)
 
     backend = Backend(
         "calibration",
