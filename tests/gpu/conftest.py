@@ -290,6 +290,7 @@ class FakeSession(DeviceSession):
         return FakeSession(self._gpu, self._turns, self._path, self._stage, dims)
 
     def release(self) -> None:
+        self._turns.leave(self)
         self.releases += 1
 
     @property

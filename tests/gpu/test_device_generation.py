@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -159,6 +161,19 @@ def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_pr
     captures = fake_cuda.captures
     animate(photo, "a cat", **FAST)
     assert fake_cuda.captures == captures + 1
+
+
+def test_close_frees_the_weights(fake_cuda, demo_bundle, photo):
+    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
+    animate(photo, "a cat", **FAST)
+    sessions = list(animate._stages.sessions.values())
+    animate.close()
+    assert [session.releases for session in sessions] == [1] * len(sessions)
+    assert animate.gpu is None
+    kept = [weakref.ref(session) for session in sessions]
+    del sessions
+    gc.collect()
+    assert [session() for session in kept] == [None] * len(kept), "the process' turns keep none of them"
 
 
 def test_frame_init_on_the_processor_where_there_is_no_cufft(on_gpu, on_processor, photo, monkeypatch, relative_l2):
