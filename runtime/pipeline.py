@@ -161,7 +161,8 @@ class ImageToVideo:
             CancelledError: the call was cancelled, or its callback returned False.
         """
         check_call(latents, callback, on_frames, cancel_token)
-        check_inputs(image, prompt, settings)
+        # Before the turn: bad input is refused at once, not after the calls that wait.
+        self.check(image, prompt, settings=settings, **options)
         self._check_open()
         token = CancelToken() if cancel_token is None else cancel_token
         with self._calls.turn(token):
