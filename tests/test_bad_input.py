@@ -515,8 +515,8 @@ def one_tokenizer() -> Iterator[None]:
     class Kept:
         @staticmethod
         @functools.cache
-        def from_str(content: str) -> Tokenizer:
-            return Tokenizer.from_str(content)
+        def from_buffer(content: bytes) -> Tokenizer:
+            return Tokenizer.from_buffer(content)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "Tokenizer", Kept)
