@@ -71,12 +71,12 @@ class Bundle:
         bundle = cls(folder, manifest, hashed=verify)
         if expect_digest is not None:
             check_digest(bundle.digest, expect_digest, folder)
-        check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])
         bundle._check_graphs(bundle.manifest.stages.values())
-        check_sizes(bundle.manifest)
+        check_sizes(manifest)
+        check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
         return bundle
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..kernels.ddim import SchedulerConfig
 from .errors import UserError
 from .graph_source import GraphSource
 from .manifest import MANIFEST_NAME, Manifest, StageSpec, TensorSpec
@@ -130,6 +131,10 @@ def _check_handover(manifest: Manifest) -> None:
 
 
 def _check_scheduler(manifest: Manifest) -> None:
+    try:
+        SchedulerConfig.from_dict(manifest.scheduler)
+    except ValueError as error:
+        raise UserError(f"{MANIFEST_NAME}: the scheduler cannot be used: {error}") from None
     steps, level = manifest.scheduler.get("num_train_timesteps"), manifest.frame_init.noise_level
     if isinstance(steps, int) and not isinstance(steps, bool):
         if not 2 <= steps <= MAX_TRAINING_STEPS:

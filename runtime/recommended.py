@@ -66,8 +66,11 @@ def check_recommended(recommended: RecommendedSettings, scheduler: Mapping[str, 
     given = {name: getattr(recommended, name) for name in PUBLISHED if getattr(recommended, name) is not None}
     chosen: Any = replace(recommended, **PUBLISHED | given)
     try:
+        config = SchedulerConfig.from_dict(scheduler) if given else SchedulerConfig()
+    except ValueError as error:
+        raise UserError(f"the bundle's scheduler cannot be used: {error}") from None
+    try:
         if given:
-            config = SchedulerConfig.from_dict(scheduler)
             check_sampling(chosen, config.num_train_timesteps)
             step_table(chosen.scheduler, config, chosen.num_inference_steps)
         _check_known(recommended)

@@ -30,6 +30,7 @@ from consisti2v_rt.export.demo.media import PHOTOS  # noqa: E402
 from consisti2v_rt.export.demo.model_card import write_model_card  # noqa: E402
 from consisti2v_rt.export.demo.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
 from consisti2v_rt.export.demo.presets import preset  # noqa: E402
+from consisti2v_rt.export.demo.recommendation import DEMO_RECOMMENDED  # noqa: E402
 from consisti2v_rt.export.demo.sampling import SampleSettings, sample_videos  # noqa: E402
 from consisti2v_rt.export.demo.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
 from consisti2v_rt.export.demo.text_training import (  # noqa: E402
@@ -328,7 +329,7 @@ def test_a_training_writes_weights_that_load_and_sample(tmp_path: Path, clips: L
     folder = tmp_path / "model"
     assert write_weights(folder, pair, vae) > 0
     model = load_model(folder)
-    assert float(model.vae.config.scaling_factor) == 1.5
+    assert float(model.vae.config.scaling_factor) == 1.5 and model.recommended == DEMO_RECOMMENDED
     assert model.unet.config.use_frame_stride_condition and model.unet.config.augment_temporal_attention
     # Training can begin again from what was written.
     other = TrainedPair(TINY)

@@ -23,7 +23,6 @@ from .media import fetch, has_media
 from .model_card import write_model_card
 from .moves import MOVES
 from .presets import Preset, preset
-from .recommendation import write_recommendation
 from .sampling import held_out_pictures, sheet_rows
 from .sheet import write_sheet
 from .text_encoder import CaptionEncoder
@@ -112,7 +111,6 @@ def export_demo_model(
 
     chosen = preset(preset_name, size)
     total = write_weights(output, trained_pair(chosen, work), scaled_vae(chosen, work))
-    write_recommendation(output)
     facts: dict[str, Any] = {"preset": chosen.name, "size": chosen.size, "clips": chosen.clips, "bytes": total}
     facts |= {"hardware": _hardware(device), "note": note}
     for part, batch in (("vae", chosen.vae_batch), ("unet", chosen.batch)):

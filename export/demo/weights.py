@@ -15,13 +15,15 @@ from torch import nn
 from ...runtime.errors import UserError
 from ..loading import read_weights
 from ..vocabulary import clip_tokenizer
+from .recommendation import write_recommendation
 
 if TYPE_CHECKING:
     from .unet_training import TrainedPair
 
 
 def write_weights(output: Path, pair: TrainedPair, vae: AutoencoderKL) -> int:
-    """Write ``unet/ vae/ text_encoder/ tokenizer/`` under `output`, float16 safetensors, replacing those there.
+    """Write ``unet/ vae/ text_encoder/ tokenizer/`` under `output`, float16 safetensors, and ``recommended.json``,
+    replacing those there.
 
     Args:
         pair: gates unfolded (as trained), so that training can go on from what is written.
@@ -47,6 +49,7 @@ def write_weights(output: Path, pair: TrainedPair, vae: AutoencoderKL) -> int:
     table = output / "tokenizer" / "tokenizer.json"
     compact = json.dumps(json.loads(table.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
     table.write_text(compact, encoding="utf-8")
+    write_recommendation(output)
     for file in output.rglob("*.safetensors"):
         file.chmod(0o644)
     return sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
