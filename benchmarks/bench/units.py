@@ -11,6 +11,11 @@ def seconds(value: float) -> str:
     return f"{three_digits(value * 1e6)} µs"
 
 
+def cell(text: str) -> str:
+    """For a table: a number and its unit are not torn apart."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def gibibytes(count: float) -> str:
     return f"{three_digits(count / 2**30)} GiB"
 
