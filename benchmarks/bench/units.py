@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def seconds(value: float) -> str:
     """``1.23 s``, ``45.6 ms``, ``789 us``."""
@@ -13,7 +15,7 @@ def seconds(value: float) -> str:
 
 def cell(text: str) -> str:
     """For a table: a number and its unit are not torn apart."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    return re.sub(r"(?<=\d) (?=[^\W\d])", "\N{NO-BREAK SPACE}", text)
 
 
 def gibibytes(count: float) -> str:
