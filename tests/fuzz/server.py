@@ -25,6 +25,8 @@ PATIENCE = 90.0
 _MORE_MEMORY = 4 * 2**30
 _LARGEST_FILE = 2**30
 _MODULES = ("onnxruntime", "tokenizers", "av", "PIL.Image", "cv2", "openvino", "psutil", "numpy", "rich.progress")
+# The first import of matplotlib's fonts looks for them, and keeps what it found in the user's folder.
+_MODULES += ("matplotlib.font_manager", "matplotlib.backends.backend_agg", "matplotlib.figure")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _ON_PATHS = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.chmod": 1} | {
     "os.link": 2,
