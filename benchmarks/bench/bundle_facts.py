@@ -16,13 +16,26 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle.open(path, verify=False)
 
 
+def manifest_sha256(bundle: Bundle) -> str | None:
+    """The manifest's hash stands for the bundle: it holds the hash of every file."""
+    return file_sha256(bundle.file(MANIFEST_NAME))
+
+
+def file_sha256(path: Path) -> str | None:
+    """None where it is not a file that can be read: what needs it says so itself."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    except OSError:
+        return None
+
+
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Name, hash, sizes. The manifest's hash stands for the bundle: it holds the hash of every file."""
+    """Name, hash, sizes."""
     manifest = bundle.manifest
     model = manifest.model
     return {
         "name": manifest.name,
-        "sha256": hashlib.sha256(bundle.file(MANIFEST_NAME).read_bytes()).hexdigest(),
+        "sha256": manifest_sha256(bundle),
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "trained": model.trained,
         "source": manifest.provenance.source,

@@ -13,7 +13,7 @@ from rich.console import Console
 from ...kernels.guidance import BRANCHES
 from ...runtime.bundle import Bundle
 from ...runtime.settings import GenerationSettings, ResolvedSettings
-from .bundle_facts import bundle_facts, now, open_bundle
+from .bundle_facts import bundle_facts, file_sha256, now, open_bundle
 from .machine import describe_machine, runtime_bytes, versions
 from .progress import run_progress
 from .record import Record, Row
@@ -82,6 +82,7 @@ def measure_latency(
             **dataclasses.asdict(settings),
             "guidance": settings.guidance,
             "image": image.name,
+            "image_sha256": file_sha256(image),
             "prompt": prompt,
             "threads": threads,
             **dataclasses.asdict(plan),
@@ -125,7 +126,3 @@ def _fill(contestant: Contestant, runs: Mapping[str, int]) -> None:
         "load": loading,
         "first_run": max(0.0, first["seconds"] - loading - steady),
     }
-    unet, loop = subject.row("U-Net"), subject.row("guidance and scheduler")
-    if unet is not None and loop is not None:
-        inside, outside = unet.median, loop.median
-        subject.facts["share_outside_unet_session"] = outside / (inside + outside)

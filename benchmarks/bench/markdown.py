@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .intervals import FEW_ROUNDS, INTERVAL, has_few_rounds, interval_words, rounds_words, speed_up_words
 from .latency import VIDEO
 from .record import Record, Row, Subject
 from .scaling import UNITS, WORK, split_name
@@ -24,10 +25,10 @@ def record_section(record: Record, link: str, picture: str) -> str:
         lines += _forwards(record)
     else:
         lines += _scaling(record)
-    rounds = record.settings["rounds"]
     notes = [
         *unavailable_lines(record),
-        f"{rounds} measured runs of each on {machine_line(record)}; {_versions(record)}.",
+        *([FEW_ROUNDS] if has_few_rounds(record) else []),
+        f"Measured on {machine_line(record)}; {_versions(record)}.",
     ]
     lines += ["", *(f"- {note}" for note in notes), "", f"![{_name(record)}: {record.what}]({picture})", ""]
     return "\n".join(lines)
@@ -67,37 +68,39 @@ def _stages(subject: Subject) -> list[str]:
     for row in subject.rows:
         once = seconds(row.median / row.runs) if row.runs > 1 else ""
         runs = f"{row.runs} x {once}" if once else ""
-        rows.append([row.name, seconds(row.median), _range(row), f"{row.median / video.median:.1%}", runs])
-    return _table([subject.name, "median", "min to max", "share", ""], rows)
+        rows.append([row.name, *_measured(row), f"{row.median / video.median:.1%}", runs])
+    return _table([subject.name, *_MEASURED, "share", ""], rows)
 
 
 def _forwards(record: Record) -> list[str]:
     rows = [
         [
             subject.name,
-            seconds(subject.rows[0].median),
-            _range(subject.rows[0]),
-            "" if subject.speed_up is None else f"{subject.speed_up:.2f}x",
+            *_measured(subject.rows[0]),
+            speed_up_words(record, subject),
             distance(subject),
             memory_words(subject),
         ]
         for subject in record.subjects
         if subject.unavailable is None
     ]
-    return _table(["", "median", "min to max", "speed-up", "relative L2", "peak memory"], rows)
+    return _table(["", *_MEASURED, "speed-up", "relative L2", "peak memory"], rows)
 
 
 def _scaling(record: Record) -> list[str]:
-    by_axis: dict[str, list[str]] = {}
+    rows = []
     for subject in record.subjects:
         for row in subject.rows:
             axis, value = split_name(row.name)
-            by_axis.setdefault(axis, []).append(f"{value}: {seconds(row.median)}")
-    return [f"- {UNITS[axis]} ({WORK[axis]}): {', '.join(points)}" for axis, points in by_axis.items()]
+            rows.append([f"{UNITS[axis]} {value} ({WORK[axis]})", *_measured(row)])
+    return _table(["", *_MEASURED], rows)
 
 
-def _range(row: Row) -> str:
-    return f"{seconds(min(row.seconds))} to {seconds(max(row.seconds))}"
+_MEASURED = ("median", INTERVAL, "rounds")
+
+
+def _measured(row: Row) -> list[str]:
+    return [seconds(row.median), interval_words(row.seconds), rounds_words(row.seconds)]
 
 
 def _versions(record: Record) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...runtime.errors import UserError
 from ...runtime.video_file import replacing
+from .intervals import speed_up_words
 from .latency import VIDEO
 from .machine import require
 from .record import Record, Row, Subject
@@ -70,7 +71,7 @@ def _draw_stages(figure: Any, record: Record) -> None:
         _bars(axes, places, rows, height, _COLOURS[index % len(_COLOURS)], subject.name, labels)
     axes.set_yticks([place + height * (len(subjects) - 1) / 2 for place in range(len(names))], names)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds of one video (median; whiskers: min to max)")
+    axes.set_xlabel(f"seconds of one video ({_bars_words(record)})")
     total = ", ".join(
         f"{subject.name}: {seconds(row.median)}" for subject in subjects if (row := subject.row(VIDEO)) is not None
     )
@@ -89,15 +90,20 @@ def _draw_forwards(figure: Any, record: Record) -> None:
         took = seconds(subject.rows[0].median)
         if subject.speed_up is None or subject.relative_l2 is None or subject.name == REFERENCE:
             return took
-        return f"{took}, {subject.speed_up:.2f}x, rel. L2 {subject.relative_l2:.0e}"
+        return f"{took}, {speed_up_words(record, subject)}, rel. L2 {subject.relative_l2:.0e}"
 
     for place, subject in enumerate(subjects):
         colour = _GREY if subject.backend.startswith("torch") else _COLOURS[0]
         _bars(axes, [place], [subject.rows[0]], 0.7, colour, None, [label(subject)])
     axes.set_yticks(range(len(subjects)), [f"{subject.name}\n{subject.device}" for subject in subjects])
     axes.invert_yaxis()
-    axes.set_xlabel("seconds (median; whiskers: min to max)")
+    axes.set_xlabel(f"seconds ({_bars_words(record)})")
     axes.set_title(f"{record.bundle['name']}: {record.what}", loc="left", fontsize=10)
+
+
+def _bars_words(record: Record) -> str:
+    rounds = sorted({len(row.seconds) for subject in record.subjects for row in subject.rows})
+    return f"median of {' or '.join(map(str, rounds))} rounds; whiskers: min to max"
 
 
 def _bars(
@@ -119,7 +125,7 @@ def _bars(
         axes.annotate(label, (max(row.seconds), place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     # Room for the labels beside the longest bar.
     longest = max((max(row.seconds) for _, row, _ in shown), default=1.0)
-    axes.set_xlim(0, max(axes.get_xlim()[1], longest * 1.6))
+    axes.set_xlim(0, max(axes.get_xlim()[1], longest * 1.8))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -150,7 +156,8 @@ def _draw_scaling(figure: Any, record: Record) -> None:
         panel.set_ylim(bottom=0)
         panel.legend(frameon=False, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{record.bundle['name']}, {record.subjects[0].name}", fontsize=10, x=0.01, ha="left")
+    title = f"{record.bundle['name']}, {record.subjects[0].name}; {_bars_words(record)}"
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
 
 
 def _draw_roofline(figure: Any, prediction: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -101,17 +100,69 @@ class Record:
             UserError: not such a record.
         """
         try:
-            data = parse_json(text)
+            data = _printable(parse_json(text))
             if data["schema_version"] != SCHEMA_VERSION or data["kind"] not in KINDS:
                 raise ValueError(f"schema version {data['schema_version']!r}, kind {data['kind']!r}")
             subjects = [_subject(entry) for entry in data.pop("subjects")]
-            return cls(**data, subjects=subjects)
+            record = cls(**data, subjects=subjects)
+            record._check()
+            return record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{name} is not a record of 'consisti2v bench' ({error}): measure again.") from None
+
+    def _check(self) -> None:
+        """What those that show a record rely on.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: an entry is missing or of another kind.
+        """
+        for name, kind in _ENTRIES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"entry {name}")
+        _check_number("settings.rounds", self.settings["rounds"])
+        for key in ("usable_cores", "memory_bytes"):
+            _check_number(f"machine.{key}", self.machine[key])
+        for gpu in self.machine["gpus"]:
+            gpu["name"].strip()
+        numbers: list[dict[str, Any]] = [self.runtime_bytes, *(subject.first for subject in self.subjects)]
+        for values in numbers:
+            for name, value in values.items():
+                _check_number(name, value)
+        if self.kind == "latency":
+            _check_number("bundle.frames", self.bundle["frames"])
+        self.bundle["name"].strip()
+        for subject in self.subjects:
+            subject.facts.get("failed", {}).items()
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
         write_text(path, self.to_json())
+
+
+_ENTRIES = {
+    "what": str,
+    "created": str,
+    "machine": dict,
+    "versions": dict,
+    "bundle": dict,
+    "settings": dict,
+    "runtime_bytes": dict,
+}
+_LARGEST = 1e15
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+        raise ValueError(f"entry {name}")
+
+
+def _printable(data: Any) -> Any:
+    """Names of bundles and rows may hold terminal escapes: none comes further than here."""
+    if isinstance(data, str):
+        return "".join(character if character.isprintable() else " " for character in data)
+    if isinstance(data, dict):
+        return {_printable(key): _printable(value) for key, value in data.items()}
+    return [_printable(value) for value in data] if isinstance(data, list) else data
 
 
 def _subject(data: Mapping[str, Any]) -> Subject:
@@ -121,11 +172,27 @@ def _subject(data: Mapping[str, Any]) -> Subject:
         values = {key: value for key, value in entry.items() if key not in ("median", "min", "max")}
         for key in ("seconds", "device_seconds"):
             values[key] = tuple(float(value) for value in values.get(key, ()))
-            if not all(math.isfinite(value) and value >= 0 for value in values[key]):
-                raise ValueError(f"{key} of {entry.get('name')!r}")
-        rows.append(Row(**values))
-    fields["energy_joules"] = tuple(fields.get("energy_joules", ()))
-    return Subject(**fields, rows=rows)
+            for value in values[key]:
+                _check_number(f"{key} of {entry.get('name')!r}", value)
+        row = Row(**values)
+        _check_number("runs", row.runs)
+        if not isinstance(row.name, str) or row.runs < 1:
+            raise ValueError(f"row {row.name!r}")
+        if row.first is not None:
+            _check_number("first", row.first)
+        rows.append(row)
+    energy = fields["energy_joules"] = tuple(fields.get("energy_joules", ()))
+    subject = Subject(**fields, rows=rows)
+    for value in (*energy, subject.speed_up, subject.host_peak_bytes, subject.device_peak_bytes):
+        if value is not None:
+            _check_number(f"of {subject.name!r}", value)
+    # Of an output that is not finite it is not a number.
+    if not isinstance(subject.relative_l2, float | int | None):
+        raise ValueError(f"relative_l2 of {subject.name!r}")
+    for text in (subject.name, subject.backend, subject.precision, subject.device, subject.unavailable or ""):
+        if not isinstance(text, str):
+            raise ValueError("a subject's name")
+    return subject
 
 
 def read_record(path: Path) -> Record:

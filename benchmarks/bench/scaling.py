@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import UserError
 from ...runtime.presets import PUBLISHED
-from .bundle_facts import bundle_facts, now, open_bundle
+from .bundle_facts import bundle_facts, file_sha256, manifest_sha256, now, open_bundle
 from .forward_inputs import make_inputs, save_inputs, session_dims
 from .machine import describe_machine, versions
 from .progress import run_progress
@@ -88,6 +89,7 @@ def measure_scaling(
         bundle = _base(source, maker, points)
         candidate = usual_candidate(bundle, source.device, source.precision)
         found: dict[str, Contestant] = {}
+        models: dict[str, str | None] = {}
         for axis in AXES:
             for value in points.get(axis, ()):
                 model = maker.model_of_frames(value) if axis == "frames" else bundle
@@ -96,10 +98,22 @@ def measure_scaling(
                     raise UserError(f"{candidate.name} cannot run this: {contestant.subject.unavailable.rstrip('.')}.")
                 contestant.subject.name = f"{axis} {value}"
                 found[contestant.subject.name] = contestant
+                models[contestant.subject.name] = manifest_sha256(model)
         plan = Plan(warmup, rounds, all_fit(bundle, len(found)))
         with run_progress(plan.runs * len(found), console) as progress:
             measure_in_turns(list(found.values()), plan, progress)
-        return _record(bundle, source, candidate, found, plan, threads)
+        return _record(
+            bundle_facts(bundle) | {"models": models},
+            {
+                "random_weights": None if source.bundle else Path(source.random_weights).name,
+                "image_sha256": file_sha256(image),
+                "threads": threads,
+                **dataclasses.asdict(plan),
+            },
+            _what(bundle),
+            candidate,
+            found,
+        )
 
 
 def split_name(row: str) -> tuple[str, int]:
@@ -108,13 +122,20 @@ def split_name(row: str) -> tuple[str, int]:
     return axis, int(value)
 
 
+def _what(bundle: Bundle) -> str:
+    model = bundle.manifest.model
+    return (
+        f"one U-Net forward and one video; where it does not vary: {model.frames} frames, "
+        f"{model.width}x{model.height}, batch {session_dims(bundle.manifest)['rows']}"
+    )
+
+
 def _record(
-    bundle: Bundle,
-    source: Source,
+    facts: dict[str, Any],
+    settings: dict[str, Any],
+    what: str,
     candidate: Candidate,
     found: Mapping[str, Contestant],
-    plan: Plan,
-    threads: int | None,
 ) -> Record:
     subject = empty_subject(candidate, find_backend(candidate.backend).device)
     for name, contestant in found.items():
@@ -127,22 +148,7 @@ def _record(
             subject.host_peak_bytes = max(subject.host_peak_bytes or 0, peak)
     if not subject.rows:
         subject.unavailable = "; ".join(subject.facts["failed"].values())
-    model = bundle.manifest.model
-    return Record(
-        "scaling",
-        f"one U-Net forward and one video; where it does not vary: {model.frames} frames, "
-        f"{model.width}x{model.height}, batch {session_dims(bundle.manifest)['rows']}",
-        now(),
-        describe_machine(),
-        versions(),
-        bundle_facts(bundle),
-        {
-            "random_weights": None if source.bundle else Path(source.random_weights).name,
-            "threads": threads,
-            **dataclasses.asdict(plan),
-        },
-        [subject],
-    )
+    return Record("scaling", what, now(), describe_machine(), versions(), facts, settings, [subject])
 
 
 def _note_failure(subject: Subject, point: str, reason: str) -> None:

@@ -9,10 +9,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .intervals import (
+    FEW_ROUNDS,
+    INTERVAL,
+    has_few_rounds,
+    interval_words,
+    rounds_words,
+    share_outside_words,
+    speed_up_words,
+)
 from .latency import VIDEO
 from .record import Record, Row, Subject
 from .subjects_of_bundle import REFERENCE
-from .units import gibibytes, mebibytes, seconds
+from .units import cell, gibibytes, mebibytes, seconds
 
 
 def show(record: Record, console: Console) -> None:
@@ -25,7 +34,8 @@ def show(record: Record, console: Console) -> None:
     else:
         console.print(_forward_table(record) if record.kind == "side_by_side" else _scaling_table(record))
     lines = latency_lines(record) if record.kind == "latency" else []
-    for line in (*lines, *unavailable_lines(record), machine_line(record)):
+    few = [FEW_ROUNDS] if has_few_rounds(record) else []
+    for line in (*lines, *unavailable_lines(record), *few, machine_line(record)):
         console.print(escape(line), highlight=False)
 
 
@@ -47,7 +57,10 @@ def latency_lines(record: Record) -> list[str]:
         if video is None:
             continue
         frames, median = record.bundle["frames"], video.median
-        lines.append(f"{subject.name}: {seconds(median)} a video, {frames / median:.2f} frames a second.")
+        lines.append(
+            f"{subject.name}: {seconds(median)} a video ({interval_words(video.seconds)}), "
+            f"{frames / median:.2f} frames a second."
+        )
         first = subject.first
         lines.append(
             f"Spent once: start {seconds(first['start'])}, bundle opened and verified {seconds(first['open'])}, stages "
@@ -56,12 +69,13 @@ def latency_lines(record: Record) -> list[str]:
         load = subject.row("load")
         if load is not None:
             lines.append(f"Loading in a later video: {seconds(load.median)}.")
-        if "share_outside_unet_session" in subject.facts:
-            share = subject.facts["share_outside_unet_session"]
-            lines.append(f"Of a step, {share:.2%} is spent outside the U-Net's session.")
+        unet, loop = subject.row("U-Net"), subject.row("guidance and scheduler")
+        if unet is not None and loop is not None and unet.median + loop.median > 0:
+            lines.append(f"Of a step, {share_outside_words(unet, loop)} is spent outside the U-Net's session.")
         lines.append(f"Peak memory: {memory_words(subject)}.")
         if subject.energy_joules:
-            lines.append(f"Energy: {statistics.median(subject.energy_joules):.1f} J a video.")
+            joules = interval_words(subject.energy_joules, lambda value: f"{value:.1f} J")
+            lines.append(f"Energy: {statistics.median(subject.energy_joules):.1f} J a video ({joules}).")
     total = sum(record.runtime_bytes.values())
     largest = ", ".join(f"{name} {mebibytes(size)}" for name, size in list(record.runtime_bytes.items())[:4])
     lines.append(f"Installed size of the runtime: {mebibytes(total)} ({largest}, ...).")
@@ -76,7 +90,7 @@ def memory_words(subject: Subject) -> str:
 
 
 def _stage_table(record: Record, subject: Subject) -> Table:
-    table = _table(subject.name, "stage", "median", "min", "max", "share", "runs", "a run", "first")
+    table = _table(subject.name, "stage", "median", INTERVAL, "rounds", "share", "runs", "a run", "first")
     video = subject.row(VIDEO)
     assert video is not None
     for row in subject.rows:
@@ -86,24 +100,24 @@ def _stage_table(record: Record, subject: Subject) -> Table:
             *spread(row),
             f"{share:.1%}",
             f"{row.runs}" if row.runs > 1 else "",
-            _cell(seconds(row.median / row.runs)) if row.runs > 1 else "",
-            "" if row.first is None else _cell(seconds(row.first)),
+            cell(seconds(row.median / row.runs)) if row.runs > 1 else "",
+            "" if row.first is None else cell(seconds(row.first)),
             end_section=row is subject.rows[-2],
         )
     return table
 
 
 def _forward_table(record: Record) -> Table:
-    table = _table("", "", "median", "min", "max", "speed-up", "L2", "once", "memory")
+    table = _table("", "", "median", INTERVAL, "rounds", "speed-up", "L2", "once", "memory")
     for subject in record.subjects:
         if subject.unavailable is None:
             table.add_row(
                 subject.name,
                 *spread(subject.rows[0]),
-                "" if subject.speed_up is None else f"{subject.speed_up:.2f}x",
+                cell(speed_up_words(record, subject)),
                 "-" if subject.name == REFERENCE else distance(subject),
-                _cell(seconds(sum(subject.first.values()))),
-                _cell(memory_words(subject)),
+                cell(seconds(sum(subject.first.values()))),
+                cell(memory_words(subject)),
             )
     table.caption = (
         "speed-up, L2: against the published formulation, torch eager, fp32\n"
@@ -121,7 +135,7 @@ def distance(subject: Subject) -> str:
 
 
 def _scaling_table(record: Record) -> Table:
-    table = _table("", "", "median", "min", "max")
+    table = _table("", "", "median", INTERVAL, "rounds")
     for subject in record.subjects:
         for row in subject.rows:
             table.add_row(row.name, *spread(row))
@@ -129,13 +143,8 @@ def _scaling_table(record: Record) -> Table:
 
 
 def spread(row: Row) -> list[str]:
-    """Median, min and max as cells."""
-    return [_cell(seconds(value)) for value in (row.median, min(row.seconds), max(row.seconds))]
-
-
-def _cell(text: str) -> str:
-    """Numbers and units are not torn apart."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    """Median, interval and number of rounds as cells."""
+    return [cell(seconds(row.median)), cell(interval_words(row.seconds)), cell(rounds_words(row.seconds))]
 
 
 def unavailable_lines(record: Record) -> list[str]:

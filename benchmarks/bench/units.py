@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def seconds(value: float) -> str:
     """``1.23 s``, ``45.6 ms``, ``789 us``."""
@@ -9,6 +11,11 @@ def seconds(value: float) -> str:
         if value * factor >= 0.9995:
             return f"{three_digits(value * factor)} {unit}"
     return f"{three_digits(value * 1e6)} µs"
+
+
+def cell(text: str) -> str:
+    """For a table: a number and its unit are not torn apart."""
+    return re.sub(r"(?<=\d) (?=[^\W\d])", "\N{NO-BREAK SPACE}", text)
 
 
 def gibibytes(count: float) -> str:

@@ -130,7 +130,7 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
         part("compare")
         part("stripped", folder=str(work))
         section("tests", lambda: _tests(arguments.root, record))
-        bench = ["consisti2v_rt", "bench", "run", str(bundle), "--device", "cuda", "--rounds", "3"]
+        bench = ["consisti2v_rt", "bench", "run", str(bundle), "--device", "cuda", "--rounds", "5"]
         section("bench", lambda: _command(bench, work, record))
         section("kernels", lambda: _command(["consisti2v_rt.benchmarks.kernels_on_gpu"], work, record))
         for precision in ("int8", "fp8"):

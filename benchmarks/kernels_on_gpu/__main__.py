@@ -23,8 +23,10 @@ from ...runtime.commands.console import make_console
 from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from ...runtime.install import install_hint
+from ..bench.intervals import ratio_words
 from ..bench.machine import versions
 from ..bench.script import run_script
+from ..bench.statistics import ratio_interval
 from .cases import Case, cases
 from .engine_attention import AttentionEngine, build_attention
 from .stopwatch import Stopwatch
@@ -128,11 +130,17 @@ def _show(record: dict[str, Any]) -> None:
             cells += ["no CUDA in torch", ""]
         else:
             plain = statistics.median(row["torch_us"])
-            cells += [f"{plain:.1f}", f"{plain / own:.2f}×"]
+            cells += [f"{plain:.1f}", _ratio(row["torch_us"], row["kernel_us"])]
         engine = row.get("engine_us")
-        cells.append("" if engine is None else f"{statistics.median(engine) / own:.2f}×")
+        cells.append("" if engine is None else _ratio(engine, row["kernel_us"]))
         table.add_row(row["name"], *cells)
     make_console().print(table)
+
+
+def _ratio(other: list[float], own: list[float]) -> str:
+    """Of the medians, with its 95 % interval; one was timed after the other."""
+    interval = ratio_interval(other, own, paired=False)
+    return f"{statistics.median(other) / statistics.median(own):.2f}× ({ratio_words(interval)})"
 
 
 if __name__ == "__main__":

@@ -56,8 +56,10 @@ def save_contact_sheet(videos: Sequence[Video], path: str | os.PathLike[str]) ->
 
 
 def _label(video: Video, draw: ImageDraw.ImageDraw, width: int) -> str:
+    # One line, and no longer than could ever fit: a caption may be anything.
+    text = " ".join(f"{video.name}  {video.caption or ''}"[:width].split())
     # Pillow's own font has Latin-1 only.
-    text = f"{video.name}  {video.caption or ''}".strip().encode("latin-1", "replace").decode("latin-1")
+    text = text.encode("latin-1", "replace").decode("latin-1")
     while draw.textlength(text) > width:
         text = text[:-4] + "..."
     return text

@@ -19,8 +19,10 @@ from rich.table import Table
 
 from ...runtime.commands.console import make_console
 from ...runtime.openvino.session import HINTS, runtime
+from ..bench.intervals import ratio_words
 from ..bench.machine import describe_machine, versions
 from ..bench.script import run_script
+from ..bench.statistics import ratio_interval
 from .cases import Case, cases
 
 
@@ -92,10 +94,13 @@ class _Run:
 
 
 def _show(record: dict[str, Any]) -> None:
-    table = Table("part", "as exported", "rewritten", "speed-up", "relative L2", box=None)
+    table = Table("part", "as exported", "rewritten", "speed-up (95 % interval)", "relative L2", box=None)
     for row in record["parts"]:
         direct, rewritten = (f"{statistics.median(row[key]):.1f} ms" for key in ("direct_ms", "rewritten_ms"))
-        table.add_row(row["part"], direct, rewritten, f"{row['speed_up']:.2f}x", f"{row['relative_l2']:.1e}")
+        # In turns: round n of both belong together.
+        interval = ratio_interval(row["direct_ms"], row["rewritten_ms"], paired=True)
+        speed_up = f"{row['speed_up']:.2f}x ({ratio_words(interval)})"
+        table.add_row(row["part"], direct, rewritten, speed_up, f"{row['relative_l2']:.1e}")
     make_console().print(table)
 
 

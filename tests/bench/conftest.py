@@ -21,6 +21,13 @@ MACHINE = {
     "gpus": [],
 }
 BUNDLE = {"name": "some_bundle", "sha256": "0" * 64, "bytes": 1, "frames": 16, "height": 128, "width": 128}
+BUNDLES = {"scaling": {"models": {"frames 8": "8" * 64, "frames 16": "0" * 64}}}
+SETTINGS = {
+    "latency": {"image_sha256": "a" * 64, "prompt": "zoom in", "num_inference_steps": 50, "seed": 0},
+    "side_by_side": {"seed": 0, "timestep": 501, "frame_stride": 3},
+    "scaling": {"image_sha256": "a" * 64},
+}
+VERSIONS = {"python": "3.11", "consisti2v-rt": "0.1.0", "numpy": "2.4"}
 
 
 @pytest.fixture
@@ -41,10 +48,13 @@ def make_record() -> Callable[..., Record]:
             subject.relative_l2, subject.speed_up = 1e-6, 1.5
         missing = Subject("tensorrt fp16", "tensorrt", "fp16", "cuda", "there is no GPU")
         what, created = "one thing", "2026-01-01T00:00:00Z"
-        settings = {"rounds": len(seconds), "warmup": 1, "resident": True, "num_inference_steps": 50}
-        return Record(
-            kind, what, created, MACHINE, {"python": "3.11"}, BUNDLE, settings, [subject, missing], {"numpy": 10**7}
-        )
+        settings = {"rounds": len(seconds), "warmup": 1, "resident": True, "threads": None, **SETTINGS[kind]}
+        bundle = {**BUNDLE, **BUNDLES.get(kind, {})}
+        subjects = [subject, missing]
+        if kind == "side_by_side":
+            rows = [Row("forward", tuple(1.5 * s for s in seconds), 1, 3.0)]
+            subjects.append(Subject("torch-eager fp32", "torch-eager", "fp32", "cpu", rows=rows, first=first))
+        return Record(kind, what, created, MACHINE, VERSIONS, bundle, settings, subjects, {"numpy": 10**7})
 
     return make
 

@@ -38,6 +38,13 @@ def test_the_file_holds_raw_samples_and_what_they_come_to(make_record: Callable[
         lambda data: data.update(more=1),
         lambda data: data["subjects"][0]["rows"][0].update(seconds=[float("nan")]),
         lambda data: data["subjects"][0]["rows"][0].update(seconds=[-1.0]),
+        lambda data: data["subjects"][0]["rows"][0].update(seconds=[1e300]),
+        lambda data: data["subjects"][0]["rows"][0].update(runs="2"),
+        lambda data: data["subjects"][0].update(name=3),
+        lambda data: data.update(machine="mine"),
+        lambda data: data.update(settings={}),
+        lambda data: data["machine"].update(gpus=[3]),
+        lambda data: data["bundle"].update(name=None),
         lambda data: data["subjects"][0].update(rows=3),
     ],
 )
@@ -52,8 +59,16 @@ def test_anything_else_is_refused(
         read_record(path)
 
 
+def test_names_cannot_write_to_the_terminal(make_record: Callable[..., Record]) -> None:
+    record = make_record()
+    record.subjects[0].name = "\x1b[2Jsession\u202e"
+    record.bundle = {**record.bundle, "name": "a\x1b]0;title\x07b"}
+    read = Record.from_json(record.to_json(), "record.json")
+    assert read.subjects[0].name == " [2Jsession " and read.bundle["name"].isprintable()
+
+
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read|does not exist"):
         read_record(tmp_path / "none.json")
     (tmp_path / "picture.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):

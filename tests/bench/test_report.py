@@ -57,15 +57,26 @@ def test_every_kind_of_record_into_a_readme(
         assert drawn(results / f"{name}.png")
         assert f"](results/{name}.png)" in text and f"](results/{name}.json)" in text
     for words in (
-        "| U-Net | 1.00 s |",
-        "1.50x",
+        "| U-Net | 1.00 s | 900 ms to 1.10 s | 5 |",
+        "1.50x (1.50 to 1.50)",
         "1.0e-06",
         "there is no GPU",
-        "8: 500 ms, 16: 1.00 s",
+        "| frames 8 (one U-Net forward) | 500 ms | 450 ms to 550 ms | 5 |",
         "RTX 4090 at 450 W",
     ):
         assert words in text, words
     assert "| exact: 50 steps |" in text and "Predicted, not measured" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rounds_are_marked(
+    tmp_path: Path, make_record: Callable[..., Record], consisti2v: Callable[..., Any], kind: str
+) -> None:
+    make_record(kind, [1.0, 2.0]).save(tmp_path / "a.json")
+    assert consisti2v("bench", "report", tmp_path / "a.json", "-o", tmp_path / "report.md").code == 0
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| min to max 1.00 s to 2.00 s | 2 (few) |" in text and "Fewer than 5 rounds give no interval" in text
+    assert kind != "side_by_side" or "1.50x (no interval)" in text
 
 
 def test_a_report_of_its_own(

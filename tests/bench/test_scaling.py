@@ -14,6 +14,7 @@ from rich.console import Console
 
 from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.bench import scaling
+from consisti2v_rt.benchmarks.bench.comparability import missing_fields
 from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.scaled_models import ModelMaker, _options
 from consisti2v_rt.runtime.bundle import Bundle
@@ -26,8 +27,10 @@ def test_steps_of_a_bundle(consisti2v: Callable[..., Any], demo_bundle: Path, tm
     points = ("--steps", "3", "--steps", "1", "--steps", "3")
     outcome = consisti2v("bench", "--scaling", demo_bundle, *points, *QUICK, "-o", tmp_path / "s.json")
     assert outcome.code == 0, outcome.stderr
-    (subject,) = read_record(tmp_path / "s.json").subjects
+    record = read_record(tmp_path / "s.json")
+    (subject,) = record.subjects
     assert [row.name for row in subject.rows] == ["steps 1", "steps 3"]
+    assert missing_fields(record) == [] and set(record.bundle["models"].values()) == {record.bundle["sha256"]}
     assert all(len(row.seconds) == 1 for row in subject.rows)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from consisti2v_rt.benchmarks.bench.comparability import missing_fields
 from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.turns import Plan
 
@@ -22,6 +23,7 @@ def test_both_formulations_agree(consisti2v: Callable[..., Any], demo_bundle: Pa
     assert outcome.code == 0, outcome.stderr
     record = read_record(tmp_path / "r.json")
     published, session, quantised = record.subjects
+    assert missing_fields(record) == []
     # Random weights are made again from their seed.
     assert published.name == "torch-eager fp32" and published.relative_l2 == 0 and published.speed_up == 1
     assert session.relative_l2 is not None and 0 < session.relative_l2 < 2e-5

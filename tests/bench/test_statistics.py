@@ -1,4 +1,4 @@
-"""When timings differ, and when they do not."""
+"""The bootstrap interval of a ratio of medians, and what may be concluded from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from consisti2v_rt.benchmarks.bench.statistics import SMALLEST_DIFFERENCE, deviation_of_logs, noise_of_ratio, verdict
+from consisti2v_rt.benchmarks.bench.statistics import (
+    FASTER,
+    NO_DIFFERENCE,
+    SLOWER,
+    SMALLEST_DIFFERENCE,
+    TOO_FEW,
+    WIDEST,
+    Interval,
+    median_interval,
+    ratio_interval,
+    verdict,
+)
 
 CALM = [1.0, 1.01, 0.99, 1.02, 1.0, 0.98, 1.01]
 
@@ -15,60 +26,74 @@ def scaled(factor: float, samples: list[float] = CALM) -> list[float]:
     return [factor * sample for sample in samples]
 
 
-def test_a_measurement_against_itself_is_within_noise() -> None:
-    assert verdict(CALM, CALM) == "within noise"
-    assert verdict(CALM, list(reversed(CALM))) == "within noise"
+def compared(before: list[float], after: list[float]) -> str:
+    return verdict(ratio_interval(after, before, paired=False))
+
+
+def test_a_measurement_against_itself_shows_no_difference() -> None:
+    assert compared(CALM, CALM) == compared(CALM, list(reversed(CALM))) == NO_DIFFERENCE
 
 
 def test_thirty_percent_is_seen_in_either_direction() -> None:
-    assert verdict(CALM, scaled(1.3)) == "slower"
-    assert verdict(scaled(1.3), CALM) == "faster"
+    assert compared(CALM, scaled(1.3)) == SLOWER
+    assert compared(scaled(1.3), CALM) == FASTER
 
 
-def test_thirty_percent_is_not_seen_through_as_much_noise() -> None:
+def test_a_wide_interval_needs_more_rounds_however_large_the_difference() -> None:
     wild = [0.6, 1.0, 1.5, 0.7, 1.4]
-    assert verdict(wild, scaled(1.3, wild)) == "within noise"
+    assert compared(wild, scaled(1.3, wild)) == TOO_FEW
+    assert compared(wild, scaled(683.54, wild)) == TOO_FEW
 
 
 def test_what_is_smaller_than_the_smallest_difference_is_none_however_calm() -> None:
     still = [1.0] * 9
-    assert verdict(still, scaled(1 + 0.9 * SMALLEST_DIFFERENCE, still)) == "within noise"
-    assert verdict(still, scaled(1 + 1.1 * SMALLEST_DIFFERENCE, still)) == "slower"
+    assert compared(still, scaled(1 + 0.9 * SMALLEST_DIFFERENCE, still)) == NO_DIFFERENCE
+    assert compared(still, scaled(1 + 1.1 * SMALLEST_DIFFERENCE, still)) == SLOWER
 
 
-def test_one_disturbed_run_changes_nothing() -> None:
+def test_one_disturbed_run_of_many_changes_nothing() -> None:
     disturbed = [*CALM[:-1], 10.0]
-    assert verdict(CALM, disturbed) == "within noise"
-    assert verdict(CALM, scaled(1.3, disturbed)) == "slower"
+    assert compared(CALM, disturbed) == NO_DIFFERENCE
+    assert compared(CALM, scaled(1.3, disturbed)) == SLOWER
 
 
-def test_a_single_run_says_nothing() -> None:
-    assert noise_of_ratio([1.0], CALM) is None
-    assert verdict([1.0], CALM) == verdict(CALM, [9.0]) == "too few samples"
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_fewer_than_five_rounds_give_no_interval(count: int) -> None:
+    few = [1.0] * count
+    assert median_interval(few) is None
+    assert ratio_interval(few, CALM, paired=False) is None and ratio_interval(CALM, few, paired=False) is None
+    assert compared(few, scaled(9)) == TOO_FEW
 
 
-def test_two_runs_each_need_a_large_difference() -> None:
-    """With two runs that differ by 2 %, chance alone may give some 10 %."""
-    pair = [1.0, 1.02]
-    assert verdict(pair, scaled(1.05, pair)) == "within noise"
-    assert verdict(pair, scaled(1.5, pair)) == "slower"
+def test_the_limits_of_a_verdict() -> None:
+    assert verdict(Interval(1.2, 1.2, 1.2 * (1 + 1.01 * WIDEST))) == TOO_FEW
+    assert verdict(Interval(1.2, 1.2, 1.2 * (1 + 0.99 * WIDEST))) == SLOWER
+    assert verdict(Interval(1.04, 0.999, 1.05)) == NO_DIFFERENCE
+    assert verdict(Interval(0.9, 0.88, 0.92)) == FASTER
 
 
-@pytest.mark.parametrize("count", [3, 5, 15])
+def test_the_interval_is_the_same_every_time() -> None:
+    assert ratio_interval(CALM, scaled(2), paired=False) == ratio_interval(CALM, scaled(2), paired=False)
+
+
+def test_in_turns_a_drift_of_the_machine_cancels() -> None:
+    """Every round is slower than the one before it; the ratio is two in each."""
+    drift = [1.0, 1.3, 1.7, 2.2, 2.9, 3.7]
+    together = ratio_interval(scaled(2, drift), drift, paired=True)
+    apart = ratio_interval(scaled(2, drift), drift, paired=False)
+    assert together is not None and together.low == together.high == pytest.approx(2)
+    assert apart is not None and apart.width > 1
+
+
+@pytest.mark.parametrize("count", [5, 15])
 def test_equal_machines_are_rarely_told_apart(count: int) -> None:
-    """Of pairs of measurements that differ by chance alone, about one in twenty may be called different."""
+    """Of intervals of ratios that are 1, about one in twenty may leave it out."""
     generator = random.Random(count)
 
     def measure() -> list[float]:
-        return [generator.lognormvariate(0, 0.05) for _ in range(count)]
+        return [generator.lognormvariate(0, 0.01) for _ in range(count)]
 
-    wrong = sum(verdict(measure(), measure()) != "within noise" for _ in range(400))
-    assert wrong < 0.1 * 400
-
-
-def test_deviation_is_that_of_the_samples() -> None:
-    generator = random.Random(0)
-    samples = [generator.lognormvariate(3, 0.2) for _ in range(2000)]
-    assert deviation_of_logs(samples) == pytest.approx(0.2, rel=0.1)
-    triples = [deviation_of_logs(samples[i : i + 3]) for i in range(0, 1998, 3)]
-    assert sum(triples) / len(triples) == pytest.approx(0.2, rel=0.1)
+    found = [ratio_interval(measure(), measure(), paired=False) for _ in range(150)]
+    missed = sum(not interval.low <= 1 <= interval.high for interval in found if interval is not None)
+    assert missed < 0.12 * 150
+    assert all(verdict(interval) == NO_DIFFERENCE for interval in found)

@@ -12,6 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.quality.command import evaluate
+from consisti2v_rt.benchmarks.quality.contact_sheet import save_contact_sheet
+from consisti2v_rt.benchmarks.quality.video import Video
 from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.video_file import save_frames
@@ -124,3 +126,11 @@ def test_an_unavailable_measure_keeps_the_extra_it_names():
     console = Console(record=True, width=120)
     console.print(results_table([MeasureResult(choose_measures(["psnr"])[0], None, reason)], 1))
     assert reason in console.export_text()
+
+
+@pytest.mark.parametrize("caption", ["two\nlines\x1b[2J", "x" * 100_000], ids=["lines", "long"])
+def test_a_contact_sheet_of_any_caption(caption, tmp_path):
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    path = save_contact_sheet([Video("a.mp4", frames, 8.0, caption)], tmp_path / "sheet.png")
+    with Image.open(path) as sheet:
+        assert sheet.width > 100 and len(sheet.getcolors()) > 1
