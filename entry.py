@@ -29,7 +29,7 @@ def _command_line() -> Callable[[], None]:
         from .runtime.install import install_hint
 
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        sentence = f"error: a package cannot be imported ({reason}): {install_hint()} --force-reinstall"
+        sentence = f"error: a package cannot be imported ({reason}): {install_hint()} --force-reinstall."
         print("".join(character if character.isprintable() else " " for character in sentence), file=sys.stderr)
         try:
             if sys.argv[1:2] == ["doctor"]:
