@@ -217,7 +217,7 @@ def faults(family: str, case: Case, answer: dict[str, Any], fuzzer: Fuzzer) -> l
         found.append(f"exit code {code}")
     if "Traceback" in printed:
         found.append("a traceback")
-    if odd := {character for character in printed if not character.isprintable() and character != "\n"}:
+    if odd := {character for character in printed if not character.isprintable() and character not in "\n\u00a0"}:
         found.append(f"control characters on the terminal: {sorted(odd)}")
     if answer["peak_bytes"] > (most := MOST_MEMORY.get(family, MOST_MEMORY_ELSEWHERE)):
         found.append(f"{answer['peak_bytes'] / 2**20:.0f} MiB of memory, more than {most / 2**20:.0f}")
