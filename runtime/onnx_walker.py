@@ -240,7 +240,7 @@ class _Walker:
             self.facts.external.append(_external(tensor, (begin, end)))
 
     def _tensor(self, start: int, end: int) -> _Tensor:
-        tensor, dims, external = _Tensor(), list[int](), False
+        tensor, dims, external, raw = _Tensor(), list[int](), False, None
         for number, wire, at, to in self._fields(start, end):
             if number == 1:
                 dims += self._integers(wire, at, to)
@@ -250,6 +250,9 @@ class _Walker:
             elif number == 8:
                 self._expect(wire, _BYTES)
                 tensor.name = self._text(at, to)
+            elif number == 9:
+                self._expect(wire, _BYTES)
+                raw = to - at
             elif number == 13:
                 self._expect(wire, _BYTES)
                 key, value = self._entry(at, to)
@@ -263,6 +266,8 @@ class _Walker:
         if external != (tensor.entries is not None):
             raise ValueError(f"tensor {tensor.name[:80]!r} says both that its values lie in another file and that not")
         tensor.dims = tuple(dims)
+        if tensor.entries is None:
+            _check_values(tensor, raw, end - start)
         return tensor
 
     def _entry(self, start: int, end: int) -> tuple[str, str]:
@@ -398,6 +403,20 @@ class _Walker:
     def _once(count: int, what: str) -> None:
         if count > 1:
             raise ValueError(f"it has a {what} in two parts")
+
+
+def _check_values(tensor: _Tensor, raw: int | None, size: int) -> None:
+    """A tensor's sizes are those of the values in it: a library would allocate what the sizes say.
+
+    Args:
+        raw: bytes of its raw values; None: it has none, or typed ones.
+        size: bytes of the whole message. A typed value takes a byte at least, or half of one in 4 bits.
+    """
+    count = prod(tensor.dims)
+    bits = _BITS.get(tensor.elem_type)
+    fits = count <= 2 * size if raw is None or bits is None else raw == -(-count * bits // 8)
+    if min(tensor.dims, default=0) < 0 or not fits:
+        raise ValueError(f"tensor {tensor.name[:80]!r} has other sizes than its values")
 
 
 def _external(tensor: _Tensor, place: tuple[int, int]) -> ExternalTensor:

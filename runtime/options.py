@@ -34,17 +34,17 @@ class GenerationOptions(OtherNames, total=False):
     preset: str | None
     """exact or balanced: stands for several options; those beside it win over it."""
     negative_prompt: str | Sequence[str] | None
-    num_inference_steps: int
-    scheduler: str
-    guidance_scale_txt: float
-    guidance_scale_img: float
-    guidance_rescale: float
-    guidance_interval: tuple[float, float]
+    num_inference_steps: int | None
+    scheduler: str | None
+    guidance_scale_txt: float | None
+    guidance_scale_img: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
     guidance_batch: str
     cache_interval: int
     eta: float
     seed: int | Sequence[int] | None
-    frame_stride: int
+    frame_stride: int | None
     noise_sampling_method: str
     noise_alpha: float
     use_frameinit: bool
@@ -54,6 +54,7 @@ class GenerationOptions(OtherNames, total=False):
     frameinit_d_t: float | None
     frameinit_order: int | None
     camera_motion: str | None
+    fit: str
     num_videos_per_prompt: int
     autoregress_steps: int
     height: int | None

@@ -54,6 +54,19 @@ def test_borders_and_weights():
     assert found.initialisers == {"weight": (2, 3), "small": (1,)} and found.locations == ("w.data",)
 
 
+@pytest.mark.parametrize("dims", [(2**63 - 1,), (3,), (-4,), (2, 3), (2**40, 2**40)])
+@pytest.mark.parametrize("raw", [True, False])
+def test_sizes_that_are_not_those_of_the_values(dims, raw):
+    """A library would allocate them before it looks at the values."""
+    values = {"raw_data": b"\0" * 16} if raw else {"float_data": [0.0] * 4}
+    if not raw and 0 <= min(dims) and max(dims) < 2**32:
+        pytest.skip("typed values are counted by the library, which allocates no more than their bytes")
+    tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=dims, **values)
+    assert "other sizes than its values" in refusal(model([], [tensor]))
+    constant = helper.make_node("Constant", [], ["y"], value=tensor)
+    assert "other sizes than its values" in refusal(model([constant]))
+
+
 @pytest.mark.parametrize("stage", ["text_encoder", "conditioning", "vae_encoder", "vae_decoder", "unet"])
 def test_same_as_onnx_on_real_graphs(demo_bundle, stage):
     path = demo_bundle / stage / f"{stage}.onnx"
