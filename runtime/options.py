@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 class OtherNames(TypedDict, total=False):
     """Names that users of diffusers and of the command line know; see :data:`~.option_names.OTHER_NAMES`."""
 
-    steps: int
-    num_steps: int
-    guidance_scale: float
-    image_guidance_scale: float
+    steps: int | None
+    num_steps: int | None
+    guidance_scale: float | None
+    image_guidance_scale: float | None
     frames: int | None
     num_frames: int | None
     clips: int
@@ -21,8 +21,8 @@ class OtherNames(TypedDict, total=False):
     num_images_per_prompt: int
     noise: str
     frameinit: bool
-    sampler: str
-    stride: int
+    sampler: str | None
+    stride: int | None
     frame_rate: float
     generator: Any
     """A ``torch.Generator``, or one per video: its ``initial_seed()`` is the seed, whatever it has drawn since."""
