@@ -262,15 +262,15 @@ def record(case: Case, sources: Sources, rng: random.Random, seed: int) -> None:
 
 Family = Callable[[Case, Sources, random.Random, int], None]
 FAMILIES: dict[str, tuple[Family, int, bool]] = {
-    "manifest": (manifest, 72, False),
-    "graph": (graph, 30, False),
-    "structure": (structure, 36, False),
-    "weights": (weights, 24, False),
-    "tokenizer": (tokenizer, 12, False),
-    "photo": (photo, 75, False),
-    "listing": (listing, 24, True),
-    "options": (options, 30, True),
-    "checkpoint": (checkpoint, 16, True),
+    "manifest": (manifest, 60, False),
+    "graph": (graph, 24, False),
+    "structure": (structure, 24, False),
+    "weights": (weights, 20, False),
+    "tokenizer": (tokenizer, 10, False),
+    "photo": (photo, 60, False),
+    "listing": (listing, 20, True),
+    "options": (options, 24, True),
+    "checkpoint": (checkpoint, 12, True),
     "record": (record, 24, False),
 }
 """Name -> what makes a case of it, how many there are, and whether its command imports torch."""
