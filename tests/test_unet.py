@@ -155,7 +155,7 @@ def test_wrong_frame_counts_are_refused(golden):
     [
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported"),
         ({"first_frame_condition_mode": "conv2d"}, "first_frame_condition_mode='conv2d'"),
-        ({"class_embed_type": "timestep"}, "class_embed_type='timestep' is unknown"),
+        ({"class_embed_type": "timestep"}, "class_embed_type'='timestep' is unknown"),
         ({"block_out_channels": [48, 96]}, "temporal layers"),
         ({"n_frames": 1}, "at least 2 frames"),
         ({"temp_pos_embedding": "learned"}, "'rotary' or 'sinusoidal'"),
