@@ -38,7 +38,7 @@ MOST_MEMORY = {"photo": 2**30}
 MOST_MEMORY_ELSEWHERE = 3 * 2**30
 SAID_BEFORE = ("note: ", "loaded ")
 """Lines that may stand before a refusal: of what was found in order until then."""
-AS_PROCESS = ("manifest-2", "structure-0", "weights-5", "photo-4", "photo-9", "listing-3", "record-1")
+AS_PROCESS = ("manifest-2", "structure-0", "weights-5", "photo-3", "photo-7", "listing-3", "record-1")
 
 
 def wanted() -> list[tuple[str, int]]:

@@ -173,8 +173,8 @@ def photo(case: Case, sources: Sources, rng: random.Random, seed: int) -> None:
     """A photo of every format changed, a picture bomb, or something that is no file."""
     copy_bundle(sources.bundle, case.bundle)
     path = case.given / "photo"
-    if seed % 5 == 4:
-        case.what, path = _odd_photo(case, path, rng, seed // 5)
+    if seed % 4 == 3:
+        case.what, path = _odd_photo(case, path, rng, seed // 4)
     else:
         Image.init()
         kinds = [kind for kind in _PHOTOS if kind.split()[0] in Image.SAVE]
