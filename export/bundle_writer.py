@@ -26,6 +26,7 @@ from ..runtime.manifest import (
 )
 from ..runtime.recommended import check_recommended
 from ..runtime.replaced_folder import replace_folder
+from ..runtime.tokenizer_rules import check_tokenizer_json
 from .bundle_lock import building, exporting
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
 from .part_configs import TEXT_LENGTH
@@ -165,7 +166,12 @@ def _write_tokenizer(model: SourceModel, folder: Path) -> TokenizerSpec:
     tokenizer = model.tokenizer
     path = folder / _TOKENIZER_FILE
     path.parent.mkdir()
-    path.write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    content = tokenizer.backend_tokenizer.to_str()
+    try:
+        check_tokenizer_json(content)
+    except ValueError as error:
+        raise UserError(f"the model's tokenizer cannot be exported ({error}): give a CLIP tokenizer.") from None
+    path.write_text(content, encoding="utf-8")
     return TokenizerSpec(_TOKENIZER_FILE, TEXT_LENGTH, int(tokenizer.pad_token_id), str(tokenizer.pad_token))
 
 

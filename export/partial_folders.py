@@ -37,10 +37,15 @@ def remove_abandoned_builds(bundle: Path) -> None:
 
 def remove_abandoned_export(output: Path) -> None:
     """Remove what a killed export to `output` left beside it. Call it with the lock of exports to `output`."""
-    _remove(partial_path(output))
+    partial = partial_path(output)
+    _remove(partial)
     # While the output is missing, the old bundle is the only one.
     if os.path.lexists(output):
-        _remove(replaced_folder(output))
+        # Out of the name that is given back first: a kill halfway would leave half a bundle for the day on which the
+        # new one is deleted.
+        with suppress(OSError):
+            replaced_folder(output).rename(partial)
+        _remove(partial)
 
 
 def _remove(path: Path) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from ..kernels.guidance import BRANCHES
 from ..runtime.errors import UserError
 from ..runtime.guarded_read import MANIFEST, read_text
-from ..runtime.manifest import MANIFEST_NAME, Manifest
+from ..runtime.manifest import MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
 from ..runtime.replaced_folder import recover_replaced
 from ..runtime.settings import MAX_SIDE
 from .partial_folders import DERIVED_FOLDERS
 from .unet.config import UNetConfig
 
 ANY_GUIDANCE = "any"
-TEXT_ATTENTIONS = ("full", "mean")
 # Pixels, where the checkpoint does not say what it was trained at.
 _DEFAULT_SIDE = 256
 

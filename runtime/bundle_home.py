@@ -108,4 +108,5 @@ def check_not_packaged(bundle: Path) -> None:
 
 
 def _is_bundle(folder: Path) -> bool:
-    return (folder / MANIFEST_NAME).is_file()
+    # os.path answers where Path raises: a folder that may not be looked into.
+    return os.path.isfile(folder / MANIFEST_NAME)  # noqa: PTH113

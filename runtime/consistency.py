@@ -159,13 +159,16 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource], tokenizer: Any) -> None:
+def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource], tokenizer: Any) -> int | None:
     """Every stage has the tensors that a generation gives and takes, and the tokenizer's numbers are in the text
     encoder's vocabulary.
 
     Args:
         graph: of a stage.
         tokenizer: a ``tokenizers.Tokenizer``.
+
+    Returns:
+        Entries of the text encoder's vocabulary; None where its graph does not tell.
 
     Raises:
         UserError: with what is missing or does not fit.
@@ -189,6 +192,7 @@ def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource]
         raise UserError(
             f"{file} has token numbers up to {largest}, and the text encoder's vocabulary has {rows} entries: {_AGAIN}."
         )
+    return rows
 
 
 def _vocabulary(source: GraphSource) -> int | None:

@@ -9,6 +9,10 @@ def first_line(error: BaseException | str, longest: int = 300) -> str:
     return lines[0][:longest].rstrip(". ") or "no reason given"
 
 
+MAX_SENTENCE = 2000
+"""Characters of a sentence; a manifest can hold a name of millions."""
+
+
 class CancelledError(Exception):
     """A call was cancelled, from another thread, by a signal or by its own callback."""
 
@@ -20,8 +24,14 @@ class UserError(ValueError):
     """Bad input, a bad bundle or a missing extra: one clear sentence that says what is wrong and how to mend it.
 
     The command line prints the sentence and exits with code 2, without a traceback. Library callers may catch it;
-    it is a :class:`ValueError`.
+    it is a :class:`ValueError`. Names from files stand in it as they are, so a very long sentence is cut in its middle.
     """
+
+    def __init__(self, sentence: str) -> None:
+        if len(sentence) > MAX_SENTENCE:
+            # The end holds the remedy.
+            sentence = f"{sentence[: MAX_SENTENCE * 2 // 3]} ... {sentence[-MAX_SENTENCE // 4 :]}"
+        super().__init__(sentence)
 
 
 class BackendError(UserError):

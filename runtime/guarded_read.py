@@ -177,7 +177,7 @@ def parse_json(content: str | bytes) -> Any:
             parse_int=_integer,
             parse_float=_real,
             parse_constant=_no_number,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique_entries,
         )
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} levels") from None
@@ -203,7 +203,12 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of a JSON object as a mapping, for ``json.loads``.
+
+    Raises:
+        ValueError: a name that is there twice, which other parsers read in another way.
+    """
     entries = dict(pairs)
     if len(entries) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]

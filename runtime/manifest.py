@@ -14,13 +14,16 @@ import types
 import typing
 import unicodedata
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..kernels.guidance import BRANCHES
+from ..kernels.low_pass_filters import FILTER_KINDS
 from .errors import UserError
 from .guarded_read import parse_json
 from .manifest_digest import digest_of
+from .onnx_walker import MAX_RANK
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -31,6 +34,7 @@ DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
 """Where ``consisti2v build`` puts what it makes, and makes again."""
+TEXT_ATTENTIONS = ("full", "mean")
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8")
 
 
@@ -262,7 +266,7 @@ class Manifest:
         said = data.pop("digest", None)
         manifest: Manifest = _parse(cls, data, "")
         manifest._check()
-        if said not in (None, manifest.digest):
+        if said is not None and said != manifest.digest:
             raise UserError(
                 f"{MANIFEST_NAME} says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}: "
                 "do not use this bundle; export it again."
@@ -304,6 +308,9 @@ class Manifest:
             _plain(f"{where}.name", kernel.name, _WORD)
             _plain(f"{where}.compute_capability", kernel.compute_capability, _CAPABILITY)
             _plain(f"{where}.source_sha256", kernel.source_sha256, _HASH)
+        _known("model.guidance", (self.model.guidance,), tuple(BRANCHES))
+        _known("frame_init.filter", (self.frame_init.filter,), FILTER_KINDS)
+        _known("model.text_attention", (self.model.text_attention,), TEXT_ATTENTIONS)
         for name, record in self.files.items():
             _plain(f"files.{name[:80]}.sha256", record.sha256, _HASH)
 
@@ -355,6 +362,11 @@ class Manifest:
         for where, spec in tensors.items():
             if spec.dtype not in DTYPES:
                 raise UserError(f"{MANIFEST_NAME}: tensor {where} has dtype {spec.dtype[:40]!r}.")
+            if len(spec.shape) > MAX_RANK:
+                raise UserError(
+                    f"{MANIFEST_NAME}: tensor {where} has {len(spec.shape)} sizes, more than {MAX_RANK}: "
+                    "export the bundle again."
+                )
             for size in spec.shape:
                 name, slash, divisor = size.partition("/") if isinstance(size, str) else ("rows", "", "")
                 if name not in DYNAMIC_SIZES or (slash and not re.fullmatch("[1-9][0-9]{0,3}", divisor)):
@@ -408,7 +420,8 @@ class Manifest:
                     fixed = [size for size in spec.shape if isinstance(size, int)]
                     sizes[f"{where}.{kind}: a size of {spec.name[:80]}"] = min(fixed, default=1)
         impossible: dict[str, float] = {entry: size for entry, size in sizes.items() if size is not None and size < 1}
-        if not (math.isfinite(model.vae_scaling_factor) and model.vae_scaling_factor > 0):
+        # Beyond these, latents overflow or vanish in float32.
+        if not 1e-6 <= model.vae_scaling_factor <= 1e6:
             impossible["model.vae_scaling_factor"] = model.vae_scaling_factor
         for entry, value in impossible.items():
             raise UserError(f"{MANIFEST_NAME}: entry {entry} cannot be {value}: export the bundle again.")
@@ -486,6 +499,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
+        plain = typing.get_args(arguments[0]) or (arguments[0],)
+        if all(type(item) in plain for item in value):
+            return tuple(value)
         return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     allowed = arguments if origin in (typing.Union, types.UnionType) else (kind,)
     for option in arguments:
@@ -501,11 +517,16 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} has the wrong kind of value: {shown}.")
 
 
+@cache
+def _entries(kind: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass; evaluating its annotations takes longer than parsing an entry."""
+    return typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+
+
 def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} must be an object.")
-    hints = typing.get_type_hints(kind)
-    entries = {f.name: f for f in dataclasses.fields(kind)}
+    hints, entries = _entries(kind)
     for name in value:
         if name not in entries:
             raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is unknown.")

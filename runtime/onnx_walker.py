@@ -14,8 +14,10 @@ from math import prod
 
 MAX_BYTES = (1 << 31) - 1
 """Of a graph without its weights; protobuf itself takes no more."""
-MAX_FIELDS = 4_000_000
-"""Protobuf fields read; a full-size U-Net has about 150,000."""
+MAX_FIELDS = 600_000
+"""Protobuf fields read, in a second or two; a full-size U-Net has about 150,000."""
+MAX_RANK = 16
+"""Sizes of a tensor: the product of a million of them takes minutes."""
 MAX_DEPTH = 8
 """Graphs within graphs."""
 DOMAINS = ("", "ai.onnx")
@@ -244,6 +246,7 @@ class _Walker:
         for number, wire, at, to in self._fields(start, end):
             if number == 1:
                 dims += self._integers(wire, at, to)
+                self._rank(len(dims))
             elif number == 2:
                 self._expect(wire, _VARINT)
                 tensor.elem_type = at
@@ -304,7 +307,11 @@ class _Walker:
             elif number == 2:
                 self._expect(wire, _BYTES)
                 self._once(1 if shape is None else 2, "shape")
-                shape = tuple(self._size(*place) for place in self._messages(at, to, 1))
+                sizes: list[int | str | None] = []
+                for place in self._messages(at, to, 1):
+                    sizes.append(self._size(*place))
+                    self._rank(len(sizes))
+                shape = tuple(sizes)
         return dtype, shape
 
     def _size(self, start: int, end: int) -> int | str | None:
@@ -398,6 +405,11 @@ class _Walker:
     def _expect(wire: int, wanted: int) -> None:
         if wire != wanted:
             raise ValueError("it is not ONNX")
+
+    @staticmethod
+    def _rank(sizes: int) -> None:
+        if sizes > MAX_RANK:
+            raise ValueError(f"it has a tensor of more than {MAX_RANK} sizes")
 
     @staticmethod
     def _once(count: int, what: str) -> None:

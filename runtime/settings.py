@@ -176,8 +176,11 @@ class ResolvedSettings(GenerationSettings):
         number(self.noise_alpha, "noise_alpha", 0, 1000)
         whole(self.frameinit_noise_level, "frameinit_noise_level", 0, last_timestep)
         one_of(self.frameinit_filter, "frameinit_filter", FILTER_KINDS)
-        number(self.frameinit_d_s, "frameinit_d_s", 0, 1)
-        number(self.frameinit_d_t, "frameinit_d_t", 0, 1)
+        for name in ("frameinit_d_s", "frameinit_d_t"):
+            number(getattr(self, name), name, 0, 1)
+            # Their squares and their quotient have to be numbers.
+            if 0 < getattr(self, name) < 1e-6:
+                raise UserError(f"{name} {getattr(self, name)} is not possible: give 0, or a number from 1e-06 to 1.")
         whole(self.frameinit_order, "frameinit_order", 1, 100)
         whole(self.num_videos_per_prompt, "num_videos_per_prompt", 1, 1000)
         whole(self.autoregress_steps, "autoregress_steps", 1, 1000)

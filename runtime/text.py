@@ -16,6 +16,7 @@ from .errors import UserError
 from .finite import check_finite
 from .guarded_read import TOKENIZER
 from .session import Array, Session
+from .tokenizer_rules import check_tokenizer_json, tokenizer_failures
 
 _log = logging.getLogger("consisti2v_rt")
 KeyValues = dict[str, Array]
@@ -26,23 +27,37 @@ class PromptTokenizer:
 
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.manifest.tokenizer
+        content = bundle.read(spec.file, TOKENIZER.max_bytes).tobytes()
+        self._file, self._length = spec.file, spec.max_length
         try:
-            self._tokenizer = Tokenizer.from_buffer(bundle.read(spec.file, TOKENIZER.max_bytes).tobytes())
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"bundle file {spec.file} is no tokenizer ({error}): export the bundle again.") from None
-        check_complete(bundle.manifest, bundle.graph, self._tokenizer)
-        self._length = spec.max_length
+            check_tokenizer_json(content)
+            with tokenizer_failures():
+                self._tokenizer = Tokenizer.from_buffer(content)
+        except ValueError as error:
+            raise self._refusal(error) from None
+        self._vocabulary = check_complete(bundle.manifest, bundle.graph, self._tokenizer)
         self._tokenizer.enable_truncation(spec.max_length)
         self._tokenizer.enable_padding(length=spec.max_length, pad_id=spec.pad_token_id, pad_token=spec.pad_token)
+        # Its special tokens are in no vocabulary list: an empty prompt has all of them.
+        self("")
 
     def __call__(self, prompt: str) -> NDArray[np.int64]:
         """int64 [1, max_length]; a longer prompt is cut, as published, and a warning says so."""
-        encoding = self._tokenizer.encode(prompt)
+        try:
+            with tokenizer_failures():
+                encoding = self._tokenizer.encode(prompt)
+        except ValueError as error:
+            raise self._refusal(error) from None
+        rows = self._vocabulary
+        if len(encoding.ids) != self._length or (rows is not None and max(encoding.ids) >= rows):
+            raise self._refusal(f"it does not give {self._length} tokens of the text encoder's vocabulary")
         if encoding.overflowing:
             _log.warning("prompt %r is longer than the model's %d tokens: the rest was cut", prompt[:40], self._length)
         return np.array([encoding.ids], dtype=np.int64)
+
+    def _refusal(self, reason: object) -> UserError:
+        shown = str(reason).rstrip(".")
+        return UserError(f"bundle file {self._file} is no tokenizer of CLIP's kind ({shown}): export the bundle again.")
 
 
 class TextConditioner:

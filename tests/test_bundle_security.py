@@ -314,3 +314,30 @@ def test_tensors_that_are_missing_or_other_ones(copy):
 
     change(copy, rename)
     assert "vae_decoder.onnx has other outputs" in refusal(lambda: Bundle.open(copy))
+
+
+# -- amounts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data["stages"]["unet"]["inputs"][0].update(shape=[2**63] * 100_000),
+        lambda data: data["stages"]["unet"]["outputs"][0].update(shape=[1] * 100_000),
+        lambda data: data["recommended"].update(guidance_interval=[0.1] * 100_000),
+        lambda data: data["scheduler"].update(beta_schedule="x" * 1_000_000),
+        lambda data: data["scheduler"].update({"x" * 1_000_000: 1}),
+        lambda data: data.update({"x" * 1_000_000: 1}),
+        lambda data: data.update(schema_version="x" * 1_000_000),
+        lambda data: data["model"].update(text_attention="x" * 1_000_000),
+        lambda data: data["model"].update(guidance="x" * 1_000_000),
+        lambda data: data["frame_init"].update(filter="x" * 1_000_000),
+        lambda data: data["model"].update(vae_scaling_factor=1e300),
+        lambda data: data["model"].update(vae_scaling_factor=1e-300),
+    ],
+)
+def test_huge_entries_end_in_a_short_sentence_at_once(copy, edit):
+    change(copy, edit)
+    with pytest.raises(UserError) as caught:
+        Bundle.open(copy, verify=False)
+    assert len(str(caught.value)) <= 2000 and str(caught.value).endswith(".")
