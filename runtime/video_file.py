@@ -196,6 +196,8 @@ class Mp4Writer:
         context.color_range = _LIMITED_RANGE
         if encoder == "libx264":
             stream.options = dict(_X264_OPTIONS)
+            # With several threads the same frames were seen to give other bytes now and then under load.
+            context.thread_count = 1
         else:
             stream.bit_rate = max(200_000, int(height * width * fps * _FALLBACK_BITS_PER_PIXEL))
             _log.warning("libx264 is missing from the installed PyAV; %s is used instead, at lower quality", encoder)

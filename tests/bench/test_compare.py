@@ -44,7 +44,7 @@ def test_thirty_percent_slower(consisti2v: Callable[..., Any], files: Callable[.
     line = next(line for line in outcome.stdout.splitlines() if "U-Net" in line).replace("\u00a0", " ")
     for words in ("+30.0%", "1.00 s", "1.30 s", "+27.5% to +32.6%", "5, 5"):
         assert words in line, words
-    assert line.rstrip().endswith("slower")
+    assert line.rstrip(" |").endswith("slower")
     assert "bootstrap interval" in outcome.stdout and "seed 0" in outcome.stdout
     faster = consisti2v("bench", "compare", *reversed(files(1.3)))
     assert faster.stdout.splitlines()[-1] == "2 faster"

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from consisti2v_rt.export.manifest_file import rewrite_manifest
-from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, variant, variant_files, write_variant
+from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, currency, variant, variant_files, write_variant
 from consisti2v_rt.export.precision.calibration import calibration_set
 from consisti2v_rt.export.precision.weights import channel_scales
 from consisti2v_rt.runtime.backends import choose
@@ -260,7 +260,7 @@ def test_damaged_source_is_refused(bundle, listing):
 def test_full_disk_leaves_the_bundle_as_it_was(bundle, listing, monkeypatch, held, fails):
     if held:
         write_variant(bundle, "fp16", held)
-        monkeypatch.setattr(variant, "RECIPE_VERSION", 1000)  # as if other rules had written them
+        monkeypatch.setattr(currency, "RECIPE_VERSION", 1000)  # as if other rules had written them
     before, manifest = listing(bundle), (bundle / "bundle.json").read_bytes()
 
     def full(*_: object, **__: object) -> None:
