@@ -30,7 +30,7 @@ class UserError(ValueError):
     def __init__(self, sentence: str) -> None:
         if len(sentence) > MAX_SENTENCE:
             # The end holds the remedy.
-            sentence = f"{sentence[: MAX_SENTENCE * 2 // 3]} ... {sentence[-MAX_SENTENCE // 4 :]}"
+            sentence = f"{sentence[: MAX_SENTENCE * 2 // 3]}[...]{sentence[-MAX_SENTENCE // 4 :]}"
         super().__init__(sentence)
 
 
