@@ -24,6 +24,9 @@ def make_session(source: GraphSource, options: Any, **others: Any) -> Any:
     """
     import onnxruntime
 
+    # Its default logger writes to the terminal what it raises as well, in colours.
+    onnxruntime.set_default_logger_severity(4)
+
     weights, kept = source.weights(), []
     # Whatever the bytes look like, they are ONNX: that is what was looked through.
     options.add_session_config_entry("session.load_model_format", "ONNX")
