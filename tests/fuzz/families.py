@@ -188,7 +188,7 @@ def photo(case: Case, sources: Sources, rng: random.Random, seed: int) -> None:
 def listing(case: Case, sources: Sources, rng: random.Random, seed: int) -> None:
     """A CSV or JSONL listing of two videos changed."""
     for name in ("0.mp4", "1.mp4"):
-        link_or_copy(sources.videos / name, case.given / name)
+        copy_file(sources.videos / name, case.given / name)
     rows: list[Any] = [{"path": "0.mp4", "caption": "a cat"}, {"path": "1.mp4", "caption": 'a "dog", running'}]
     if seed % 2:
         path = case.given / "listing.csv"
@@ -234,7 +234,7 @@ def checkpoint(case: Case, sources: Sources, rng: random.Random, seed: int) -> N
     folder = case.given / "checkpoint"
     for path in sources.checkpoint.rglob("*"):
         if path.is_file():
-            link_or_copy(path, folder / path.relative_to(sources.checkpoint))
+            copy_file(path, folder / path.relative_to(sources.checkpoint))
     files = sorted(path for path in folder.rglob("*.json") if path.stat().st_size < 2**16)
     # The U-Net's is ours to check; the others are read by libraries.
     path = folder / "unet" / "config.json" if rng.random() < 0.4 else rng.choice(files)
@@ -295,13 +295,16 @@ def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """No hard link: onnx refuses a file that has several, and other tests read the source meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def copy_bundle(source: Path, target: Path) -> None:
     for path in source.rglob("*"):
         if path.is_file():
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            # No hard links: onnx refuses a file that has several, and other tests read the source meanwhile.
-            shutil.copyfile(path, place)
+            copy_file(path, target / path.relative_to(source))
 
 
 def _put(case: Case, path: Path, content: bytes, good: bytes, *, recorded: bool) -> None:
