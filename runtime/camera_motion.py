@@ -11,11 +11,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from .choices import CAMERA_MOTIONS
 from .errors import UserError
 from .fit import filled
 from .image import FloatArray, Window, centre_offset, covering_size, normalise, resize_window, rgb_pixels
-
-CAMERA_MOTIONS = ("pan_left", "pan_right", "zoom_in", "zoom_out")
 
 _ZOOM = 1.5
 

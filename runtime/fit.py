@@ -7,11 +7,9 @@ from PIL import Image
 
 from .image import FloatArray, Window, covering_size, normalise, preprocess, resize_window, rgb_pixels
 
-FITS = ("crop", "pad", "stretch")
-
 
 def fit_photo(image: Image.Image, height: int, width: int, fit: str) -> FloatArray:
-    """RGB image -> float32 [1, 3, height, width] in [-1, 1]; `fit` is one of :data:`FITS`."""
+    """RGB image -> float32 [1, 3, height, width] in [-1, 1]; `fit` is one of :data:`~.choices.FITS`."""
     if fit == "crop":
         return preprocess(image, height, width)
     return normalise(filled(image, height, width, fit))[None]

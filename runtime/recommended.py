@@ -15,7 +15,7 @@ from typing import Any
 
 from ..kernels.ddim import SchedulerConfig
 from ..kernels.schedulers import step_table
-from .camera_motion import CAMERA_MOTIONS
+from .choices import CAMERA_MOTIONS
 from .errors import UserError
 from .manifest import RecommendedSettings
 from .presets import PUBLISHED

@@ -13,9 +13,8 @@ from ..kernels.guidance import GuidanceMode, guidance_mode, guided_steps
 from ..kernels.low_pass_filters import FILTER_KINDS
 from ..kernels.noise import NOISE_KINDS
 from ..kernels.schedulers import SCHEDULERS
-from .camera_motion import CAMERA_MOTIONS
+from .choices import CAMERA_MOTIONS, FITS
 from .errors import UserError
-from .fit import FITS
 from .guarded_read import parse_json
 from .manifest import Manifest, RecommendedSettings
 from .option_names import canonical_options

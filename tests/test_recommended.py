@@ -13,7 +13,7 @@ import pytest
 
 from consisti2v_rt import GenerationSettings, ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.camera_motion import CAMERA_MOTIONS
+from consisti2v_rt.runtime.choices import CAMERA_MOTIONS
 from consisti2v_rt.runtime.manifest import Manifest, RecommendedSettings
 from consisti2v_rt.runtime.presets import PUBLISHED
 from consisti2v_rt.runtime.recommended import notices, recommended_settings

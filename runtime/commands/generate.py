@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from ...kernels.schedulers import SCHEDULERS
-from ..camera_motion import CAMERA_MOTIONS
+from ..choices import CAMERA_MOTIONS
 from ..errors import UserError
 from ..fit import cropped_shares
 from ..frame_scale import scaled_size

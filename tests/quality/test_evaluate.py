@@ -105,7 +105,7 @@ def test_generated_videos_and_their_fidelity(tmp_path):
         ((ASSETS,), "holds no video"),
         (("empty.csv", "--fvd", "c3d"), "i3d, videomae"),
         (("empty.csv", "--device", "abacus"), "cannot be used"),
-        (("nowhere",), "cannot be read"),
+        (("nowhere",), "must end in .csv or .jsonl"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, monkeypatch, arguments, reason):
