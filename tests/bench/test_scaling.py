@@ -18,6 +18,7 @@ from consisti2v_rt.benchmarks.bench.comparability import missing_fields
 from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.scaled_models import ModelMaker, _options
 from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle_home import DEMO_FOLDER
 from consisti2v_rt.runtime.manifest import MANIFEST_NAME
 
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
@@ -43,8 +44,10 @@ def exports(monkeypatch: pytest.MonkeyPatch, demo_bundle: Path) -> list[list[str
         asked.append(arguments)
         weights = arguments[arguments.index("--random-weights") + 1]
         name = weights if weights in ("tiny", "full") else Path(weights).name
-        shutil.copytree(demo_bundle, folder, dirs_exist_ok=True)
-        manifest = Bundle.open(demo_bundle, verify=False).manifest
+        # The demo's own U-Net has an open batch, this folder's a fixed one.
+        source = DEMO_FOLDER if "any" in arguments else demo_bundle
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        manifest = Bundle.open(source, verify=False).manifest
         config = manifest.model.unet_config | _options(weights)
         model = replace(manifest.model, unet_config=config, rows=None if "any" in arguments else 2)
         provenance = replace(manifest.provenance, source=f"random weights ({name}), seed 0")
