@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 class OtherNames(TypedDict, total=False):
     """Names that users of diffusers and of the command line know; see :data:`~.option_names.OTHER_NAMES`."""
 
-    steps: int
-    num_steps: int
-    guidance_scale: float
-    image_guidance_scale: float
+    steps: int | None
+    num_steps: int | None
+    guidance_scale: float | None
+    image_guidance_scale: float | None
     frames: int | None
     num_frames: int | None
     clips: int
@@ -21,8 +21,8 @@ class OtherNames(TypedDict, total=False):
     num_images_per_prompt: int
     noise: str
     frameinit: bool
-    sampler: str
-    stride: int
+    sampler: str | None
+    stride: int | None
     frame_rate: float
     generator: Any
     """A ``torch.Generator``, or one per video: its ``initial_seed()`` is the seed, whatever it has drawn since."""
@@ -34,17 +34,17 @@ class GenerationOptions(OtherNames, total=False):
     preset: str | None
     """exact or balanced: stands for several options; those beside it win over it."""
     negative_prompt: str | Sequence[str] | None
-    num_inference_steps: int
-    scheduler: str
-    guidance_scale_txt: float
-    guidance_scale_img: float
-    guidance_rescale: float
-    guidance_interval: tuple[float, float]
+    num_inference_steps: int | None
+    scheduler: str | None
+    guidance_scale_txt: float | None
+    guidance_scale_img: float | None
+    guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
     guidance_batch: str
     cache_interval: int
     eta: float
     seed: int | Sequence[int] | None
-    frame_stride: int
+    frame_stride: int | None
     noise_sampling_method: str
     noise_alpha: float
     use_frameinit: bool
@@ -60,3 +60,4 @@ class GenerationOptions(OtherNames, total=False):
     width: int | None
     video_length: int | None
     fps: float
+    fit: str
