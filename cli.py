@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +30,7 @@ from .runtime.commands.generate import generate
 from .runtime.commands.help_panels import GroupedCommand
 from .runtime.commands.inspect import inspect
 from .runtime.commands.option_aliases import AliasCommand
-from .runtime.errors import CancelledError, UserError
+from .runtime.errors import CancelledError, UserError, first_line
 
 app = typer.Typer(
     name="consisti2v",
@@ -107,10 +108,30 @@ def main() -> None:
                 _stopped(console, ending.exit_code)
             if isinstance(error, MemoryError):
                 error = UserError(_OUT_OF_MEMORY)
+            elif isinstance(error, OSError):
+                _drop_output()
+                error = UserError(_refused(error))
             if not isinstance(error, UserError):
                 raise
-            note(console, str(error), "error:", "bold red")
+            with suppress(OSError):
+                note(console, str(error), "error:", "bold red")
             sys.exit(2)
+
+
+def _refused(error: OSError) -> str:
+    named = f' of "{os.fsdecode(error.filename)}"' if isinstance(error.filename, str | bytes) else ""
+    return (
+        f"the operating system refused a read or write{named} ({error.strerror or first_line(error)}): check the free "
+        "space, the permissions, and where the output goes."
+    )
+
+
+def _drop_output() -> None:
+    """What standard output does not take would be tried again, and fail again, at the end of the process."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stopped(console: Console, exit_code: int) -> NoReturn:

@@ -4,12 +4,18 @@ cannot be imported ends it with a traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def main() -> None:
     """Import the command line and run it; exit code 130 where that is interrupted, 2 where a package is damaged."""
+    # Closed streams: every library may then write to them, and no file that is opened later takes their numbers.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
     try:
         run = _command_line()
     except KeyboardInterrupt:

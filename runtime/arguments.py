@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from .bundle import Bundle
 from .call_queue import CancelToken
-from .errors import UserError
+from .errors import UserError, shown
 from .gpu_options import GpuOptions
 from .settings import GenerationSettings, check_threads
 
@@ -46,6 +48,12 @@ def check_bundle_path(path: object) -> None:
         raise UserError(f"from_bundle takes the path of a bundle's folder, as a str or a Path, not {_kind(path)}.")
 
 
+def check_flag(value: object, name: str) -> None:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} {shown(value)} is not possible: give True or False.")
+
+
 def check_engine(threads: object, gpu: object) -> None:
     """For the constructor; names of devices and precisions are checked where they are looked up.
 
@@ -55,6 +63,10 @@ def check_engine(threads: object, gpu: object) -> None:
     check_threads(threads)
     if not isinstance(gpu, GpuOptions):
         raise UserError(f"gpu must be a GpuOptions, as GpuOptions(low_vram=True), not {_kind(gpu)}.")
+    for option in fields(GpuOptions):
+        value = getattr(gpu, option.name)
+        if value is not option.default:
+            check_flag(value, option.name)
 
 
 def check_inputs(image: object, prompt: object, settings: object) -> None:
@@ -93,6 +105,11 @@ def check_call(latents: object, callback: object, on_frames: object, cancel_toke
     for name, function in (("callback", callback), ("on_frames", on_frames)):
         if function is not None and not callable(function):
             raise UserError(f"{name} must be a function, not {_kind(function)}.")
+        if inspect.iscoroutinefunction(function):
+            raise UserError(
+                f"{name} must be an ordinary function, for an async one would never run: hand its work to the event "
+                "loop with asyncio.run_coroutine_threadsafe."
+            )
     if cancel_token is not None and not isinstance(cancel_token, CancelToken):
         raise UserError(f"cancel_token must be a CancelToken, not {_kind(cancel_token)}.")
 
@@ -113,6 +130,6 @@ def checked_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np
 def _kind(value: object) -> str:
     """What a wrong argument is, in a sentence: "None", "3", "a dict"."""
     if value is None or isinstance(value, bool | int | float):
-        return repr(value)
+        return shown(value)
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

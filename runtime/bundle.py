@@ -21,13 +21,14 @@ from .graph_source import GraphSource
 from .guarded_read import MANIFEST, read_text
 from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from .manifest_digest import check_digest
+from .one_process import OneProcess
 from .opened_file import ALTERED, Bytes, FileError, OpenedFile, link_fault
 from .recommended import check_recommended
 
 _CHUNK = 1 << 22
 
 
-class Bundle:
+class Bundle(OneProcess):
     """A folder made by ``consisti2v export``.
 
     Example:
@@ -36,8 +37,11 @@ class Bundle:
         16
     """
 
+    _instead = "pass its path, and open it in each process"
+
     def __init__(self, path: Path, manifest: Manifest, *, hashed: bool = False) -> None:
         """As :meth:`open`, without looking at any file; `hashed`: derived files are hashed before their first use."""
+        super().__init__()
         self.path = path
         self.manifest = manifest
         self._hashed = hashed

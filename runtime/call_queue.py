@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .errors import CancelledError, UserError
+from .one_process import OneProcess
 
 
-class CancelToken:
+class CancelToken(OneProcess):
     """Cancels one call, from any thread, before it starts, while it waits for its turn or while it runs.
 
     Example:
@@ -20,6 +21,7 @@ class CancelToken:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         # Reentrant: a signal handler may cancel while the same thread holds it.
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], None]] = []
@@ -62,7 +64,7 @@ class CancelToken:
 class _Turn:
     """The place of one call in the queue."""
 
-    def __init__(self, token: CancelToken) -> None:
+    def __init__(self, token: CancelToken | None) -> None:
         self.token, self.thread, self.wake = token, threading.get_ident(), threading.Event()
 
 
@@ -75,14 +77,19 @@ class CallQueue:
         """The first one runs."""
 
     @contextmanager
-    def turn(self, token: CancelToken) -> Iterator[None]:
+    def turn(self, token: CancelToken | None) -> Iterator[None]:
         """Wait until every earlier call has ended, and keep later ones waiting during the block.
+
+        Args:
+            token: cancels the wait; None: nothing does, :meth:`cancel` neither.
 
         Raises:
             CancelledError: the token was cancelled before the turn came.
             UserError: this thread is in a turn already, so that it would wait for itself.
         """
         turn = _Turn(token)
+        if token is None:
+            token = CancelToken()
         with self._lock:
             if self.runs_here():
                 raise UserError(
@@ -112,4 +119,5 @@ class CallQueue:
         """Cancel the running call and every waiting one; calls that arrive later are not affected."""
         with self._lock:
             for turn in list(self._turns):
-                turn.token.cancel()
+                if turn.token is not None:
+                    turn.token.cancel()

@@ -13,6 +13,15 @@ MAX_SENTENCE = 2000
 """Characters of a sentence; a manifest can hold a name of millions."""
 
 
+def shown(value: object, longest: int = 80) -> str:
+    """A wrong value as a message quotes it: its ``repr`` on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of thousands of digits, or a repr of the user's own
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 class CancelledError(Exception):
     """A call was cancelled, from another thread, by a signal or by its own callback."""
 

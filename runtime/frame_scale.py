@@ -20,7 +20,7 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     Raises:
         UserError: a factor that is not possible, or that leads to sides under 16 or over 4096 pixels.
     """
-    number(scale, "scale", MIN_SCALE, MAX_SCALE)
+    scale = number(scale, "scale", MIN_SCALE, MAX_SCALE)
     if scale == 1:
         return height, width
     size = round(height * scale), round(width * scale)

@@ -41,6 +41,7 @@ ImageSource: TypeAlias = (
 _STRIP_PIXELS = 1 << 20
 # Photo formats only: Pillow's EPS, for one, runs an outside program on the file. HEIF is there if a plug-in is.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000")
+_NO_FILE = "is no open binary file that can be read from its start"
 _FORMATS_ADVICE = "use a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP photo"
 
 _UPRIGHT = {
@@ -80,13 +81,25 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         check_size(source.width, source.height, "the image")
         return _decode(source, "the image")
-    name = f'"{os.fspath(source)}"' if isinstance(source, str | os.PathLike) else "the image"
+    name = _name_of(source)
     with _opened(source, name) as (file, in_memory):
         image = _open(file, in_memory, name)
         try:
             return _decode(image, name, owned=True)
         finally:
             image.close()
+
+
+def check_image(source: ImageSource) -> None:
+    """Refuse at once what :func:`load_image` would refuse before it decodes, for a file, bytes or an array. A file
+    object is left alone, for it may be read only once, and a Pillow image is open already.
+    """
+    if isinstance(source, np.ndarray):
+        _check_array(source)
+    elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        name = _name_of(source)
+        with _opened(source, name) as (file, in_memory):
+            _open(file, in_memory, name).close()
 
 
 def preprocess(image: Image.Image, height: int, width: int) -> FloatArray:
@@ -173,6 +186,10 @@ def _as_float(pixels: npt.NDArray[np.generic]) -> FloatArray:
     return values / np.float32(255) if pixels.dtype == np.uint8 else values
 
 
+def _name_of(source: object) -> str:
+    return f'"{os.fsdecode(source)}"' if isinstance(source, str | os.PathLike) else "the image"
+
+
 @contextmanager
 def _opened(
     source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, name: str
@@ -193,6 +210,7 @@ def _opened(
     except (ValueError, TypeError, AttributeError) as error:
         fault = str(error) if isinstance(error, ValueError) else "is no source of an image"
         advice = {
+            _NO_FILE: f"{_NO_FILE}, so open one with open(path, 'rb'), or pass its bytes",
             "is a folder, not a regular file": "is a folder, so give the path of one image file in it",
             "does not exist": "does not exist, so check the path of the image",
         }
@@ -217,10 +235,12 @@ def _content(file: BinaryIO) -> bytes:
         file.seek(0)
         content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror or error})") from None
-    if not isinstance(content, bytes):
-        raise TypeError("a file object must give bytes")
-    return content
+        raise ValueError(_NO_FILE if error.strerror is None else f"cannot be read ({error.strerror})") from None
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(_NO_FILE) from None
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise ValueError(_NO_FILE)
+    return bytes(content)
 
 
 def _open(file: BinaryIO, in_memory: int, name: str) -> Image.Image:
@@ -292,13 +312,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _image_from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+def _check_array(array: npt.NDArray[np.generic]) -> None:
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
         raise UserError(
             f"an image array must be uint8 with shape [h, w, 3], [h, w, 4], [h, w, 1] or [h, w], not {array.dtype} "
             f"{list(array.shape)}, so convert it to 0..255 and put the channels last."
         )
     check_size(array.shape[1], array.shape[0], "the image array")
+
+
+def _image_from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+    _check_array(array)
     squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(squeezed))
 

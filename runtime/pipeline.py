@@ -16,7 +16,15 @@ from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
 from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
-from .arguments import check_bundle, check_bundle_path, check_call, check_engine, check_inputs, checked_latents
+from .arguments import (
+    check_bundle,
+    check_bundle_path,
+    check_call,
+    check_engine,
+    check_flag,
+    check_inputs,
+    checked_latents,
+)
 from .backends import Choice, choose
 from .bundle import Bundle
 from .call_queue import CallQueue, CancelToken
@@ -26,12 +34,14 @@ from .errors import BackendError, CancelledError, UserError
 from .fit import fit_photo
 from .gpu.generation import GpuGeneration
 from .gpu_options import GpuOptions, check_gpu_options
-from .image import ImageSource, load_image
+from .image import ImageSource, check_image, load_image
+from .one_process import OneProcess
 from .options import GenerationOptions
 from .random_streams import RandomStreams
 from .request import Request, check_request
 from .settings import FramesCallback, GenerationSettings, ResolvedSettings, StepCallback, StepProgress
-from .stages import Stages
+from .stages import Stages, clip_shape
+from .time_limit import check_time_limit
 from .time_limit import time_limit as limited
 from .timings import Timings
 from .video import GeneratedVideos
@@ -41,20 +51,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("consisti2v_rt")
 _PLAIN = GpuOptions()
+_FORKED: list[Stages] = []
+"""Of models that the parent of this process opened, never released: that would wait for threads which only it has."""
 
 
-class ImageToVideo:
+class ImageToVideo(OneProcess):
     """A loaded bundle. Stages are loaded at first use and kept: a second call pays no load.
 
     One object may be called from any number of threads. The calls run one at a time in order of arrival, because the
     stages' buffers are shared; on a GPU, the calls of all objects of the process do. :meth:`cancel` and
     :class:`CancelToken` reach waiting calls too. :meth:`close`, or a ``with`` block, releases the stages' memory.
+    It belongs to the process that opened it: it cannot be pickled, and a forked child opens the bundle itself.
 
     Example:
         >>> animate = ImageToVideo.from_bundle("consisti2v-256")
         >>> videos = animate("photo.jpg", "a cat turns its head", seed=7)
         >>> videos.save("cat.mp4")
     """
+
+    _instead = "pass the bundle's path, and open it with ImageToVideo.from_bundle in each process"
 
     def __init__(
         self,
@@ -67,9 +82,10 @@ class ImageToVideo:
         choice: Choice | None = None,
     ) -> None:
         """As :meth:`from_bundle`; a `choice` that was already made stands for device and precision."""
+        super().__init__()
         check_bundle(bundle)
         check_engine(threads, gpu)
-        self._closed = False
+        self._closed = self._is_forked = False
         self.bundle = bundle
         self._calls = CallQueue()
         self._noticed: set[str] = set()
@@ -119,6 +135,7 @@ class ImageToVideo:
             UserError: the bundle is incomplete, altered or of another version, or nothing can run it as asked.
         """
         check_bundle_path(path)
+        check_flag(verify, "verify")
         bundle = Bundle.open(path, verify=verify, expect_digest=expect_digest)
         return cls(bundle, threads=threads, device=device, precision=precision, gpu=gpu)
 
@@ -162,7 +179,13 @@ class ImageToVideo:
         """
         check_call(latents, callback, on_frames, cancel_token)
         # Before the turn: bad input is refused at once, not after the calls that wait.
-        self.check(image, prompt, settings=settings, **options)
+        request = self.check(image, prompt, settings=settings, **options)
+        if time_limit is not None:
+            check_time_limit(time_limit)
+        if latents is not None:
+            checked_latents(latents, self._clip_shape(request))
+        for source in request.images:
+            check_image(source)
         self._check_open()
         token = CancelToken() if cancel_token is None else cancel_token
         with self._calls.turn(token):
@@ -214,7 +237,7 @@ class ImageToVideo:
         for notice in self.new_notices(request):
             _log.warning("%s", notice)
         settings, prompts, streams = request.settings, request.prompts, request.streams
-        clip_shape = self._stages.clip_shape(request.videos, settings.height, settings.width)
+        clip_shape = self._clip_shape(request)
         if latents is not None:
             latents = checked_latents(latents, clip_shape)
 
@@ -240,7 +263,9 @@ class ImageToVideo:
             def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
                 assert callback is not None
                 clips, steps = settings.autoregress_steps, settings.num_inference_steps
-                if callback(StepProgress(clip, clips, step, steps, timestep, current)) is False:
+                answer = callback(StepProgress(clip, clips, step, steps, timestep, current))
+                # Comparisons of arrays give NumPy's own False.
+                if isinstance(answer, bool | np.bool_) and not answer:
                     where = f"step {step + 1} of {steps}" + (f" of clip {clip + 1} of {clips}" if clips > 1 else "")
                     raise CancelledError(f"the callback stopped the call after {where}")
 
@@ -317,7 +342,7 @@ class ImageToVideo:
             )
         self._closed = True
         self._calls.cancel()
-        with self._calls.turn(CancelToken()):
+        with self._calls.turn(None):
             if hasattr(self, "_stages"):
                 self._stages.release()
                 del self._stages
@@ -332,7 +357,20 @@ class ImageToVideo:
     ) -> None:
         self.close()
 
+    def forked(self) -> None:
+        """The child has neither the stages' threads nor the calls that other threads made."""
+        if hasattr(self, "_stages"):
+            _FORKED.append(self._stages)
+            del self._stages
+        self._gpu, self._calls = None, CallQueue()
+        self._closed = self._is_forked = True
+
     def _check_open(self) -> None:
+        if self._is_forked:
+            raise UserError(
+                "this ImageToVideo was opened before the process was forked, which does not copy its threads: open the "
+                "bundle in each process, after the fork."
+            )
         if self._closed:
             raise UserError("this ImageToVideo is closed: open the bundle again with ImageToVideo.from_bundle(...).")
 
@@ -345,6 +383,11 @@ class ImageToVideo:
         return camera_motion_crops(
             image, settings.camera_motion, settings.video_length, settings.height, settings.width, settings.fit
         )
+
+    def _clip_shape(self, request: Request) -> tuple[int, ...]:
+        """[videos, c, frames, h, w]."""
+        settings = request.settings
+        return clip_shape(self.bundle.manifest.model, request.videos, settings.height, settings.width)
 
     @property
     def gpu(self) -> GpuGeneration | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,7 +13,7 @@ from ..kernels.low_pass_filters import FILTER_KINDS
 from ..kernels.noise import NOISE_KINDS
 from ..kernels.schedulers import SCHEDULERS
 from .choices import CAMERA_MOTIONS, FITS
-from .errors import UserError
+from .errors import UserError, shown
 from .guarded_read import parse_json
 from .manifest import Manifest, RecommendedSettings
 from .option_names import canonical_options
@@ -114,7 +113,7 @@ class GenerationSettings:
             UserError: a value that is not possible, or that this bundle was not exported for.
         """
         defaults, model = manifest.frame_init, manifest.model
-        values = {f.name: getattr(self, f.name) for f in fields(GenerationSettings)}
+        values = {f.name: _plain_value(getattr(self, f.name)) for f in fields(GenerationSettings)}
         for name, published in PUBLISHED.items():
             values[name] = _or(values[name], _or(getattr(manifest.recommended, name), published))
         values |= {
@@ -205,7 +204,7 @@ class ResolvedSettings(GenerationSettings):
     def _check_types(self) -> None:
         """What no range says."""
         if not isinstance(self.use_frameinit, bool):
-            raise UserError(f"use_frameinit {self.use_frameinit!r} is not possible: give True or False.")
+            raise UserError(f"use_frameinit {shown(self.use_frameinit)} is not possible: give True or False.")
 
     def _check_guidance_batch(self, manifest: Manifest) -> None:
         rows = manifest.model.rows
@@ -225,10 +224,10 @@ class ResolvedSettings(GenerationSettings):
 
     def _check_size(self, manifest: Manifest) -> None:
         model = manifest.model
-        if self.video_length != model.frames:
+        if not isinstance(self.video_length, Integral) or self.video_length != model.frames:
             raise UserError(
-                f"video_length {self.video_length} does not fit: this bundle makes clips of {model.frames} frames; "
-                "export a model of another length, or set autoregress_steps for a longer video."
+                f"video_length {shown(self.video_length)} does not fit: this bundle makes clips of {model.frames} "
+                "frames; export a model of another length, or set autoregress_steps for a longer video."
             )
         multiple = model.dynamic_size_multiple
         for name, size, exported in (("height", self.height, model.height), ("width", self.width, model.width)):
@@ -279,8 +278,8 @@ def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: 
     whole(chosen.frame_stride, "frame_stride", 1, MAX_STRIDE)
     if not isinstance(interval, tuple) or len(interval) != 2:
         raise UserError(
-            f"guidance_interval {interval!r} is not possible: give two numbers, first and last share of the steps, "
-            "as (0.2, 0.8)."
+            f"guidance_interval {shown(interval)} is not possible: give two numbers, first and last share of the "
+            "steps, as (0.2, 0.8)."
         )
     for value in interval:
         number(value, "guidance_interval", 0, 1)
@@ -301,7 +300,7 @@ def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: 
 def whole(value: object, name: str, low: int, high: int) -> None:
     """Refuse anything but a whole number in low..high."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
-        raise UserError(f"{name} {value!r} is not possible: give a whole number from {low} to {high}.")
+        raise UserError(f"{name} {shown(value)} is not possible: give a whole number from {low} to {high}.")
 
 
 def check_threads(threads: object) -> None:
@@ -311,26 +310,39 @@ def check_threads(threads: object) -> None:
     most = os.cpu_count() or 1
     if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= int(threads) <= most:
         raise UserError(
-            f"threads {threads!r} is not possible: give a whole number from 1 to {most}, the logical processors here."
+            f"threads {shown(threads)} is not possible: give a whole number from 1 to {most}, the logical processors "
+            "here."
         )
 
 
-def number(value: object, name: str, low: float, high: float) -> None:
-    """Refuse anything but a finite number in low..high."""
-    valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or not low <= float(value) <= high:  # type: ignore[arg-type]
-        raise UserError(f"{name} {value!r} is not possible: give a number from {low:g} to {high:g}.")
+def number(value: object, name: str, low: float, high: float) -> float:
+    """Refuse anything but a finite number in low..high; gives it as Python's own float, whatever type it had."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+        raise UserError(f"{name} {shown(value)} is not possible: give a number from {low:g} to {high:g}.")
+    return float(value)
 
 
-def check_fps(value: object) -> None:
+def check_fps(value: object) -> float:
     """Refuse a frame rate that no file or player takes."""
-    number(value, "fps", MIN_FPS, MAX_FPS)
+    return number(value, "fps", MIN_FPS, MAX_FPS)
 
 
 def one_of(value: object, name: str, allowed: tuple[str, ...]) -> None:
     """Refuse anything but one of the names."""
-    if value not in allowed:
-        raise UserError(f"{name} {value!r} is unknown: choose {', '.join(allowed)}.")
+    if not isinstance(value, str) or value not in allowed:
+        raise UserError(f"{name} {shown(value)} is unknown: choose {', '.join(allowed)}.")
+
+
+def _plain_value(value: Any) -> Any:
+    """Lists as tuples, and numbers of NumPy and ``fractions`` as Python's own, which every library takes."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain_value, value))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    try:
+        return int(value) if isinstance(value, Integral) else float(value)
+    except OverflowError:  # out of every range
+        return value
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -338,7 +350,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 StepCallback = Callable[["StepProgress"], object]
-"""Returns False to stop the call; anything else, None included, goes on."""
+"""Returns False (NumPy's too) to stop the call; anything else, None and 0 included, goes on."""
 FramesCallback = Callable[[int, int, Any], None]
 
 

@@ -20,6 +20,7 @@ from .feature_cache import FeatureCache
 from .finite import check_finite, is_finite, not_finite
 from .gpu.device_session import DeviceSession
 from .gpu.generation import GpuGeneration
+from .manifest import ModelSpec
 from .random_streams import RandomStreams
 from .session import Array, Session
 from .settings import FramesCallback, ResolvedSettings
@@ -95,9 +96,7 @@ class Stages:
         }
 
     def clip_shape(self, videos: int, height: int, width: int) -> tuple[int, ...]:
-        model = self._bundle.manifest.model
-        factor = model.vae_scale_factor
-        return (videos, model.latent_channels, model.frames, height // factor, width // factor)
+        return clip_shape(self._bundle.manifest.model, videos, height, width)
 
     def encode_images(
         self,
@@ -249,6 +248,12 @@ class Stages:
                 where,
             )
         return self.session(stage, clip_shape)
+
+
+def clip_shape(model: ModelSpec, videos: int, height: int, width: int) -> tuple[int, ...]:
+    """Latents of a clip, [videos, c, frames, h, w], for a size in pixels."""
+    factor = model.vae_scale_factor
+    return (videos, model.latent_channels, model.frames, height // factor, width // factor)
 
 
 def _per_clip(array: Latents, frames: int) -> Latents:

@@ -28,7 +28,7 @@ def time_limit(seconds: float | None, cancel: Callable[[], None], timings: Timin
     if seconds is None:
         yield
         return
-    check_time_limit(seconds)
+    seconds = check_time_limit(seconds)
     ended, lock = False, threading.Lock()
     reached: list[str] = []
 
@@ -58,6 +58,6 @@ def time_limit(seconds: float | None, cancel: Callable[[], None], timings: Timin
         watchdog.join()
 
 
-def check_time_limit(seconds: object) -> None:
+def check_time_limit(seconds: object) -> float:
     """Refuse what is no number of seconds above 0."""
-    number(seconds, "time_limit", 0.001, MAX_SECONDS)
+    return number(seconds, "time_limit", 0.001, MAX_SECONDS)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UserError
+from .errors import UserError, shown
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -56,9 +56,13 @@ class TorchGenerator:
         try:
             value = operator.index(seed)
         except TypeError:
-            raise UserError(f"Seed {seed!r} is not a whole number: give one, for example 42.") from None
+            value = None
+        if value is None or isinstance(seed, bool):
+            raise UserError(f"Seed {shown(seed)} is not a whole number: give one, for example 42.")
         if not _MIN_SEED <= value <= _MAX_SEED:
-            raise UserError(f"Seed {value} is out of range: give a whole number from {_MIN_SEED} to {_MAX_SEED}.")
+            raise UserError(
+                f"Seed {shown(value)} is out of range: give a whole number from {_MIN_SEED} to {_MAX_SEED}."
+            )
         self._words = np.random.RandomState(value & 0xFFFFFFFF)
         self._spare: float | None = None  # second normal of the last pair; torch keeps it between calls
 

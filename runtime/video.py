@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .frame_scale import scaled_size
 from .settings import ResolvedSettings
 from .timings import Timings
-from .video_file import numbered, save_frames
+from .video_file import check_output
+from .video_stream import streaming
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +55,7 @@ class GeneratedVideos:
 
     def save(self, path: str | os.PathLike[str], *, fps: float | None = None, scale: float = 1) -> list[Path]:
         """Write every video as .mp4, .gif, .webp or .png frames, chosen by the suffix; several videos are numbered.
+        All files are put in place, or none.
 
         Args:
             path: where to.
@@ -65,10 +68,10 @@ class GeneratedVideos:
         Raises:
             UserError: an unknown suffix, a place that cannot be written, or a rate or scale that is not possible.
         """
-        count = len(self.frames)
+        videos, frames, height, width, _ = self.frames.shape
         rate = self.settings.fps if fps is None else fps
-        return [
-            file
-            for i, frames in enumerate(self.frames)
-            for file in save_frames(frames, numbered(path, i, count), rate, scale)
-        ]
+        scaled_size(height, width, scale)
+        with streaming([check_output(path)], videos, frames, rate, scale) as (stream, files):
+            for index, video in enumerate(self.frames):
+                stream.on_frames(index, 0, video)
+        return files

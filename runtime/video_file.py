@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, features
 
-from .errors import UserError
+from .errors import UserError, shown
 from .frame_scale import scaled
 from .replace_files import destination, replacing
 from .settings import check_fps
@@ -47,7 +47,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     Raises :class:`UserError` for an unknown suffix, a folder or device in the file's place, a missing or unwritable
     parent folder, and a format that the installed libraries cannot write. A symbolic link stands for its target.
     """
-    target = Path(path)
+    target = output_path(path)
     suffix = target.suffix.lower()
     if str(target) == "-":
         raise UserError("a video cannot be written to standard output, so give a file name ending in .mp4 for example.")
@@ -70,9 +70,17 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """The name of an output; :class:`UserError` for what is no path, such as a file object."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise UserError(f"an output is a path such as out.mp4, as a str or a Path, not {shown(path)}.") from None
+
+
 def numbered(path: str | os.PathLike[str], index: int, count: int) -> Path:
     """The name of video ``index`` of ``count``: out-0.mp4, out-1.mp4 ... for out.mp4; a single video keeps its name."""
-    target = Path(path)
+    target = output_path(path)
     if count == 1:
         return target
     digits = len(str(count - 1))
@@ -102,7 +110,7 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8, sc
     ):
         given = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise UserError(f"frames must be a uint8 array [frames, height, width, 3] that is not empty, not {given}.")
-    check_fps(fps)
+    fps = check_fps(fps)
     frames = scaled(frames, scale)
 
     targets = files_of(target, len(frames))

@@ -17,7 +17,6 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .errors import UserError
 from .frame_scale import scaled
 from .replace_files import replacing
 from .settings import check_fps
@@ -92,7 +91,7 @@ def streaming(
     Raises:
         UserError: a file could not be written, or the rate is not possible.
     """
-    check_fps(fps)
+    fps = check_fps(fps)
     names = [[files_of(numbered(output, video, videos), frames) for video in range(videos)] for output in outputs]
     targets = [file for output in names for video in output for file in video]
     try:
@@ -136,7 +135,7 @@ class _OutputThread(threading.Thread):
         self._output, self._frames, self._scale = output, frames, scale
         self._videos = [_open_video(of_video, fps) for of_video in files]
         self._stopped = threading.Event()
-        self._error: UserError | None = None
+        self._error: BaseException | None = None
 
     def check(self) -> None:
         """Raise what the thread met."""
@@ -168,7 +167,7 @@ class _OutputThread(threading.Thread):
             except (OSError, av.FFmpegError) as error:
                 self._error = not_written(self._output, error)
                 return
-            except UserError as error:
+            except BaseException as error:  # a MemoryError, for one: raised again where it is heard
                 self._error = error
                 return
             finally:

@@ -44,7 +44,7 @@ def evaluate(
     dino: Annotated[str, typer.Option(help="DINO: hub id or folder.")] = "facebook/dino-vitb16",
     raft: Annotated[Path | None, typer.Option(help="RAFT-large state dict; torchvision's C_T_V1 if absent.")] = None,
     amt: Annotated[Path | None, typer.Option(help="VBench's amt-s.pth.")] = None,
-    fvd: Annotated[str, typer.Option(help="Features of the Fréchet video distance: i3d or videomae.")] = "i3d",
+    fvd: Annotated[str, typer.Option(help="Features of the Frechet video distance: i3d or videomae.")] = "i3d",
     fvd_weights: Annotated[Path | None, typer.Option(help="cd-fvd's checkpoint.")] = None,
     lite0: Annotated[Path | None, typer.Option(help="EfficientNet-Lite0 state dict.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing weights from their hubs.")] = False,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..guarded_read import CONFIG, read_json_object
+from ..option_names import canonical_options
 from ..presets import with_preset
 from ..settings import GenerationSettings
 
@@ -26,6 +28,8 @@ def with_config(file: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = read_json_object(file, _KIND, f'--config "{file}"')
     try:
+        # Under the settings' own names, so that those of the command line can take their places.
+        settings = canonical_options(settings, [*(field.name for field in fields(GenerationSettings)), "preset"])
         GenerationSettings.from_options(settings)
     except UserError as error:
         raise UserError(f'--config "{file}": {error}') from None

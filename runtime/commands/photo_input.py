@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..image import load_image
 
 STANDARD_INPUT = Path("-")
@@ -28,11 +28,17 @@ def read_photos(images: Sequence[Path]) -> list[Image.Image]:
 def _read_standard_input() -> Image.Image:
     # None: the process was started without one.
     if sys.stdin is None or sys.stdin.isatty():
+        state = "closed" if sys.stdin is None else "a terminal"
         raise UserError(
-            "--image - reads the photo from standard input, which is a terminal: pipe one in, as in "
+            f"--image - reads the photo from standard input, which is {state}: pipe one in, as in "
             "'curl URL | consisti2v demo --image -', or give a file (./- for one that has this name)."
         )
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(
+            f"standard input cannot be read ({error.strerror or first_line(error)}): pipe a photo in, or give a file."
+        ) from None
     if not data:
         raise UserError("standard input holds no photo: pipe one in, or give a file with --image.")
     if len(data) > MAX_BYTES:
