@@ -64,7 +64,21 @@ class Bundle(OneProcess):
             UserError: not a bundle, or an exported file is missing, truncated or altered, any is a link, a graph refers
                 to what is not recorded, sizes contradict each other, or the digest is another one.
         """
-        folder = find_bundle(path)
+        while True:
+            folder = find_bundle(path)
+            before = _identity(folder)
+            try:
+                bundle = cls._open_once(folder, verify, expect_digest)
+            except UserError:
+                if _identity(folder) == before:
+                    raise
+            else:
+                if _identity(folder) == before:
+                    return bundle
+            # An export or a build put another one in its place meanwhile: its files do not fit what was read before.
+
+    @classmethod
+    def _open_once(cls, folder: Path, verify: bool, expect_digest: str | None) -> Bundle:
         manifest_path = folder / MANIFEST_NAME
         # os.path answers for names that are too long or hold a NUL, where Path raises.
         if not os.path.lexists(manifest_path):
@@ -232,6 +246,15 @@ class Bundle(OneProcess):
         mends = {True: "make it again with 'consisti2v build'", False: "copy it again, or export again"}
         mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
         raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells a bundle from another one in its place; None: nothing can be told."""
+    try:
+        place, manifest = folder.stat(), (folder / MANIFEST_NAME).stat()
+    except (OSError, ValueError):
+        return None
+    return place.st_dev, place.st_ino, manifest.st_ino, manifest.st_mtime_ns
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:

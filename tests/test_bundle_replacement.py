@@ -164,3 +164,29 @@ def test_what_another_build_added_meanwhile_is_not_replaced(bundle: Path) -> Non
         (folder / "bundle.json").write_bytes((bundle / "bundle.json").read_bytes())
     assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json"]
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(bundle, bundle.with_name("other")))
+    name = next(name for name in Bundle.open(bundle).manifest.files if name.endswith(".data"))
+    content = bytearray((other / name).read_bytes())
+    content[0] ^= 1
+    (other / name).write_bytes(content)
+    data = json.loads((other / MANIFEST_NAME).read_text())
+    data["files"][name]["sha256"] = hashlib.sha256(content).hexdigest()
+    (other / MANIFEST_NAME).write_text(json.dumps(data))
+    check_files, opened = Bundle.check_files, list[str]()
+
+    def replace_first(self: Bundle) -> None:
+        # The manifest is read by now, the files are not.
+        if not opened:
+            bundle.rename(bundle.with_name("old"))
+            other.rename(bundle)
+        opened.append(self.digest)
+        check_files(self)
+
+    monkeypatch.setattr(Bundle, "check_files", replace_first)
+    assert Bundle.open(bundle).manifest.files[name].sha256 == data["files"][name]["sha256"]
+    assert len(opened) == 2
