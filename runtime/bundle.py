@@ -26,6 +26,8 @@ from .opened_file import ALTERED, Bytes, FileError, OpenedFile, link_fault
 from .recommended import check_recommended
 
 _CHUNK = 1 << 22
+_REOPENED = 10
+"""Times that a bundle is opened again because another one took its place meanwhile."""
 
 
 class Bundle(OneProcess):
@@ -64,7 +66,7 @@ class Bundle(OneProcess):
             UserError: not a bundle, or an exported file is missing, truncated or altered, any is a link, a graph refers
                 to what is not recorded, sizes contradict each other, or the digest is another one.
         """
-        while True:
+        for _ in range(_REOPENED):
             folder = find_bundle(path)
             before = _identity(folder)
             try:
@@ -76,6 +78,7 @@ class Bundle(OneProcess):
                 if _identity(folder) == before:
                     return bundle
             # An export or a build put another one in its place meanwhile: its files do not fit what was read before.
+        return cls._open_once(find_bundle(path), verify, expect_digest)
 
     @classmethod
     def _open_once(cls, folder: Path, verify: bool, expect_digest: str | None) -> Bundle:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -20,6 +22,7 @@ from consisti2v_rt.export.bundle_lock import building, exporting
 from consisti2v_rt.export.manifest_file import rewrite_manifest
 from consisti2v_rt.export.request import check_output
 from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.manifest import MANIFEST_NAME
 from consisti2v_rt.runtime.replaced_folder import replace_folder, replaced_folder
 
 # Replaces the first folder by the second and is killed just before the second rename.
