@@ -25,6 +25,7 @@ from consisti2v_rt.runtime.bundle import Bundle
 from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.file_lock import locked
 from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest
+from consisti2v_rt.runtime.replaced_folder import recover_replaced
 
 HOLD = (
     "import sys, time; from pathlib import Path; from consisti2v_rt.runtime.file_lock import locked\n"
@@ -236,6 +237,23 @@ def test_an_export_removes_its_own_and_keeps_the_only_bundle(tmp_path: Path) -> 
     (tmp_path / "new").mkdir()
     remove_abandoned_export(tmp_path / "new")
     assert not old.exists()
+
+
+def test_a_kill_while_the_old_bundle_is_removed_leaves_none_to_give_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(tmp_path / ".new.replaced")
+    (tmp_path / "new").mkdir()
+
+    def killed(path: Path, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_abandoned_export(tmp_path / "new")
+    (tmp_path / "new").rmdir()
+    recover_replaced(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_link_is_removed_and_not_what_it_leads_to(small_bundle: Path, tmp_path: Path) -> None:

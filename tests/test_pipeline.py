@@ -182,6 +182,13 @@ def test_every_option_matters(animate, options):
     )
 
 
+@pytest.mark.parametrize("name", ["frameinit_d_s", "frameinit_d_t"])
+@pytest.mark.parametrize("value", [1e-320, 1e-200, 9e-7])
+def test_stop_frequencies_whose_squares_are_no_numbers_are_refused(animate, name, value):
+    with pytest.raises(UserError, match=f"{name}.*give 0, or a number from 1e-06 to 1"):
+        animate.check(PHOTO, "a cat", **{**FAST, name: value})
+
+
 def test_given_noise_replaces_the_drawn_one(animate):
     drawn = animate(PHOTO, "a cat", **FAST)
     noise = np.random.default_rng(0).standard_normal(drawn.latents.shape).astype(np.float32)
