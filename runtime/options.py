@@ -54,10 +54,10 @@ class GenerationOptions(OtherNames, total=False):
     frameinit_d_t: float | None
     frameinit_order: int | None
     camera_motion: str | None
+    fit: str
     num_videos_per_prompt: int
     autoregress_steps: int
     height: int | None
     width: int | None
     video_length: int | None
     fps: float
-    fit: str

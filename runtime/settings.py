@@ -203,10 +203,6 @@ class ResolvedSettings(GenerationSettings):
         """What no range says."""
         if not isinstance(self.use_frameinit, bool):
             raise UserError(f"use_frameinit {shown(self.use_frameinit)} is not possible: give True or False.")
-        negatives = self.negative_prompt
-        texts = negatives if isinstance(negatives, tuple) else (negatives,)
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"negative_prompt {shown(negatives)} is not possible: give a text, or a list of texts.")
 
     def _check_guidance_batch(self, manifest: Manifest) -> None:
         rows = manifest.model.rows
