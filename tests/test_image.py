@@ -72,6 +72,29 @@ def test_every_kind_of_source_gives_the_same_image(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+def test_a_file_object_that_cannot_be_read_as_bytes_is_refused(tmp_path):
+    class NoSeek:
+        def __init__(self, content: object) -> None:
+            self.content = content
+
+        def read(self, size: int = -1) -> object:
+            return self.content
+
+    class Seekable(NoSeek):
+        def seek(self, place: int) -> None: ...
+
+    data = encode(Image.new("RGB", (20, 20)), "PNG")
+    closed = io.BytesIO(data)
+    closed.close()
+    with (tmp_path / "written.png").open("wb") as written:
+        for source in (closed, written, io.StringIO("text"), NoSeek(data), Seekable("text"), Seekable(None)):
+            with pytest.raises(
+                UserError, match="no open binary file that can be read from its start, so open one with"
+            ):
+                load_image(source)
+    assert load_image(Seekable(bytearray(data))).size == (20, 20)
+
+
 def test_a_file_object_stays_open_and_a_pillow_image_stays_as_it_was():
     data = io.BytesIO(encode(Image.new("RGB", (20, 20)), "PNG"))
     load_image(data)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import inspect
+import io
+import pickle
 import pydoc
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import types
 import typing
 import weakref
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +258,89 @@ def test_latents_beyond_float32_are_refused(animate, photo, videos):
         animate(photo, "a cat", latents=np.full(videos.latents[:1].shape, 1e300), **FAST)
 
 
+HUGE = 10**6000
+LARGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": LARGE},
+        {"eta": LARGE},
+        {"fps": LARGE},
+        {"steps": HUGE},
+        {"seed": HUGE},
+        {"seed": True},
+        {"use_frameinit": HUGE},
+        {"video_length": "16"},
+        {"fit": np.array(["crop", "pad"])},
+        {"camera_motion": np.array(["a", "b"])},
+        {"guidance_interval": (Fraction(1, 2), Fraction(1, 4))},
+        {"guidance_interval": np.array([0.2, 0.8])},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_values_of_any_type_and_size_are_refused_in_a_sentence(animate, photo, options):
+    with pytest.raises(UserError) as refusal:
+        animate.check(photo, "a cat", **options)
+    assert len(str(refusal.value)) < 300
+
+
+def test_numbers_of_other_libraries_become_pythons_own(animate, photo):
+    given = {
+        "steps": np.int64(2),
+        "fps": np.float32(12.5),
+        "guidance_scale": Fraction(1, 1),
+        "guidance_interval": [Fraction(1, 4), np.float64(0.75)],
+        "seed": [np.int64(7)],
+    }
+    settings = animate.check(photo, "a cat", **given).settings
+    values = (settings.num_inference_steps, settings.fps, settings.guidance_scale_txt, *settings.guidance_interval)
+    assert [(type(value), value) for value in (*values, *settings.seed)] == [
+        (int, 2),
+        (float, 12.5),
+        (float, 1.0),
+        (float, 0.25),
+        (float, 0.75),
+        (int, 7),
+    ]
+
+
+def test_lists_in_a_settings_object_are_as_good_as_tuples(animate, photo):
+    settings = GenerationSettings(negative_prompt=["x", "y"], seed=[1, 2], guidance_interval=[0, 1])
+    request = animate.check(photo, ["a", "b"], settings=settings)
+    assert request.negatives == ["x", "y"] and request.settings.seed == (1, 2)
+
+
+def test_a_time_limit_of_any_number_type_is_kept(animate, photo):
+    for limit in (np.float32(0.001), Fraction(1, 1000)):
+        with pytest.raises(UserError, match=r"time limit of 0\.001 s was reached"):
+            animate(photo, "a cat", time_limit=limit, **FAST | {"num_inference_steps": 50})
+
+
+def test_async_callbacks_are_refused(animate, photo):
+    async def callback(*_: object) -> bool:
+        return False
+
+    for name in ("callback", "on_frames"):
+        with pytest.raises(UserError, match=f"{name} must be an ordinary function"):
+            animate(photo, "a cat", **{name: callback}, **FAST)
+
+
+def test_flags_are_flags(demo_bundle):
+    with pytest.raises(UserError, match="verify None is not possible: give True or False"):
+        ImageToVideo.from_bundle(demo_bundle, verify=None)
+    with pytest.raises(UserError, match="low_vram 'yes' is not possible: give True or False"):
+        ImageToVideo.from_bundle(demo_bundle, gpu=GpuOptions(low_vram="yes"))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_belongs_to_a_process_is_not_copied(animate, duplicate):
+    for one in (animate, animate.bundle, consisti2v_rt.CancelToken()):
+        with pytest.raises(UserError, match=f"{type(one).__name__} can be neither copied nor pickled: "):
+            duplicate(one)
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +373,28 @@ def test_save_refuses_frames_a_second(videos, tmp_path, fps):
     assert not list(tmp_path.iterdir())
 
 
+def test_save_takes_numbers_of_other_libraries(videos, tmp_path):
+    assert len(videos.save(tmp_path / "out.mp4", fps=np.float32(12), scale=np.float32(2))) == 2
+
+
+@pytest.mark.parametrize("path", [None, 5, b"out.mp4", io.BytesIO(), ["out.mp4"]])
+def test_save_refuses_what_is_no_path(videos, path):
+    with pytest.raises(UserError, match=r"an output is a path such as out\.mp4, as a str or a Path, not "):
+        videos.save(path)
+
+
+def test_save_puts_all_videos_in_place_or_none(videos, tmp_path):
+    (tmp_path / "out-1.gif").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        videos.save(tmp_path / "out.gif")
+    assert [file.name for file in tmp_path.iterdir()] == ["out-1.gif"]
+
+
+def test_results_are_pickled_and_copied(videos):
+    for twin in (pickle.loads(pickle.dumps(videos)), copy.deepcopy(videos)):
+        assert np.array_equal(twin.frames, videos.frames) and twin.settings == videos.settings
+
+
 # -- stopping and closing ----------------------------------------------------------------------------------------------
 
 
@@ -299,6 +408,8 @@ def test_a_callback_that_returns_false_stops_the_call(animate, photo):
     with pytest.raises(CancelledError, match="the callback stopped the call after step 1 of 2 of clip 2 of 2"):
         animate(photo, "a cat", clips=2, callback=stop, **FAST)
     assert len(seen) == 3
+    with pytest.raises(CancelledError, match="after step 1 of 2"):
+        animate(photo, "a cat", callback=lambda state: np.bool_(False), **FAST)
     assert repr(seen[0]) == "StepProgress(clip=0, clips=2, step=0, steps=2, timestep=501)"
     again = animate(photo, "a cat", callback=lambda state: 0, **FAST)
     assert np.isfinite(again.latents).all(), "only False stops, and the object works on"

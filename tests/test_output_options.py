@@ -18,6 +18,7 @@ from consisti2v_rt.export import random_options
 from consisti2v_rt.runtime.commands import help_panels, photo_input
 from consisti2v_rt.runtime.commands.config_file import EXAMPLE, with_config
 from consisti2v_rt.runtime.commands.console import PlainConsole
+from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.settings import GenerationSettings
 
@@ -127,7 +128,7 @@ class StandardInput:
     ("stdin", "said"),
     [
         (StandardInput(True), "is a terminal"),
-        (None, "is a terminal"),
+        (None, "is closed"),
         (StandardInput(False), "holds no photo"),
         (StandardInput(False, b"x" * 101), "more than"),
         (StandardInput(False, b"no photo"), "not an image"),
@@ -163,6 +164,19 @@ def test_options_win_over_the_file_and_a_preset_over_its_steps(tmp_path):
     file.write_text('{"num_inference_steps": 3, "seed": 9, "preset": "exact"}')
     assert with_config(file, {"seed": 4}) == {"num_inference_steps": 3, "seed": 4, "preset": "exact"}
     assert with_config(file, {"preset": "balanced"})["num_inference_steps"] == 35
+
+
+def test_a_file_may_use_other_names_of_options(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text('{"steps": 10, "guidance_scale": 2, "clips": 3}')
+    assert with_config(file, {"num_inference_steps": 5}) == {
+        "num_inference_steps": 5,
+        "guidance_scale_txt": 2,
+        "autoregress_steps": 3,
+    }
+    file.write_text('{"steps": 10, "num_steps": 10}')
+    with pytest.raises(UserError, match="two names of one option"):
+        with_config(file, {})
 
 
 def test_generate_uses_the_settings_of_a_file(consisti2v, tmp_path, demo_bundle, photo, monkeypatch):

@@ -158,3 +158,29 @@ def test_consoles_are_made_in_one_place():
         str(file) for file in files if file.name != "console.py" and other.search(file.read_text(encoding="utf-8"))
     ]
     assert not found, found
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = line.replace("consisti2v", f'"{sys.executable}" -m consisti2v_rt')
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and bash")
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("consisti2v inspect demo >&-", 0, ""),
+        ("consisti2v inspect nothing >&- 2>&-", 2, ""),
+        ("consisti2v inspect demo >/dev/full", 2, "No space left on device"),
+        ("consisti2v --version >/dev/full", 2, "No space left on device"),
+        ("consisti2v inspect nothing >/dev/full 2>/dev/full", 2, ""),
+        ("consisti2v demo -i - 0>/dev/null", 2, "standard input cannot be read"),
+        ("consisti2v demo -i - 0<&-", 2, "which is closed"),
+        ("consisti2v inspect demo | true; exit ${PIPESTATUS[0]}", 1, ""),
+    ],
+)
+def test_streams_that_are_closed_full_or_not_read(line, code, said, tmp_path):
+    outcome = shell(line, tmp_path)
+    lines = outcome.stderr.splitlines()
+    assert outcome.returncode == code and len(lines) == bool(said) and all(said in each for each in lines), outcome
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,9 @@ cancelled while they wait and while they run.
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +117,64 @@ def test_a_token_cancels_its_own_call_alone(open_model, photo):
         assert len(runs.result().frames) == 1
     with pytest.raises(CancelledError):
         open_model(photo, "a cat", cancel_token=token, **FAST)
+
+
+def test_bad_input_does_not_wait_for_other_calls(open_model, photo, tmp_path):
+    (tmp_path / "text.png").write_text("no photo")
+    bad: list[tuple[Any, dict[str, Any]]] = [
+        (photo, {"time_limit": "x"}),
+        (photo, {"latents": np.zeros((1, 2, 3), np.float32)}),
+        (tmp_path / "none.png", {}),
+        (tmp_path / "text.png", {}),
+        (b"no photo", {}),
+        (np.zeros((8, 8, 3), np.uint8), {}),
+    ]
+    # A call that runs for as long as the test likes.
+    with open_model._calls.turn(CancelToken()), ThreadPoolExecutor(1) as pool:
+        for image, options in bad:
+            with pytest.raises(UserError):
+                pool.submit(open_model, image, "a cat", **options, **FAST).result(20)
+
+
+def test_closing_from_several_threads_and_cancelling_meanwhile(demo_bundle, photo):
+    model = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu", threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        with model._calls.turn(CancelToken()):
+            closings = [pool.submit(model.close) for _ in range(4)]
+            until(lambda: len(model._calls._turns) == 5)
+            model.cancel()
+        assert [closing.result(20) for closing in closings] == [None] * 4
+    with pytest.raises(UserError, match="is closed"):
+        model(photo, "a cat", **FAST)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_is_told_to_open_its_own(demo_bundle, photo):
+    """Without the threads of the parent it would wait for ever, in a call or while it is closed."""
+    threads = min(2, os.cpu_count() or 1)
+    model = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cpu", threads=threads)
+    expected = model(photo, "a cat", **FAST).latents
+    with model._calls.turn(CancelToken()):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                model(photo, "a cat", **FAST)
+            except UserError as error:
+                model.close()
+                del model
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+    os.close(write)
+    ready, _, _ = select.select([read], [], [], 20)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with open(read, "rb") as said:  # noqa: PTH123 - a descriptor
+        assert b"open the bundle in each process, after the fork" in said.read()
+    assert np.array_equal(model(photo, "a cat", **FAST).latents, expected), "the parent's goes on"
 
 
 def test_asyncio_to_thread(open_model, photo):
