@@ -78,7 +78,7 @@ class Bundle(OneProcess):
                 if _identity(folder) == before:
                     return bundle
             # An export or a build put another one in its place meanwhile: its files do not fit what was read before.
-        return cls._open_once(find_bundle(path), verify, expect_digest)
+        raise UserError(f"bundle {path} is replaced again and again while it is opened: wait until that has ended.")
 
     @classmethod
     def _open_once(cls, folder: Path, verify: bool, expect_digest: str | None) -> Bundle:
