@@ -68,7 +68,9 @@ def _rows(listing: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Every row with the number of its line."""
     suffix = listing.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".ndjson"):
-        raise UserError(f'the listing "{listing}" must end in .csv or .jsonl.')
+        # os.path answers for names that are too long, where Path raises.
+        fault = "must end in .csv or .jsonl" if os.path.lexists(listing) else "does not exist"
+        raise UserError(f'the listing "{listing}" {fault}: give a .csv or .jsonl file in UTF-8.')
     text = read_text(listing, LISTING, f'the listing "{listing}"')
     if suffix == ".csv":
         try:

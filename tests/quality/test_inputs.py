@@ -114,6 +114,12 @@ def test_bad_listings_are_refused(tmp_path, name, text, reason):
         read_listing(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["nothing", "nothing.csv", "x" * 300])
+def test_a_listing_that_is_not_there_is_not_called_a_wrong_kind(tmp_path, name):
+    with pytest.raises(UserError, match="does not exist|File name too long"):
+        read_listing(tmp_path / name)
+
+
 def test_a_caption_may_hold_any_line_separator_of_unicode(tmp_path):
     touch(tmp_path, "1.mp4")
     caption = "one\u2028two\u2029three\x85four"
