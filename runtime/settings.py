@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -317,9 +318,13 @@ def check_threads(threads: object) -> None:
 
 def number(value: object, name: str, low: float, high: float) -> float:
     """Refuse anything but a finite number in low..high; gives it as Python's own float, whatever type it had."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+    try:
+        converted = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an int or a fraction beyond any float
+        converted = math.nan
+    if not low <= converted <= high:
         raise UserError(f"{name} {shown(value)} is not possible: give a number from {low:g} to {high:g}.")
-    return float(value)
+    return converted
 
 
 def check_fps(value: object) -> float:
