@@ -116,7 +116,7 @@ def test_bad_listings_are_refused(tmp_path, name, text, reason):
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.csv", "x" * 300])
 def test_a_listing_that_is_not_there_is_not_called_a_wrong_kind(tmp_path, name):
-    with pytest.raises(UserError, match="does not exist|File name too long"):
+    with pytest.raises(UserError, match=r"does not exist|File name too long"):
         read_listing(tmp_path / name)
 
 
