@@ -43,7 +43,7 @@ app = typer.Typer(
 
 
 def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
-    """typer would end a Ctrl-C without a word; as a cancelled run it is told by :func:`main`."""
+    """typer would end silently on Ctrl-C; :func:`main` reports it as a cancelled run."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:

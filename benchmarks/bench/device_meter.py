@@ -1,4 +1,4 @@
-"""What NVML tells of the GPUs: name, memory in use, energy. Nothing is told where there is none."""
+"""Name, memory in use and energy of each GPU, read through NVML; empty on a machine without a GPU."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def measure_presets(
         animate.check(task.photos, list(task.prompts), **variant.options, **everywhere).settings for variant in variants
     ]
     exact_settings = all_settings[[variant.name for variant in variants].index(EXACT)]
-    # First, so that a checkpoint that does not fit is told before the long part.
+    # First, so that a checkpoint that does not fit is refused before the long measurement.
     published = _published_seconds(bundle, exact_settings, len(task.prompts), checkpoint, threads)
     # Loads every stage and touches every buffer, which none of the timed runs should pay.
     animate(task.photos, list(task.prompts), settings=all_settings[0], num_inference_steps=1)
