@@ -262,6 +262,7 @@ def test_killed_training_resumes_with_the_same_losses(
     with pytest.raises(KilledError):
         train(tmp_path / "killed", 3)
     resumed = train(tmp_path / "killed", None)
+    assert np.float64(1e-320) * 1 > 0, "denormals are flushed after a training as well"
     assert len(whole) == 4 and np.isfinite(whole).all()
     assert resumed == pytest.approx(whole[2:], rel=1e-4)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,32 @@ def test_a_whole_video_equals_onnx_runtime(tiny_bundle, photo, relative_l2):
         assert animate.backend.backend.device == device
         latents[device] = animate(photo, **options).latents
     assert relative_l2(latents["openvino"], latents["cpu"]) < 2e-5
+
+
+def test_a_signal_after_another_thread_closed_the_sessions(tiny_bundle):
+    """On the alternate signal stack, as under ``python -X faulthandler``."""
+    program = (
+        "import gc, os, signal, sys, threading\n"
+        "from consisti2v_rt.runtime.bundle import Bundle\n"
+        "from consisti2v_rt.runtime.openvino.session import OpenVinoSession\n"
+        "bundle = Bundle.open(sys.argv[1])\n"
+        "stage = bundle.manifest.stages['text_encoder']\n"
+        "models = [OpenVinoSession(bundle.file(stage.file), stage, {'rows': 1}) for _ in range(2)]\n"
+        "def close():\n"
+        "    models.pop(0)\n"
+        "    gc.collect()\n"
+        "for _ in range(2):\n"
+        "    closing = threading.Thread(target=close)\n"
+        "    closing.start()\n"
+        "    closing.join()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    command = [sys.executable, "-X", "faulthandler", "-c", program, str(tiny_bundle)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
 
 
 def test_auto_stays_with_onnx_runtime(tiny_bundle):

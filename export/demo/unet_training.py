@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 from ..unet import VideoUNet
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
+from .denormals import flushed_denormals
 from .latent_clips import LatentClips
 from .learning_rates import RelativeSteps
 from .noising import loss_weights, make_noise, noisy_batch, schedule
@@ -113,6 +114,7 @@ def validation_loss(pair: TrainedPair, encode: CaptionStates, clips: LatentClips
     return total / count
 
 
+@flushed_denormals()  # far-off attention weights and silent branches make many numbers too small
 def train_unet(
     preset: Preset,
     clips: LatentClips,
@@ -153,7 +155,6 @@ def train_unet(
     state = load_checkpoint(path, device)
     if start is None and state is None:
         start_pair(pair, preset, clips, seed, lambda line: log_line(work / "unet.log", line, echo))
-    torch.set_flush_denormal(True)  # far-off attention weights and silent branches make many numbers too small
     pair.to(device).train()
     pair.text_encoder.eval()
     encode = CaptionStates(CaptionEncoder(pair.text_encoder))

@@ -13,6 +13,7 @@ from torch import Tensor
 from .checkpoint import Ema, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .clock import Clock, learning_rate, log_line
 from .data import MAX_SHIFT, ClipSource, PicturePairs
+from .denormals import flushed_denormals
 from .presets import Preset
 from .sheet import write_sheet
 from .vae_start import start_as_interpolation
@@ -84,6 +85,7 @@ def vae_loss(vae: AutoencoderKL, pairs: PicturePairs, generator: torch.Generator
     return loss
 
 
+@flushed_denormals()  # the optimiser's averages of vanishing gradients cost many times the rest
 def train_vae(
     preset: Preset,
     source: ClipSource,
@@ -121,7 +123,6 @@ def train_vae(
         ema.weights = state["ema"]
         restore_random_state(rng, generator, state["random"])
         step, spent, mean_loss = state["step"], state["seconds"], state["loss"]
-    torch.set_flush_denormal(True)  # the optimiser's averages of vanishing gradients cost many times the rest
     clock = Clock(minutes, spent)
 
     def save() -> None:

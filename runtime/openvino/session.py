@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,9 +41,20 @@ def runtime() -> Any:
     return openvino
 
 
+@cache
+def core() -> Any:
+    """OpenVINO's core, one for the whole life of the process.
+
+    Its processor plug-in gives the thread that loads it an alternate signal stack and unmaps that stack when the core
+    goes. Where another thread closes it, or cores are not closed in reverse order, the thread keeps the unmapped one,
+    and the next Ctrl-C there ends the process with a segmentation fault.
+    """
+    return runtime().Core()
+
+
 def native_precisions() -> tuple[str, ...]:
     """The precisions this processor computes in; others would be computed in float32."""
-    found = runtime().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name in HINTS if name.upper() in found)
 
 
@@ -119,7 +131,6 @@ class OpenVinoSession:
     ) -> None:
         self._openvino = runtime()
         check_precision(precision)
-        self._core = self._openvino.Core()
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._config["INFERENCE_NUM_THREADS"] = threads
@@ -130,7 +141,7 @@ class OpenVinoSession:
         source = GraphSource.of(graph)
         self._file_name, self._stage = source.file_name, stage
         try:
-            self._model = read_in_memory(self._core, self._openvino, source)
+            self._model = read_in_memory(core(), self._openvino, source)
         except RuntimeError as error:
             raise self._refusal(error) from None
         self._check_names()
@@ -208,7 +219,7 @@ class OpenVinoSession:
 
     def _request(self, model: Any) -> Any:
         rewrite(model, winograd=self._winograd)
-        return self._core.compile_model(model, "CPU", self._config).create_infer_request()
+        return core().compile_model(model, "CPU", self._config).create_infer_request()
 
     def bind_input(self, name: str, array: Array) -> None:
         if not array.flags.c_contiguous:

@@ -105,11 +105,13 @@ def test_generated_videos_and_their_fidelity(tmp_path):
         ((ASSETS,), "holds no video"),
         (("empty.csv", "--fvd", "c3d"), "i3d, videomae"),
         (("empty.csv", "--device", "abacus"), "cannot be used"),
-        (("nowhere",), "must end in .csv or .jsonl"),
+        (("nowhere",), "does not exist"),
+        (("listing.txt",), "must end in .csv or .jsonl"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, monkeypatch, arguments, reason):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "listing.txt").touch()
     with pytest.raises(UserError, match=reason):
         call(*arguments)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...unet import VideoUNet
+from ..denormals import flushed_denormals
 from .channels import CONSTANTS
 
 _STEPS = 150
@@ -72,8 +73,8 @@ def learn_positions(unet: VideoUNet, size: int, constant: float) -> float:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a picture: threads would only wait for each other
-    torch.set_flush_denormal(True)  # the optimiser's averages of vanishing gradients cost 50 times the rest
-    with torch.enable_grad():
+    # The optimiser's averages of vanishing gradients would cost 50 times the rest.
+    with torch.enable_grad(), flushed_denormals():
         optimiser = torch.optim.Adam(trained, lr=_LEARNING_RATE, betas=(0.9, 0.99), foreach=True)
         for step in range(_STEPS):
             for group in optimiser.param_groups:
@@ -82,7 +83,6 @@ def learn_positions(unet: VideoUNet, size: int, constant: float) -> float:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    torch.set_flush_denormal(False)
     torch.set_num_threads(threads)
     with torch.no_grad():
         x = features()
