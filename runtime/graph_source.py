@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from .errors import UserError
 from .manifest import check_inner_path
 from .onnx_walker import MAX_BYTES, GraphFacts, read_facts
@@ -44,6 +46,18 @@ class GraphSource:
                 raise UserError(f"{folder / name} {fault}: write it again.") from None
 
         return cls(graph.name, read)
+
+    def with_model(self, model: bytes) -> GraphSource:
+        """Another graph over the same files of weights.
+
+        Args:
+            model: a serialised ``onnx.ModelProto`` that refers to no other files.
+        """
+
+        def read(name: str, limit: int | None) -> Bytes:
+            return np.frombuffer(model, np.uint8) if name == self.name else self._read(name, limit)
+
+        return GraphSource(self.name, read, self._known)
 
     @property
     def file_name(self) -> str:

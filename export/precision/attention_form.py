@@ -52,7 +52,7 @@ def _float_mask(graph: Graph, name: str) -> str:
         return name
     bias_name = f"{name}_bias"
     if bias_name not in graph.weights:
-        seen = weight.array(graph.path.parent)
+        seen = weight.array(graph.contents)
         bias = np.where(seen, np.float32(0), np.float32(_UNSEEN))
         graph.weights[bias_name] = Weight(numpy_helper.from_array(bias, bias_name), TensorProto.FLOAT)
     return bias_name

@@ -78,7 +78,7 @@ def head_size(graph: Graph, attention: NodeProto) -> int:
     shape = graph.shape(attention.input[_QUERY])
     plain = not attribute(attention, "is_causal", 0) and not attribute(attention, "softcap", 0.0)
     if shape is None or len(shape) != 4 or not isinstance(shape[-1], int) or not plain or len(attention.output) > 1:
-        raise UserError(f"{graph.path.name}: attention {attention.name} is not one the export writes: export again.")
+        raise UserError(f"{graph.name}: attention {attention.name} is not one the export writes: export again.")
     return shape[-1]
 
 

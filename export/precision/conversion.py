@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import TensorProto
 
+from ...runtime.graph_source import GraphSource
 from ...runtime.manifest import StageSpec, TensorSpec
 from .attention_form import settle_attention_forms
 from .attention_scale import fold_attention_scales
@@ -36,14 +37,14 @@ class ConversionFacts:
 
 
 def convert(
-    source: Path,
+    source: GraphSource | Path,
     target: Path,
     recipe: Recipe,
     scales: Mapping[str, float] | None = None,
     *,
     wide_sums: bool = False,
 ) -> tuple[ConversionFacts, dict[str, str]]:
-    """Write the graph at `source` to `target` in another precision; weights beside each.
+    """Write the graph `source` to the file `target` in another precision, with its weights beside it.
 
     `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
     residual sums stay in float32.

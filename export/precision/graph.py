@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ...runtime.errors import UserError
+from ...runtime.graph_source import GraphSource
+from ...runtime.opened_file import Bytes
 from .weights import Weight, write_weights
 
 OPSET = 23
@@ -18,18 +21,19 @@ Size = int | str | None
 
 
 class Graph:
-    """The main graph of a model whose weights stay in their file until :meth:`write`.
+    """The main graph of a model whose weights are read when they are first asked for.
 
     Raises:
         UserError: not an opset-23 graph without functions or sub-graphs, as `consisti2v export` writes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.model: ModelProto = onnx.load(str(path), load_external_data=False)
+    def __init__(self, source: GraphSource | Path) -> None:
+        self.source = GraphSource.of(source)
+        self.name = self.source.file_name
+        self.model: ModelProto = onnx.load_model_from_string(self.source.model)
         opsets = {entry.domain: entry.version for entry in self.model.opset_import}
         if opsets.get("") != OPSET or self.model.functions:
-            raise UserError(f"{path} is opset {opsets.get('')}, not {OPSET}: export the bundle again.")
+            raise UserError(f"{self.name} is opset {opsets.get('')}, not {OPSET}: export the bundle again.")
         graph = self.model.graph
         self.nodes: list[NodeProto] = list(graph.node)
         self.weights: dict[str, Weight] = {t.name: Weight(t, t.data_type) for t in graph.initializer}
@@ -39,6 +43,11 @@ class Graph:
             value.name: value for value in (*graph.value_info, *graph.input, *graph.output)
         }
         self._names = {*self._values, *self.weights, *(name for node in self.nodes for name in node.output)}
+
+    @cached_property
+    def contents(self) -> dict[str, Bytes]:
+        """The files of the weights, by the location as the graph spells it."""
+        return self.source.weights()
 
     def fresh(self, name: str) -> str:
         """A value name that is not taken yet, from `name`."""
@@ -93,10 +102,10 @@ class Graph:
         weights = {name: weight for name, weight in self.weights.items() if name in used}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            tensors = write_weights(weights, self.path.parent, path.with_name(path.name + ".data"))
+            tensors = write_weights(weights, self.contents, path.with_name(path.name + ".data"))
         except OverflowError as error:
             raise UserError(
-                f"weight {error} of {self.path.name} does not fit this precision: use --precision bf16 or fp32."
+                f"weight {error} of {self.name} does not fit this precision: use --precision bf16 or fp32."
             ) from None
         graph = self.model.graph
         produced = {name for node in self.nodes for name in node.output}

@@ -146,7 +146,7 @@ class _Lowering:
         if op == "Attention":
             return self.low
         raise UserError(
-            f"{self.graph.path.name}: operator {op} has no precision rule: use --precision fp32, or export the bundle "
+            f"{self.graph.name}: operator {op} has no precision rule: use --precision fp32, or export the bundle "
             "with this version of consisti2v-rt."
         )
 

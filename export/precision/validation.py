@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...runtime.errors import UserError
+from ...runtime.graph_source import GraphSource
 from ...runtime.manifest import StageSpec, TensorSpec
 from ...runtime.session import OnnxCpuSession
 from .cases import Array, Case
@@ -44,9 +45,11 @@ def watch_runs(on_run: Callable[[int, int], None]) -> Iterator[None]:
         _on_run.reset(token)
 
 
-def run_cases(path: Path, spec: StageSpec, cases: Sequence[Case], before: int = 0) -> list[dict[str, Array]]:
+def run_cases(
+    graph: GraphSource | Path, spec: StageSpec, cases: Sequence[Case], before: int = 0
+) -> list[dict[str, Array]]:
     """Outputs of a graph for every case, inputs cast to its types. `before`: runs of the check that came before."""
-    session = OnnxCpuSession(path, spec, cases[0].dims, lean=True)
+    session = OnnxCpuSession(graph, spec, cases[0].dims, lean=True)
     outputs = []
     for number, case in enumerate(cases, before + 1):
         _on_run.get()(number, 2 * len(cases))

@@ -1,7 +1,8 @@
-"""Weights on their way from one ONNX file to another: read, scaled and rounded one at a time, never all in memory."""
+"""Weights on their way from one ONNX file to another: scaled and rounded one at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from ...runtime.opened_file import Bytes
 
 Array = NDArray[Any]
 
@@ -53,13 +56,13 @@ class Weight:
             return (self.source.dims[self.channel_axis],)
         return tuple(self.source.dims)
 
-    def array(self, folder: Path) -> Array:
-        """The values, from the tensor itself or the data file in `folder`.
+    def array(self, contents: Mapping[str, Bytes]) -> Array:
+        """The values, from the tensor itself or from the content of the file it names.
 
         Raises:
             OverflowError: a weight is beyond what the element type holds.
         """
-        values = _read(self.source, folder)
+        values = _read(self.source, contents)
         if not self.is_float:
             return values
         if self.factor != 1.0:
@@ -99,23 +102,21 @@ def external_entries(tensor: TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _read(tensor: TensorProto, folder: Path) -> Array:
+def _read(tensor: TensorProto, contents: Mapping[str, Bytes]) -> Array:
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     entries = external_entries(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    return np.memmap(
-        folder / entries["location"], dtype=dtype, mode="r", offset=int(entries.get("offset", 0)), shape=shape
-    )
+    offset, size = int(entries.get("offset", 0)), math.prod(tensor.dims) * dtype.itemsize
+    return contents[entries["location"]][offset : offset + size].view(dtype).reshape(tuple(tensor.dims))
 
 
-def write_weights(weights: Mapping[str, Weight], source_folder: Path, data_path: Path) -> list[TensorProto]:
+def write_weights(weights: Mapping[str, Weight], contents: Mapping[str, Bytes], data_path: Path) -> list[TensorProto]:
     """Write every weight, large ones one after the other into `data_path`; returns the graph's initializers."""
     tensors = []
     with data_path.open("wb") as file:
         for name, weight in weights.items():
-            array = weight.array(source_folder)
+            array = weight.array(contents)
             elem_type = weight.elem_type if weight.is_float else weight.source.data_type
             tensor = TensorProto(name=name, dims=array.shape, data_type=elem_type)
             data = np.ascontiguousarray(array).view(np.uint8) if array.ndim else np.asarray(array).reshape(1)

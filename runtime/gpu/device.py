@@ -92,11 +92,14 @@ def _check(result: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values behind the status of a ``cuda.bindings.driver`` call.
 
     Raises:
-        RuntimeError: the call failed.
+        UserError: the call failed.
     """
     status, *values = result
     if int(status) != 0:
-        raise RuntimeError(f"the CUDA driver reports {status.name}")
+        raise UserError(
+            f"the CUDA driver reports {status.name}: start the program again; if that repeats, use another --device "
+            "and check the GPU with nvidia-smi."
+        )
     return tuple(values)
 
 

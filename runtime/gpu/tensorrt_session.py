@@ -20,6 +20,7 @@ from ..graph_source import GraphSource
 from ..jit_cache import JitCache
 from ..manifest import EngineSpec, StageSpec, TensorSpec
 from ..session import dynamic_size
+from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession, check_same_tensors
 from .memory import DeviceArray, SharedScratch, WeightTurns
@@ -255,12 +256,13 @@ class TensorRTSession(DeviceSession):
         return self._context
 
     def _enqueue(self, stream: Any) -> None:
-        context = self._ready_context()
-        if self._scratch_set != self._scratch.generation:
-            context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-            self._scratch_set = self._scratch.generation
-        if not context.execute_async_v3(int(stream.handle)):
-            raise RuntimeError(f"{self._engine.name} did not run ({self._engine.failure()})")
+        with stage_failures(stage_of(PurePosixPath(self._stage.file).name), "TensorRT"):
+            context = self._ready_context()
+            if self._scratch_set != self._scratch.generation:
+                context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+                self._scratch_set = self._scratch.generation
+            if not context.execute_async_v3(int(stream.handle)):
+                raise RuntimeError(f"{self._engine.name} did not run: {self._engine.failure()}")
 
     def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
         return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)

@@ -58,7 +58,7 @@ def test_driver_statuses():
         name = "CUDA_ERROR_OUT_OF_MEMORY"
 
     assert device._check((Status(0), 1, 2)) == (1, 2)
-    with pytest.raises(RuntimeError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(UserError, match=r"CUDA_ERROR_OUT_OF_MEMORY.*nvidia-smi"):
         device._check((Status(2), 1))
 
 

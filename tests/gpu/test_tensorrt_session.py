@@ -268,7 +268,7 @@ def test_refusals(parts, library):
         TensorRTSession(parts.gpu, parts.make(), other, {"rows": 2}, parts.scratch)
     stage = session(parts)
     library.fails = True
-    with pytest.raises(RuntimeError, match=r"did not run \(out of something\)"):
+    with pytest.raises(UserError, match=r"stage unet failed in TensorRT \(unet.plan did not run: out of something\): "):
         stage.run()
 
 

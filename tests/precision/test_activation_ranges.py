@@ -31,7 +31,7 @@ def test_every_channel_is_met_whatever_the_size(tmp_path, rows):
     observed = observe(Graph(tmp_path / "g.onnx"), ["x"], 1000)
     x = np.broadcast_to(np.arange(320, dtype=np.float32), (rows, 16, 64, 320)).copy()
     x[-1, 3, 5, 7] = -5000
-    session = onnxruntime.InferenceSession(observed.model, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(observed.source.model, providers=["CPUExecutionProvider"])
     _, largest, taken = session.run(None, {"x": x})
     assert largest == 5000 and len(taken) < 31_000
     kept = thinned(taken, observed.quota)

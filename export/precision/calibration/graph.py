@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ....runtime.graph_source import GraphSource
 from ..graph import Graph
 
 LARGEST, VALUES = "/largest", "/values"
@@ -22,12 +22,9 @@ _TO_THE_END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class ObservedGraph:
-    """A graph in memory, its weights in their file."""
+    """A graph with outputs for what is observed."""
 
-    name: str
-    model: bytes
-    weights: Path
-    """Folder of the file."""
+    source: GraphSource
     observed: tuple[str, ...]
     """Activations, by name."""
     quota: int
@@ -79,8 +76,7 @@ def observe(graph: Graph, observed: Sequence[str], quota: int) -> ObservedGraph:
         nodes += [node, *(after for name in node.output for after in following.get(name, ()))]
     del added.node[:]
     added.node.extend(nodes)
-    weights = graph.path.parent.resolve()
-    return ObservedGraph(graph.path.name, model.SerializeToString(), weights, tuple(observed), quota)
+    return ObservedGraph(graph.source.with_model(model.SerializeToString()), tuple(observed), quota)
 
 
 def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:

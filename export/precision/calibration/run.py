@@ -61,7 +61,7 @@ def calibrate(
     Raises:
         UserError: a photo that cannot be read, or a graph that does not load.
     """
-    graph = Graph(bundle.file(bundle.manifest.stages[STAGE].file))
+    graph = Graph(bundle.graph(bundle.manifest.stages[STAGE], hashed=True))
     quota = max(_VALUES // (len(samples.samples) * STEPS), _FEWEST_PER_RUN)
     observed = observe(graph, observed_inputs(graph), quota)
     ranges = {name: ActivationRange() for name in observed.observed}
@@ -70,7 +70,7 @@ def calibrate(
         stage_spec = bundle.manifest.stages[stage]
         if stage == STAGE:
             return ObservedSession(observed, stage_spec, dims, threads, ranges)
-        return OnnxCpuSession(bundle.graph(stage_spec), stage_spec, dims, threads, lean=True)
+        return OnnxCpuSession(bundle.graph(stage_spec, hashed=True), stage_spec, dims, threads, lean=True)
 
     backend = Backend(
         "calibration",

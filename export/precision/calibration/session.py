@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ....runtime.errors import UserError, first_line
 from ....runtime.manifest import StageSpec
+from ....runtime.onnx_session import make_session
 from ....runtime.session import resolve_shape
-from ....runtime.stage_failure import stage_failures
+from ....runtime.stage_failure import stage_failures, stage_of
 from .graph import LARGEST, VALUES, ObservedGraph, thinned
 from .ranges import ActivationRange
 
@@ -47,14 +48,13 @@ class ObservedSession:
         # activation would wait for them.
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.weights))
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph.model, sess_options=options, providers=["CPUExecutionProvider"]
-            )
+            self._session = make_session(graph.source, options, providers=["CPUExecutionProvider"])
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.name} ({first_line(error)}): "
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.source.file_name} ({first_line(error)}): "
                 "update onnxruntime, or leave --calibrate out."
             ) from None
         self._graph, self._stage, self._ranges = graph, stage, ranges
@@ -77,7 +77,9 @@ class ObservedSession:
     def run(self) -> None:
         observed = self._graph.observed
         names = [*self.outputs, *(f"{name}{end}" for name in observed for end in (LARGEST, VALUES))]
-        with stage_failures(self._graph.name, "ONNX Runtime", lambda: bool(self._run_options.terminate)):
+        with stage_failures(
+            stage_of(self._graph.source.file_name), "ONNX Runtime", lambda: bool(self._run_options.terminate)
+        ):
             given = self._session.run(names, self.inputs, self._run_options)
         found = dict(zip(names, given, strict=True))
         for name, array in self.outputs.items():
