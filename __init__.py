@@ -6,27 +6,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runtime.bundle import Bundle
+    from .errors import CancelledError, UserError
+    from .runtime.bundle.bundle import Bundle
     from .runtime.call_queue import CancelToken
-    from .runtime.errors import CancelledError, UserError
-    from .runtime.gpu_options import GpuOptions
+    from .runtime.gpu.options import GpuOptions
     from .runtime.pipeline import ImageToVideo
-    from .runtime.settings import GenerationSettings, StepProgress
+    from .runtime.request.settings import GenerationSettings, StepProgress
     from .runtime.video import GeneratedVideos
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Loaded on first use, so that `import consisti2v_rt` costs nothing.
 _PUBLIC = {
-    "Bundle": ".runtime.bundle",
+    "Bundle": ".runtime.bundle.bundle",
     "CancelToken": ".runtime.call_queue",
-    "CancelledError": ".runtime.errors",
+    "CancelledError": ".errors",
     "GeneratedVideos": ".runtime.video",
-    "GenerationSettings": ".runtime.settings",
-    "GpuOptions": ".runtime.gpu_options",
+    "GenerationSettings": ".runtime.request.settings",
+    "GpuOptions": ".runtime.gpu.options",
     "ImageToVideo": ".runtime.pipeline",
-    "StepProgress": ".runtime.settings",
-    "UserError": ".runtime.errors",
+    "StepProgress": ".runtime.request.settings",
+    "UserError": ".errors",
 }
 
 __all__ = [

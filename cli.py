@@ -20,6 +20,7 @@ from .benchmarks.bench.record_commands import compare, report
 from .benchmarks.cost.command import predict
 from .benchmarks.preset_quality.command import quality
 from .benchmarks.quality.command import evaluate
+from .errors import CancelledError, UserError, first_line
 from .export.command import export
 from .export.engines.command import build
 from .runtime.commands.console import PlainGroup, echo, log_to, make_console, note
@@ -30,7 +31,6 @@ from .runtime.commands.generate import generate
 from .runtime.commands.help_panels import GroupedCommand
 from .runtime.commands.inspect import inspect
 from .runtime.commands.option_aliases import AliasCommand
-from .runtime.errors import CancelledError, UserError, first_line
 
 app = typer.Typer(
     name="consisti2v",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..runtime.errors import UserError
-from ..runtime.file_lock import locked
-from ..runtime.replaced_folder import export_lock, recover_replaced
+from ..errors import UserError
+from ..runtime.bundle.replaced_folder import export_lock, recover_replaced
+from ..runtime.files.file_lock import locked
 from .partial_folders import DERIVED_FOLDERS, remove_abandoned_builds
 
 BUILD_LOCK = ".build.lock"

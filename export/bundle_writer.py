@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ..errors import UserError
 from ..kernels.guidance import BRANCHES
-from ..runtime.bundle import hash_files
-from ..runtime.errors import UserError
-from ..runtime.manifest import (
+from ..runtime.bundle.bundle import hash_files
+from ..runtime.bundle.manifest import (
     MANIFEST_NAME,
     FrameInitDefaults,
     Manifest,
@@ -24,9 +24,9 @@ from ..runtime.manifest import (
     StageSpec,
     TokenizerSpec,
 )
-from ..runtime.recommended import check_recommended
-from ..runtime.replaced_folder import replace_folder
-from ..runtime.tokenizer_rules import check_tokenizer_json
+from ..runtime.bundle.recommended import check_recommended
+from ..runtime.bundle.replaced_folder import replace_folder
+from ..runtime.bundle.tokenizer_rules import check_tokenizer_json
 from .bundle_lock import building, exporting
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
 from .part_configs import TEXT_LENGTH

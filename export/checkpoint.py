@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import UserError
 from ..kernels.ddim import SchedulerConfig
-from ..runtime.errors import UserError
-from ..runtime.guarded_read import CONFIG, WEIGHT_INDEX, read_json_object
-from ..runtime.manifest import RecommendedSettings
-from ..runtime.recommended import recommended_settings
+from ..runtime.bundle.manifest import RecommendedSettings
+from ..runtime.bundle.recommended import recommended_settings
+from ..runtime.files.guarded_read import CONFIG, WEIGHT_INDEX, read_json_object
 from .part_configs import TextEncoderConfig, VaeConfig, check_parts
 from .unet.config import UNetConfig
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UserError
 from ..kernels.ddim import SchedulerConfig
+from ..runtime.bundle.recommended import recommended_settings
 from ..runtime.commands.console import echo, make_console, plain
-from ..runtime.errors import UserError
 from ..runtime.install import install_hint
-from ..runtime.recommended import recommended_settings
-from ..runtime.settings import parse_settings, whole
+from ..runtime.request.settings import parse_settings, whole
 from .checkpoint import open_checkpoint
 from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
 from .request import check_cache_branch, check_frames, check_request, settle_size

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import UserError
+from ..errors import UserError
 
 MAX_LEVELS = 8
 MAX_LAYERS = 64

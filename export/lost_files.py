@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from ..runtime.bundle import Bundle
-from ..runtime.errors import UserError
-from ..runtime.manifest import Manifest, StageSpec
-from ..runtime.stage_graphs import graph_files
+from ..errors import UserError
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.manifest import Manifest, StageSpec
+from ..runtime.bundle.stage_graphs import graph_files
 from .manifest_file import rewrite_manifest
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..runtime.errors import UserError
-from ..runtime.guarded_read import MANIFEST, read_text
-from ..runtime.manifest import MANIFEST_NAME, Manifest
+from ..errors import UserError
+from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from ..runtime.files.guarded_read import MANIFEST, read_text
 from .bundle_lock import building
 from .partial_folders import partial_path
 

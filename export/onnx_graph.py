@@ -15,8 +15,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from ..runtime.errors import UserError
-from ..runtime.manifest import StageSpec, TensorSpec
+from ..errors import UserError
+from ..runtime.bundle.manifest import StageSpec, TensorSpec
 from ..runtime.session import OnnxCpuSession
 from .stage_export import StageExport
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.errors import UserError
+from ..errors import UserError
 from .config_values import MAX_LAYERS, MAX_WIDTH, ConfigValues, check_parameters, shown
 
 # The text encoder is run on so many tokens.

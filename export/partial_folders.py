@@ -12,7 +12,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from ..runtime.replaced_folder import replaced_folder
+from ..runtime.bundle.replaced_folder import replaced_folder
 
 DERIVED_FOLDERS = ("engines", "variants", "kernels")
 """What ``consisti2v build`` adds to a bundle."""

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import UserError
-from ..runtime.guarded_read import CONFIG, read_json_object
+from ..errors import UserError
+from ..runtime.files.guarded_read import CONFIG, read_json_object
 from .unet.config import UNetConfig
 
 RANDOM_VAE_SCALE_FACTOR = 8

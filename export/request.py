@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import UserError
 from ..kernels.guidance import BRANCHES
-from ..runtime.errors import UserError
-from ..runtime.guarded_read import MANIFEST, read_text
-from ..runtime.manifest import MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
-from ..runtime.replaced_folder import recover_replaced
-from ..runtime.settings import MAX_SIDE
+from ..runtime.bundle.manifest import MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
+from ..runtime.bundle.replaced_folder import recover_replaced
+from ..runtime.files.guarded_read import MANIFEST, read_text
+from ..runtime.request.settings import MAX_SIDE
 from .partial_folders import DERIVED_FOLDERS
 from .unet.config import UNetConfig
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from ..kernels.ddim import SchedulerConfig
-from ..runtime.manifest import RecommendedSettings
+from ..runtime.bundle.manifest import RecommendedSettings
 from .unet import VideoUNet
 
 

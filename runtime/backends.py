@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from .bundle import Bundle
-from .errors import UserError
+from ..errors import UserError
+from .bundle.bundle import Bundle
+from .bundle.stage_graphs import Availability, has_graphs, stage_graph
 from .gpu import entry as gpu
 from .install import install_hint
 from .openvino import backend as openvino_backend
 from .session import OnnxCpuSession, Session
-from .stage_graphs import Availability, has_graphs, stage_graph
 
 _log = logging.getLogger("consisti2v_rt")
 

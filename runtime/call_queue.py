@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .errors import CancelledError, UserError
+from ..errors import CancelledError, UserError
 from .one_process import OneProcess
 
 

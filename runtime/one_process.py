@@ -10,7 +10,7 @@ import os
 import weakref
 from typing import NoReturn
 
-from .errors import UserError
+from ..errors import UserError
 
 
 class OneProcess:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph_source import GraphSource
-from .opened_file import Bytes
+from .bundle.graph_source import GraphSource
+from .files.opened_file import Bytes
 
 
 def make_session(source: GraphSource, options: Any, **others: Any) -> Any:

@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BackendError, CancelledError, UserError
 from ..kernels.ddim import SchedulerConfig, alphas_cumprod
 from ..kernels.frame_init import frame_init_mask
 from ..kernels.guidance import BRANCHES
 from ..kernels.noise import base_noise_shape, mix_noise
-from .arguments import (
+from .backends import Choice, choose
+from .bundle.bundle import Bundle
+from .call_queue import CallQueue, CancelToken
+from .gpu.generation import GpuGeneration
+from .gpu.options import GpuOptions, check_gpu_options
+from .loop.denoise import FrameInitPlan, Guidance, Latents, denoise_clip
+from .loop.random_streams import RandomStreams
+from .media.camera_motion import camera_motion_crops
+from .media.fit import fit_photo
+from .media.image import ImageSource, check_image, load_image
+from .one_process import OneProcess
+from .request.arguments import (
     check_bundle,
     check_bundle_path,
     check_call,
@@ -25,21 +37,9 @@ from .arguments import (
     check_inputs,
     checked_latents,
 )
-from .backends import Choice, choose
-from .bundle import Bundle
-from .call_queue import CallQueue, CancelToken
-from .camera_motion import camera_motion_crops
-from .denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .errors import BackendError, CancelledError, UserError
-from .fit import fit_photo
-from .gpu.generation import GpuGeneration
-from .gpu_options import GpuOptions, check_gpu_options
-from .image import ImageSource, check_image, load_image
-from .one_process import OneProcess
-from .options import GenerationOptions
-from .random_streams import RandomStreams
-from .request import Request, check_request
-from .settings import FramesCallback, GenerationSettings, ResolvedSettings, StepCallback, StepProgress
+from .request.options import GenerationOptions
+from .request.request import Request, check_request
+from .request.settings import FramesCallback, GenerationSettings, ResolvedSettings, StepCallback, StepProgress
 from .stages import Stages, clip_shape
 from .time_limit import check_time_limit
 from .time_limit import time_limit as limited

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UserError, first_line
-from .graph_source import GraphSource
-from .manifest import MANIFEST_NAME, StageSpec, TensorSpec
+from ..errors import UserError, first_line
+from .bundle.graph_source import GraphSource
+from .bundle.manifest import MANIFEST_NAME, StageSpec, TensorSpec
 from .onnx_session import make_session
 from .stage_failure import stage_failures, stage_of
 

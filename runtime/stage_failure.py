@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .errors import CancelledError, UserError, first_line
+from ..errors import CancelledError, UserError, first_line
 
 _MEMORY = ("bad_alloc", "bad allocation", "out of memory", "failed to allocate", "cannot allocate")
 

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CancelledError
 from ..kernels.frames import frames_to_uint8
 from ..kernels.posterior import posterior_sample
 from .backends import Choice, load_in_full_precision
-from .bundle import Bundle
-from .denoise import Latents
-from .errors import CancelledError
-from .feature_cache import FeatureCache
-from .finite import check_finite, is_finite, not_finite
+from .bundle.bundle import Bundle
+from .bundle.manifest import ModelSpec
 from .gpu.device_session import DeviceSession
 from .gpu.generation import GpuGeneration
-from .manifest import ModelSpec
-from .random_streams import RandomStreams
+from .loop.batches import UNetRows
+from .loop.denoise import Latents
+from .loop.feature_cache import FeatureCache
+from .loop.finite import check_finite, is_finite, not_finite
+from .loop.random_streams import RandomStreams
+from .request.settings import FramesCallback, ResolvedSettings
 from .session import Array, Session
-from .settings import FramesCallback, ResolvedSettings
 from .stage_failure import stage_failures
 from .text import PromptTokenizer, TextConditioner
 from .timings import Timings
-from .unet_rows import UNetRows
 
 _log = logging.getLogger("consisti2v_rt")
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .bundle import Bundle
-from .consistency import check_complete
-from .errors import UserError
-from .finite import check_finite
-from .guarded_read import TOKENIZER
+from ..errors import UserError
+from .bundle.bundle import Bundle
+from .bundle.consistency import check_complete
+from .bundle.tokenizer_rules import check_tokenizer_json, tokenizer_failures
+from .files.guarded_read import TOKENIZER
+from .loop.finite import check_finite
 from .session import Array, Session
-from .tokenizer_rules import check_tokenizer_json, tokenizer_failures
 
 _log = logging.getLogger("consisti2v_rt")
 KeyValues = dict[str, Array]

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .errors import CancelledError, UserError
-from .settings import number
+from ..errors import CancelledError, UserError
+from .request.settings import number
 from .timings import Timings
 
 MAX_SECONDS = 10 * 365 * 86400.0

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .frame_scale import scaled_size
-from .settings import ResolvedSettings
+from .media.frame_scale import scaled_size
+from .media.video_file import check_output
+from .media.video_stream import streaming
+from .request.settings import ResolvedSettings
 from .timings import Timings
-from .video_file import check_output
-from .video_stream import streaming
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import cli
-from consisti2v_rt.runtime.bundle import hash_files
+from consisti2v_rt.runtime.bundle.bundle import hash_files
 
 DATA = Path(__file__).parent / "data"
 ASSETS = Path(cli.__file__).parent / "assets"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import GenerationSettings, UserError
-from consisti2v_rt.runtime import bundle as bundle_module
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.manifest import (
+from consisti2v_rt.runtime.bundle import bundle as bundle_module
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     STAGES,

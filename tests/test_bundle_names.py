@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.bundle_home import DEMO_FOLDER, bundle_home, find_bundle, named_bundles
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER, bundle_home, find_bundle, named_bundles
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 
 

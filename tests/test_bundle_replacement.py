@@ -21,16 +21,16 @@ from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.export.bundle_lock import building, exporting
 from consisti2v_rt.export.manifest_file import rewrite_manifest
 from consisti2v_rt.export.request import check_output
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME
-from consisti2v_rt.runtime.replaced_folder import replace_folder, replaced_folder
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.replaced_folder import replace_folder, replaced_folder
 
 # Replaces the first folder by the second and is killed just before the second rename.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from consisti2v_rt.export.bundle_lock import building, exporting
-from consisti2v_rt.runtime.replaced_folder import replace_folder
+from consisti2v_rt.runtime.bundle.replaced_folder import replace_folder
 
 output, new = Path(sys.argv[1]), Path(sys.argv[2])
 rename = Path.rename

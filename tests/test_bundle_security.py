@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest, check_inner_path
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, check_inner_path
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.text import PromptTokenizer
 

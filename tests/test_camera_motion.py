@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.camera_motion import camera_motion_crops, pan_boxes, zoom_boxes
-from consisti2v_rt.runtime.choices import CAMERA_MOTIONS
-from consisti2v_rt.runtime.image import covering_size, preprocess
+from consisti2v_rt.runtime.media.camera_motion import camera_motion_crops, pan_boxes, zoom_boxes
+from consisti2v_rt.runtime.media.image import covering_size, preprocess
+from consisti2v_rt.runtime.request.choices import CAMERA_MOTIONS
 
 RNG = np.random.default_rng(11)
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from consisti2v_rt import __version__
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.manifest import STAGES, Manifest
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import STAGES, Manifest
 
 COMMANDS = ("generate", "demo", "export", "inspect", "bench", "doctor")
 LAST_LINE = re.compile(

@@ -17,9 +17,9 @@ from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, count_bundle, l
 from consisti2v_rt.benchmarks.cost.prediction import PUBLISHED_TFLOP, predict_model
 from consisti2v_rt.benchmarks.cost.roofline import Machine, floor_by_kind
 from consisti2v_rt.benchmarks.cost.stage_costs import Work, totals_by_kind
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import UserError
-from consisti2v_rt.runtime.gpus import CARDS
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.gpu.cards import CARDS
 
 # -- FLOPs against torch ---------------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, sta
 from consisti2v_rt.benchmarks.cost.prediction import predict_model
 from consisti2v_rt.benchmarks.cost.record_timings import table_name
 from consisti2v_rt.benchmarks.cost.video_plans import plan_of_steps, preset_plans
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import UserError
-from consisti2v_rt.runtime.presets import PRESETS
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.request.presets import PRESETS
 
 LAPTOP = {"name": "NVIDIA GeForce RTX 4060 Laptop GPU", "power_limit_watts": 60.0}
 

@@ -13,27 +13,29 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from consisti2v_rt.export.demo import noising, unet_training  # noqa: E402
-from consisti2v_rt.export.demo.captions import MOVE_PHRASES, move_caption  # noqa: E402
-from consisti2v_rt.export.demo.checkpoint import (  # noqa: E402
+from consisti2v_rt.errors import UserError  # noqa: E402
+from consisti2v_rt.export.loading import load_model  # noqa: E402
+from consisti2v_rt.models.demo.making import noising, unet_training  # noqa: E402
+from consisti2v_rt.models.demo.making.captions import MOVE_PHRASES, move_caption  # noqa: E402
+from consisti2v_rt.models.demo.making.checkpoint import (  # noqa: E402
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from consisti2v_rt.export.demo.clock import Clock, learning_rate  # noqa: E402
-from consisti2v_rt.export.demo.counterparts import shuffled, still  # noqa: E402
-from consisti2v_rt.export.demo.flow import Motion, agrees, fit_motion  # noqa: E402
-from consisti2v_rt.export.demo.latent_clips import LatentClips, encode_frames  # noqa: E402
-from consisti2v_rt.export.demo.learning_rates import RelativeSteps  # noqa: E402
-from consisti2v_rt.export.demo.media import PHOTOS  # noqa: E402
-from consisti2v_rt.export.demo.model_card import write_model_card  # noqa: E402
-from consisti2v_rt.export.demo.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
-from consisti2v_rt.export.demo.presets import preset  # noqa: E402
-from consisti2v_rt.export.demo.recommendation import DEMO_RECOMMENDED  # noqa: E402
-from consisti2v_rt.export.demo.sampling import SampleSettings, sample_videos  # noqa: E402
-from consisti2v_rt.export.demo.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
-from consisti2v_rt.export.demo.text_training import (  # noqa: E402
+from consisti2v_rt.models.demo.making.clock import Clock, learning_rate  # noqa: E402
+from consisti2v_rt.models.demo.making.counterparts import shuffled, still  # noqa: E402
+from consisti2v_rt.models.demo.making.flow import Motion, agrees, fit_motion  # noqa: E402
+from consisti2v_rt.models.demo.making.latent_clips import LatentClips, encode_frames  # noqa: E402
+from consisti2v_rt.models.demo.making.learning_rates import RelativeSteps  # noqa: E402
+from consisti2v_rt.models.demo.making.media import PHOTOS  # noqa: E402
+from consisti2v_rt.models.demo.making.model_card import write_model_card  # noqa: E402
+from consisti2v_rt.models.demo.making.moves import MOVES, PAN_SPEED, extent, render, view  # noqa: E402
+from consisti2v_rt.models.demo.making.presets import preset  # noqa: E402
+from consisti2v_rt.models.demo.making.recommendation import DEMO_RECOMMENDED  # noqa: E402
+from consisti2v_rt.models.demo.making.sampling import SampleSettings, sample_videos  # noqa: E402
+from consisti2v_rt.models.demo.making.text_encoder import CaptionEncoder, build_text_encoder  # noqa: E402
+from consisti2v_rt.models.demo.making.text_training import (  # noqa: E402
     BEGIN_CHANNEL,
     END_CHANNEL,
     MOVE_CODES,
@@ -41,14 +43,12 @@ from consisti2v_rt.export.demo.text_training import (  # noqa: E402
     text_targets,
     train_text_encoder,
 )
-from consisti2v_rt.export.demo.unet_start import start_as_camera  # noqa: E402
-from consisti2v_rt.export.demo.unet_start.positions import place_maps  # noqa: E402
-from consisti2v_rt.export.demo.unet_training import TrainedPair, train_unet, trained_pair  # noqa: E402
-from consisti2v_rt.export.demo.vae_training import build_vae  # noqa: E402
-from consisti2v_rt.export.demo.view_kernel import moved_latents  # noqa: E402
-from consisti2v_rt.export.demo.weights import start_from, write_weights  # noqa: E402
-from consisti2v_rt.export.loading import load_model  # noqa: E402
-from consisti2v_rt.runtime.errors import UserError  # noqa: E402
+from consisti2v_rt.models.demo.making.unet_start import start_as_camera  # noqa: E402
+from consisti2v_rt.models.demo.making.unet_start.positions import place_maps  # noqa: E402
+from consisti2v_rt.models.demo.making.unet_training import TrainedPair, train_unet, trained_pair  # noqa: E402
+from consisti2v_rt.models.demo.making.vae_training import build_vae  # noqa: E402
+from consisti2v_rt.models.demo.making.view_kernel import moved_latents  # noqa: E402
+from consisti2v_rt.models.demo.making.weights import start_from, write_weights  # noqa: E402
 
 TINY = preset("tiny")
 
@@ -114,7 +114,7 @@ def test_clockwise_turns_the_picture_clockwise() -> None:
 
 def test_flow_of_true_moves_agrees_and_of_others_does_not(photo: torch.Tensor) -> None:
     pytest.importorskip("cv2")
-    from consisti2v_rt.export.demo.flow import mean_motion
+    from consisti2v_rt.models.demo.making.flow import mean_motion
 
     for move in ("pan_left", "pan_down", "zoom_in", "still"):
         clip = render(photo, (64.0, 48.0), 48.0, move, 3, 6, 64)

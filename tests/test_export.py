@@ -20,8 +20,8 @@ from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.stage_export import StageExport  # noqa: E402
 from consisti2v_rt.export.stages import dynamic_sizes, stages  # noqa: E402
-from consisti2v_rt.runtime.bundle import Bundle  # noqa: E402
-from consisti2v_rt.runtime.manifest import RecommendedSettings  # noqa: E402
+from consisti2v_rt.runtime.bundle.bundle import Bundle  # noqa: E402
+from consisti2v_rt.runtime.bundle.manifest import RecommendedSettings  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 
 PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from consisti2v_rt.runtime.errors import UserError
-from consisti2v_rt.runtime.feature_cache import FeatureCache
-from consisti2v_rt.runtime.settings import GenerationSettings
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.runtime.loop.batches import UNetRows
+from consisti2v_rt.runtime.loop.feature_cache import FeatureCache
+from consisti2v_rt.runtime.request.settings import GenerationSettings
 from consisti2v_rt.runtime.timings import Timings
-from consisti2v_rt.runtime.unet_rows import UNetRows
 
 torch = pytest.importorskip("torch")
 
@@ -156,7 +156,7 @@ def test_the_interval_is_checked(demo_manifest):
 
 @pytest.fixture
 def demo_manifest(demo_bundle):
-    from consisti2v_rt.runtime.bundle import Bundle
+    from consisti2v_rt.runtime.bundle.bundle import Bundle
 
     return Bundle.open(demo_bundle, verify=False).manifest
 

@@ -11,11 +11,11 @@ import pytest
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_table
 from consisti2v_rt.kernels.schedulers import SCHEDULERS
-from consisti2v_rt.runtime.denoise import Guidance, denoise_clip
-from consisti2v_rt.runtime.presets import PRESETS
-from consisti2v_rt.runtime.settings import GenerationSettings
+from consisti2v_rt.runtime.loop.batches import UNetRows, guidance_saving, row_forwards
+from consisti2v_rt.runtime.loop.denoise import Guidance, denoise_clip
+from consisti2v_rt.runtime.request.presets import PRESETS
+from consisti2v_rt.runtime.request.settings import GenerationSettings
 from consisti2v_rt.runtime.timings import Timings
-from consisti2v_rt.runtime.unet_rows import UNetRows, guidance_saving, row_forwards
 
 FAST = {"num_inference_steps": 2, "seed": 3}
 DATA = Path(__file__).parent / "data"

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.export import bundle_lock
 from consisti2v_rt.export.bundle_lock import BUILD_LOCK, building
 from consisti2v_rt.export.manifest_file import restore_manifest, rewrite_manifest
 from consisti2v_rt.export.partial_folders import remove_abandoned_export
-from consisti2v_rt.runtime import file_lock
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import UserError
-from consisti2v_rt.runtime.file_lock import locked
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest
-from consisti2v_rt.runtime.replaced_folder import recover_replaced
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from consisti2v_rt.runtime.bundle.replaced_folder import recover_replaced
+from consisti2v_rt.runtime.files import file_lock
+from consisti2v_rt.runtime.files.file_lock import locked
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from consisti2v_rt.runtime.file_lock import locked\n"
+    "import sys, time; from pathlib import Path; from consisti2v_rt.runtime.files.file_lock import locked\n"
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 )
 
@@ -125,7 +125,7 @@ def test_threads_take_turns(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_wait(tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]]) -> None:
     holder(tmp_path / "lock")
     code = (
-        "import signal, sys; from pathlib import Path; from consisti2v_rt.runtime.file_lock import locked\n"
+        "import signal, sys; from pathlib import Path; from consisti2v_rt.runtime.files.file_lock import locked\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n with locked(Path(sys.argv[1]), lambda holder: print(holder, flush=True)): print('got it')\n"
         "except KeyboardInterrupt: print('left')"

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.tests.fuzz.families import FAMILIES, SAME, Case, Sources, copy_bundle, make_case
 from consisti2v_rt.tests.fuzz.server import LIMIT
 

@@ -26,10 +26,10 @@ from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_tab
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask  # noqa: E402
 from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode  # noqa: E402
 from consisti2v_rt.kernels.sampler import linear_step  # noqa: E402
-from consisti2v_rt.runtime.denoise import FrameInitPlan, Guidance, denoise_clip  # noqa: E402
+from consisti2v_rt.runtime.loop.batches import UNetRows  # noqa: E402
+from consisti2v_rt.runtime.loop.denoise import FrameInitPlan, Guidance, denoise_clip  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 from consisti2v_rt.runtime.timings import Timings  # noqa: E402
-from consisti2v_rt.runtime.unet_rows import UNetRows  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 INDEX = json.loads((GOLDEN / "pipeline" / "index.json").read_text())

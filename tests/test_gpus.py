@@ -12,8 +12,8 @@ from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.cost.gpus import ARCHITECTURES, describe_gpu, find_gpu
 from consisti2v_rt.export.engines.libraries import check_machine, find_flavour
 from consisti2v_rt.export.engines.targets import TARGETS, check_precision, find_target
+from consisti2v_rt.runtime.gpu.cards import CARDS, DATA_CENTRE, FAMILIES, closest, find_card, normalised, table
 from consisti2v_rt.runtime.gpu.device import GpuStatus
-from consisti2v_rt.runtime.gpus import CARDS, DATA_CENTRE, FAMILIES, closest, find_card, normalised, table
 
 ROOT = Path(consisti2v_rt.__file__).parent
 NO_GPU = GpuStatus(False, "no NVIDIA driver is installed")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.guarded_read import (
+from consisti2v_rt.runtime.files.guarded_read import (
     CONFIG,
     MAX_DEPTH,
     FileKind,

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime import image as image_module
-from consisti2v_rt.runtime.image import (
+from consisti2v_rt.runtime.media import image as image_module
+from consisti2v_rt.runtime.media.image import (
     Window,
     centre_offset,
     covering_size,
@@ -26,7 +26,7 @@ from consisti2v_rt.runtime.image import (
     preprocess,
     resize_window,
 )
-from consisti2v_rt.runtime.image_budget import MAX_PIXELS, check_decoding, jpeg_layout
+from consisti2v_rt.runtime.media.image_budget import MAX_PIXELS, check_decoding, jpeg_layout
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example.jpg"
 RNG = np.random.default_rng(7)
@@ -478,7 +478,7 @@ def test_the_largest_photos_take_less_than_a_gibibyte(tmp_path, kind, turned):
     picture.save(tmp_path / "a", kind, **options)
     del grey, picture
     program = (
-        "import sys; from consisti2v_rt.runtime.image import load_image, preprocess; "
+        "import sys; from consisti2v_rt.runtime.media.image import load_image, preprocess; "
         "preprocess(load_image(sys.argv[1]), 256, 256); "
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.errors import CancelledError
 from consisti2v_rt.runtime.commands.ending_signals import ENDING_SIGNALS, ending_signals
-from consisti2v_rt.runtime.errors import CancelledError
+from consisti2v_rt.runtime.request.settings import StepProgress
 from consisti2v_rt.runtime.session import OnnxCpuSession
-from consisti2v_rt.runtime.settings import StepProgress
 
 STOPPED = "stopped; nothing half-written is left"
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child and no pseudo-terminal")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from consisti2v_rt.runtime.jit_cache import CacheKey, JitCache, read_cache, write_cache
+from consisti2v_rt.runtime.gpu.jit_cache import CacheKey, JitCache, read_cache, write_cache
 
 KEY = CacheKey("a" * 64, "NVIDIA GeForce RTX 4060", "13.0", "tensorrt-rtx 1.7.1.116")
 
@@ -50,7 +50,7 @@ def test_two_processes(tmp_path: Path) -> None:
     """Two writers at once and a reader: every read is one writer's whole bytes."""
     path = tmp_path / "unet.jit"
     code = (
-        "import sys; from pathlib import Path; from consisti2v_rt.runtime.jit_cache import write_cache\n"
+        "import sys; from pathlib import Path; from consisti2v_rt.runtime.gpu.jit_cache import write_cache\n"
         "for _ in range(60): assert write_cache(Path(sys.argv[1]), sys.argv[2].encode() * 200000)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "ab"]

@@ -33,8 +33,8 @@ from consisti2v_rt import (
     StepProgress,
     UserError,
 )
-from consisti2v_rt.runtime.option_names import ALIASES, OTHER_NAMES
-from consisti2v_rt.runtime.options import GenerationOptions, OtherNames
+from consisti2v_rt.runtime.request.option_names import ALIASES, OTHER_NAMES
+from consisti2v_rt.runtime.request.options import GenerationOptions, OtherNames
 
 FAST = {"num_inference_steps": 2, "guidance_scale_txt": 1.0, "seed": 3}
 PUBLIC = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from consisti2v_rt.runtime import onnx_walker
-from consisti2v_rt.runtime.onnx_walker import ExternalTensor, read_facts
+from consisti2v_rt.runtime.bundle import onnx_walker
+from consisti2v_rt.runtime.bundle.onnx_walker import ExternalTensor, read_facts
 
 onnx = pytest.importorskip("onnx")
 helper, TensorProto = onnx.helper, onnx.TensorProto
@@ -243,7 +243,7 @@ def test_damaged_graphs_never_break_it(demo_bundle):
 
 def test_locations_that_leave_the_folder(tmp_path: Path):
     from consisti2v_rt import UserError
-    from consisti2v_rt.runtime.graph_source import GraphSource
+    from consisti2v_rt.runtime.bundle.graph_source import GraphSource
 
     (tmp_path / "secret").write_bytes(bytes(64))
     folder = tmp_path / "bundle"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt.benchmarks.cost.graph_shapes import read_graph
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.errors import UserError
 
 
 def test_only_the_batch_is_open() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import CancelledError, UserError
+from consisti2v_rt.errors import CancelledError, UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import STAGES
 from consisti2v_rt.runtime.install import install_hint
-from consisti2v_rt.runtime.manifest import STAGES
 from consisti2v_rt.runtime.openvino import backend as openvino_backend
 from consisti2v_rt.runtime.openvino import session as openvino_session
 from consisti2v_rt.runtime.openvino.session import OpenVinoSession
@@ -122,7 +122,7 @@ def test_a_signal_after_another_thread_closed_the_sessions(tiny_bundle):
     """On the alternate signal stack, as under ``python -X faulthandler``."""
     program = (
         "import gc, os, signal, sys, threading\n"
-        "from consisti2v_rt.runtime.bundle import Bundle\n"
+        "from consisti2v_rt.runtime.bundle.bundle import Bundle\n"
         "from consisti2v_rt.runtime.openvino.session import OpenVinoSession\n"
         "bundle = Bundle.open(sys.argv[1])\n"
         "stage = bundle.manifest.stages['text_encoder']\n"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import CancelledError
+from consisti2v_rt.errors import CancelledError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.openvino import backend
 from consisti2v_rt.runtime.openvino.session import OpenVinoSession, WholeGraph
 from consisti2v_rt.runtime.openvino.shared_prefix import TEXTLESS_INPUTS, SharedPrefixGraph

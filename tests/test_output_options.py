@@ -14,13 +14,13 @@ from PIL import Image
 from typer.main import get_command
 
 from consisti2v_rt import cli
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.export import random_options
 from consisti2v_rt.runtime.commands import help_panels, photo_input
 from consisti2v_rt.runtime.commands.config_file import EXAMPLE, with_config
 from consisti2v_rt.runtime.commands.console import PlainConsole
-from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.pipeline import ImageToVideo
-from consisti2v_rt.runtime.settings import GenerationSettings
+from consisti2v_rt.runtime.request.settings import GenerationSettings
 
 COMMANDS = ["", "generate", "demo", "export", "build", "inspect", "evaluate", "doctor", "bench", "bench run"]
 

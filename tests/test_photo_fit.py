@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from consisti2v_rt import GeneratedVideos, GenerationSettings, UserError
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.camera_motion import camera_motion_crops
-from consisti2v_rt.runtime.fit import cropped_shares, fit_photo
-from consisti2v_rt.runtime.frame_scale import scaled
-from consisti2v_rt.runtime.image import preprocess
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.media.camera_motion import camera_motion_crops
+from consisti2v_rt.runtime.media.fit import cropped_shares, fit_photo
+from consisti2v_rt.runtime.media.frame_scale import scaled
+from consisti2v_rt.runtime.media.image import preprocess
 from consisti2v_rt.runtime.timings import Timings
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, TensorSpec
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, TensorSpec
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "assets" / "example.jpg"

@@ -22,8 +22,8 @@ from consisti2v_rt.benchmarks.preset_quality.outcome import (
     verdicts,
 )
 from consisti2v_rt.benchmarks.preset_quality.variants import EXACT, FINE, Variant, all_variants
-from consisti2v_rt.runtime.presets import PRESETS
-from consisti2v_rt.runtime.settings import GenerationSettings
+from consisti2v_rt.runtime.request.presets import PRESETS
+from consisti2v_rt.runtime.request.settings import GenerationSettings
 
 RESULTS = Path(command.__file__).parents[1] / "results"
 OTHER_SEED = Distance(1.0, 15.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
-from consisti2v_rt.runtime.errors import UserError  # noqa: E402
+from consisti2v_rt.errors import UserError  # noqa: E402
 
 Relative = Callable[[Any, Any], float]
 

@@ -14,7 +14,7 @@ from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
 from consisti2v_rt.benchmarks.published.sampling import sample  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
-from consisti2v_rt.runtime.image import load_image, preprocess  # noqa: E402
+from consisti2v_rt.runtime.media.image import load_image, preprocess  # noqa: E402
 
 PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"
 

@@ -31,7 +31,7 @@ from consisti2v_rt.benchmarks.published.scheduler import (  # noqa: E402
     alphas_cumprod,
     spaced_timesteps,
 )
-from consisti2v_rt.runtime.errors import UserError  # noqa: E402
+from consisti2v_rt.errors import UserError  # noqa: E402
 
 Relative = Callable[[Any, Any], float]
 

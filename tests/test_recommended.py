@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import GenerationSettings, ImageToVideo, UserError
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.choices import CAMERA_MOTIONS
-from consisti2v_rt.runtime.manifest import Manifest, RecommendedSettings
-from consisti2v_rt.runtime.presets import PUBLISHED
-from consisti2v_rt.runtime.recommended import notices, recommended_settings
-from consisti2v_rt.runtime.settings import ResolvedSettings
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import Manifest, RecommendedSettings
+from consisti2v_rt.runtime.bundle.recommended import notices, recommended_settings
+from consisti2v_rt.runtime.request.choices import CAMERA_MOTIONS
+from consisti2v_rt.runtime.request.presets import PUBLISHED
+from consisti2v_rt.runtime.request.settings import ResolvedSettings
 
 ROOT = Path(__file__).parents[1]
 DISTILLED: dict[str, Any] = {
@@ -239,8 +239,8 @@ def test_the_command_notes_once(consisti2v, demo_bundle, photo, tmp_path):
 
 def test_the_demo_checkpoint_and_its_bundle_recommend_the_same(demo_manifest):
     pytest.importorskip("torch")
-    from consisti2v_rt.export.demo.captions import MOVE_PHRASES
-    from consisti2v_rt.export.demo.recommendation import DEMO_RECOMMENDED
+    from consisti2v_rt.models.demo.making.captions import MOVE_PHRASES
+    from consisti2v_rt.models.demo.making.recommendation import DEMO_RECOMMENDED
 
     data = json.loads((ROOT / "models" / "demo" / "recommended.json").read_text(encoding="utf-8"))
     read = recommended_settings(data, demo_manifest.scheduler, "recommended.json")

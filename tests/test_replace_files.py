@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.replace_files import destination, replacing
-from consisti2v_rt.runtime.video_file import check_output, save_frames
-from consisti2v_rt.runtime.video_stream import streaming
+from consisti2v_rt.runtime.files.replace_files import destination, replacing
+from consisti2v_rt.runtime.media.video_file import check_output, save_frames
+from consisti2v_rt.runtime.media.video_stream import streaming
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and signals as on POSIX")
 
@@ -121,7 +121,7 @@ def test_old_content_that_cannot_be_restored_is_kept_and_named(tmp_path, monkeyp
 def test_a_kill_leaves_names_that_say_what_they_are(tmp_path):
     before = series(tmp_path)
     program = (
-        "import os, pathlib; from consisti2v_rt.runtime.replace_files import replacing\n"
+        "import os, pathlib; from consisti2v_rt.runtime.files.replace_files import replacing\n"
         "targets = [pathlib.Path(f'out-{i:03d}.png') for i in range(5)]\n"
         "real, calls = pathlib.Path.replace, []\n"
         "def replace(self, target):\n"

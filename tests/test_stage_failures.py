@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.errors import CancelledError, first_line
 from consisti2v_rt.runtime import pipeline
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.errors import CancelledError, first_line
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.stage_failure import stage_failures
 from consisti2v_rt.runtime.stages import Stages
 from consisti2v_rt.runtime.time_limit import time_limit

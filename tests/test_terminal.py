@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from consisti2v_rt.benchmarks.bench.record import read_record
-from consisti2v_rt.runtime.bundle import hash_files
+from consisti2v_rt.runtime.bundle.bundle import hash_files
 from consisti2v_rt.runtime.commands import console as consoles
 from consisti2v_rt.runtime.commands.console import PlainConsole, make_console, plain, plain_lines
 from consisti2v_rt.runtime.commands.progress import leading_columns

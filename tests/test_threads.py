@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.errors import CancelledError
 from consisti2v_rt.runtime.call_queue import CallQueue, CancelToken
-from consisti2v_rt.runtime.errors import CancelledError
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 THREADS = 8

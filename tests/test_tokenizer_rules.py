@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.tokenizer_rules import check_tokenizer_json
 from consisti2v_rt.runtime.text import PromptTokenizer
-from consisti2v_rt.runtime.tokenizer_rules import check_tokenizer_json
 
 FILE = "tokenizer/tokenizer.json"
 

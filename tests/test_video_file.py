@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime import video_file
-from consisti2v_rt.runtime.video_file import check_output, numbered, save_frames
-from consisti2v_rt.runtime.video_stream import streaming
+from consisti2v_rt.runtime.media import video_file
+from consisti2v_rt.runtime.media.video_file import check_output, numbered, save_frames
+from consisti2v_rt.runtime.media.video_stream import streaming
 
 
 def moving_gradient(frames: int = 16, height: int = 64, width: int = 96) -> np.ndarray:

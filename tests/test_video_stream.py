@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime import video_file, video_stream
 from consisti2v_rt.runtime.commands import generate
+from consisti2v_rt.runtime.media import video_file, video_stream
+from consisti2v_rt.runtime.media.video_file import save_frames
+from consisti2v_rt.runtime.media.video_stream import streaming
 from consisti2v_rt.runtime.pipeline import ImageToVideo
-from consisti2v_rt.runtime.video_file import save_frames
-from consisti2v_rt.runtime.video_stream import streaming
 
 
 def moving(frames: int = 12, seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:

@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.manifest import MANIFEST_NAME
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import MANIFEST_NAME
 
 
 def open_bundle(path: Path) -> Bundle:

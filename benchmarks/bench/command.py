@@ -35,9 +35,9 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
     """Time whole videos with the published settings, stage by stage: median, min, max, first run, memory, energy."""
+    from ...errors import UserError
     from ...runtime.commands.console import make_console
-    from ...runtime.errors import UserError
-    from ...runtime.presets import PUBLISHED
+    from ...runtime.request.presets import PUBLISHED
     from .bundle_facts import open_bundle
     from .latency import measure_latency
     from .outcome import check_place, deliver
@@ -121,8 +121,8 @@ def scaling(
     json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
 ) -> None:
     """Time a U-Net forward over frames, resolution and batch, and a video over steps. Without values: a few of each."""
+    from ...errors import UserError
     from ...runtime.commands.console import make_console
-    from ...runtime.errors import UserError
     from .outcome import check_place, deliver
     from .scaling import DEFAULTS, Source, measure_scaling
 

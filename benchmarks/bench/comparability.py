@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .record import Record
 
 _MACHINE = (

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .record import Record, Row, Subject
 from .statistics import FASTER, NO_DIFFERENCE, SLOWER, TOO_FEW, Interval, ratio_interval, verdict
 from .units import cell, seconds

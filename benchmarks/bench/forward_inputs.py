@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.guidance import BRANCHES
-from ...runtime.manifest import Manifest
+from ...runtime.bundle.manifest import Manifest
 from ...runtime.session import resolve_shape
 
 TIMESTEP = 501

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from ...kernels.guidance import BRANCHES
-from ...runtime.bundle import Bundle
-from ...runtime.settings import GenerationSettings, ResolvedSettings
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.request.settings import GenerationSettings, ResolvedSettings
 from .bundle_facts import bundle_facts, file_sha256, now, open_bundle
 from .machine import describe_machine, runtime_bytes, versions
 from .progress import run_progress

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from ...runtime.install import install_hint
 from .device_meter import describe_gpus
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
-from ...runtime.video_file import replacing
+from ...errors import UserError
+from ...runtime.media.video_file import replacing
 from .intervals import speed_up_words
 from .latency import VIDEO
 from .machine import require

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import RECORD, parse_json, read_text
-from ...runtime.video_file import replacing
+from ...errors import UserError
+from ...runtime.files.guarded_read import RECORD, parse_json, read_text
+from ...runtime.media.video_file import replacing
 
 SCHEMA_VERSION = 1
 KINDS = ("latency", "side_by_side", "scaling")

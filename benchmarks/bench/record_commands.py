@@ -65,8 +65,8 @@ def report(
     ] = None,
 ) -> None:
     """Draw a picture beside each record and write a Markdown report."""
+    from ...errors import UserError
     from ...runtime.commands.console import echo, plain
-    from ...runtime.errors import UserError
     from .report import write_report
 
     if (output is None) == (readme is None):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import RECORD, REPORT, read_json, read_text
+from ...errors import UserError
+from ...runtime.files.guarded_read import RECORD, REPORT, read_json, read_text
 from .markdown import prediction_section, record_section
 from .plots import plot_record, plot_roofline
 from .record import check_writable, read_record, write_text

@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ...runtime.bundle import Bundle
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
 from ...runtime.child_process import neutral_place
-from ...runtime.errors import UserError
 from ...runtime.install import install_hint
 from .bundle_facts import open_bundle
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
-from ...runtime.presets import PUBLISHED
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.request.presets import PUBLISHED
 from .bundle_facts import bundle_facts, file_sha256, manifest_sha256, now, open_bundle
 from .forward_inputs import make_inputs, save_inputs, session_dims
 from .machine import describe_machine, versions

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
+from ...errors import UserError
 from ...runtime.commands.console import print_error
-from ...runtime.errors import UserError
 from .outcome import check_place
 from .record import write_text
 

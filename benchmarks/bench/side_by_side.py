@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ...runtime.bundle import Bundle
+from ...runtime.bundle.bundle import Bundle
 from .bundle_facts import bundle_facts, now, open_bundle
 from .forward_inputs import FRAME_STRIDE, TIMESTEP, make_inputs, save_inputs, session_dims
 from .machine import describe_machine, require, runtime_bytes, versions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from ...runtime.backends import BACKENDS, PRECISIONS, Availability, Backend, choose
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
+from ...runtime.bundle.bundle import Bundle
 from ...runtime.install import install_hint
 from .machine import has_bf16
 from .record import Subject

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .resident_memory import own_peak_bytes
 from .subjects import Subject, make_subject
 

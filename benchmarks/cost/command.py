@@ -45,9 +45,9 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
+    from ...errors import UserError
     from ...runtime.commands.console import echo, make_console
-    from ...runtime.errors import UserError
-    from ...runtime.settings import whole
+    from ...runtime.request.settings import whole
     from ..bench.record import write_text
     from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu

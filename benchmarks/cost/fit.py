@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import RECORD, read_json
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.files.guarded_read import RECORD, read_json
 from .gpus import describe_gpu
 from .graph_shapes import Graph
 from .kinds import KINDS

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...runtime.errors import UserError
-from ...runtime.gpus import Performance, closest, find_card
+from ...errors import UserError
+from ...runtime.gpu.cards import Performance, closest, find_card
 
 _GIB = 2**30
 _GEFORCE = {("fp16", "fp16"): 1024, ("fp16", "fp32"): 512, ("fp32", "fp32"): 256}

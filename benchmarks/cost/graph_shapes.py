@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from ...runtime.install import install_hint
 
 

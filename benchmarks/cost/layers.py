@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .flops import node_flops
 from .fusion import elements_read, is_window
 from .graph_shapes import Graph

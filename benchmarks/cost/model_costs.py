@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import RECORD, read_json
-from ...runtime.manifest import STAGES
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import STAGES
+from ...runtime.files.guarded_read import RECORD, read_json
 from .graph_shapes import Graph, read_graph
 from .kinds import KINDS
 from .memory import MemoryElements

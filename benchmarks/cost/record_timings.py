@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from ...runtime.errors import UserError
-from ...runtime.gpus import find_card
+from ...errors import UserError
+from ...runtime.gpu.cards import find_card
 from .model_costs import ModelCosts
 
 _STAGES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...kernels.guidance import guided_steps
-from ...runtime.presets import PRESETS
+from ...runtime.request.presets import PRESETS
 from .model_costs import ROWS
 
 
@@ -27,7 +27,7 @@ def plan_of_steps(steps: int) -> VideoPlan:
 
 
 def preset_plans(guidance: str) -> list[VideoPlan]:
-    """Every preset of :mod:`consisti2v_rt.runtime.presets` for a model of this guidance."""
+    """Every preset of :mod:`consisti2v_rt.runtime.request.presets` for a model of this guidance."""
     plans = []
     for name, options in PRESETS.items():
         steps, (start, end) = options["num_inference_steps"], options["guidance_interval"]

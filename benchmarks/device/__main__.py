@@ -25,10 +25,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle_home import find_bundle
+from ...errors import UserError
+from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import PlainParser, plain, print_error
-from ...runtime.errors import UserError
 from .engines import TARGETS
 from .parts import PARTS
 from .record import RAN, Record

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.guarded_read import LOSSES, read_json
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.files.guarded_read import LOSSES, read_json
 from .engines import target_here
 from .parity import stage_parity
 from .videos import compare_video, find_backend

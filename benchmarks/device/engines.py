@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
+from ...runtime.bundle.bundle import Bundle
 
 TARGETS = ("current", "rtx", "sm80")
 

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
-from ...runtime.manifest import EngineSpec
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import EngineSpec
 from .engines import target_here
 
 _WORDS = 200

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...export.precision.cases import Cases
 from ...runtime.backends import BACKENDS, Backend
-from ...runtime.bundle import Bundle
+from ...runtime.bundle.bundle import Bundle
 from ...runtime.session import OnnxCpuSession, Session
 
 LIMITS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1, "fp8": 2e-1}

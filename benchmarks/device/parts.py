@@ -15,7 +15,7 @@ def _machine(bundle: Path) -> dict[str, Any]:
     from importlib.metadata import distributions
 
     from ...runtime.backends import table
-    from ...runtime.bundle import Bundle
+    from ...runtime.bundle.bundle import Bundle
     from ...runtime.gpu.device import probe
 
     rows = table(Bundle.open(bundle, verify=False), "cuda")
@@ -46,9 +46,9 @@ def _engine(bundle: Path, target: str) -> dict[str, Any]:
 
 def _choices(bundle: Path) -> list[list[str]]:
     """Backend and precision of everything that runs the bundle on this GPU, the best first."""
+    from ...errors import UserError
     from ...runtime.backends import BACKENDS
-    from ...runtime.bundle import Bundle
-    from ...runtime.errors import UserError
+    from ...runtime.bundle.bundle import Bundle
     from .parity import cuda_backends
 
     opened = Bundle.open(bundle, verify=False)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import RECORD, read_json
+from ...errors import UserError
+from ...runtime.files.guarded_read import RECORD, read_json
 
 RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
 """What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not

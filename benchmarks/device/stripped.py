@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UserError
 from ...export.precision.cases import Cases
-from ...runtime.bundle import Bundle, hash_files
-from ...runtime.errors import UserError
-from ...runtime.manifest import MANIFEST_NAME
+from ...runtime.bundle.bundle import Bundle, hash_files
+from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.bundle.stage_graphs import stage_graph
 from ...runtime.session import OnnxCpuSession
-from ...runtime.stage_graphs import stage_graph
 from .engines import target_here
 from .parity import dims_of, relative_l2, run_session
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ...runtime.backends import BACKENDS, Backend, Choice
-from ...runtime.bundle import Bundle
-from ...runtime.gpu_options import GpuOptions
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.gpu.options import GpuOptions
 from ...runtime.pipeline import ImageToVideo
-from ...runtime.presets import PUBLISHED
+from ...runtime.request.presets import PUBLISHED
 from .parity import psnr, relative_l2
 
 PHOTO = Path(__file__).parents[2] / "assets" / "example.jpg"

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ...errors import UserError
 from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import LoadedKernels
 from ...runtime.commands.console import make_console
-from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from ...runtime.install import install_hint
 from ..bench.intervals import ratio_words

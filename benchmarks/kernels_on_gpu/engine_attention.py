@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UserError
 from ...export.engines.libraries import find_flavour, load_library
 from ...export.engines.messages import Messages, make_logger
 from ...kernels.temporal_window_attention import rotation_table, window_positions
-from ...runtime.errors import UserError
 
 NEIGHBOURS = 8
 

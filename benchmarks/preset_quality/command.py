@@ -41,7 +41,7 @@ def quality(
 
     from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.commands.progress import step_progress
-    from ...runtime.settings import GenerationSettings
+    from ...runtime.request.settings import GenerationSettings
     from ..bench.bundle_facts import bundle_facts, now, open_bundle
     from ..bench.machine import describe_machine, versions
     from ..bench.record import check_writable

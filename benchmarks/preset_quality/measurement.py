@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from ...kernels.guidance import BRANCHES
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.loop.batches import row_forwards
+from ...runtime.media.read_video import Video
 from ...runtime.pipeline import ImageToVideo
-from ...runtime.settings import GenerationSettings, ResolvedSettings, StepCallback
-from ...runtime.unet_rows import row_forwards
+from ...runtime.request.settings import GenerationSettings, ResolvedSettings, StepCallback
 from ...runtime.video import GeneratedVideos
 from ..bench.forward_inputs import make_inputs, save_inputs, session_dims
 from ..bench.subjects.published import PublishedForward
@@ -23,7 +24,6 @@ from ..bench.subjects_of_bundle import weights_options
 from ..quality.evaluation import evaluate_set
 from ..quality.media_set import MediaSet
 from ..quality.networks.loader import Networks
-from ..quality.video import Video
 from .outcome import Distance, Outcome, distance, latent_distance
 from .variants import EXACT, FINE, Variant
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.presets import PRESETS
+from ...runtime.request.presets import PRESETS
 
 EXACT = "exact"
 FINE = "ddim, 200 steps"

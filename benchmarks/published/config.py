@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 
 # Settings of the original that the shipped model never uses, with the one value this baseline knows.
 _FIXED: dict[str, Any] = {

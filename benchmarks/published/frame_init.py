@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 
 _VIDEO_DIMS = (-3, -2, -1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .frame_init import FrameInitOptions, low_pass_filter, mix_frequencies
 from .scheduler import DDIMScheduler, SchedulerOptions
 

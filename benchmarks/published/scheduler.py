@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 
 
 @dataclass(frozen=True)

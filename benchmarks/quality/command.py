@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .listing import MAX_ROWS
+from ...runtime.media.listing import MAX_ROWS
 
 
 def evaluate(
@@ -51,9 +51,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="torch device of the networks: cpu, cuda ...")] = "cpu",
 ) -> None:
     """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
+    from ...errors import UserError
     from ...runtime.commands.console import echo, make_console, plain
-    from ...runtime.errors import UserError
-    from ...runtime.settings import parse_settings
+    from ...runtime.media.read_video import Video
+    from ...runtime.request.settings import parse_settings
     from .contact_sheet import save_contact_sheet
     from .evaluation import evaluate_set, record, save_record
     from .generation import generate_videos
@@ -61,7 +62,6 @@ def evaluate(
     from .media_set import MediaSet, match_originals, read_videos
     from .networks.loader import Networks, NetworkSources
     from .table import results_table
-    from .video import Video
 
     console = make_console()
     choose_measures(measure)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...runtime.errors import UserError
-from .video import Video
+from ...errors import UserError
+from ...runtime.media.read_video import Video
 
 COLUMNS = 6
 MAX_ROWS = 64

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .errors import UnavailableError
 from .measures.registry import choose_measures
 from .media_set import MediaSet

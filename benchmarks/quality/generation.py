@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import UserError
-from ...runtime.image import load_image
+from ...errors import UserError
+from ...runtime.media.image import load_image
+from ...runtime.media.listing import MAX_ROWS, read_listing
+from ...runtime.media.read_video import Frames, Video
+from ...runtime.media.video_file import save_frames
 from ...runtime.pipeline import ImageToVideo
-from ...runtime.settings import GenerationSettings
-from ...runtime.video_file import save_frames
-from .listing import MAX_ROWS, read_listing
+from ...runtime.request.settings import GenerationSettings
 from .media_set import LATENTS_SUFFIX
-from .video import Frames, Video
 
 VIDEOS_FOLDER = "videos"
 FRAMES_FOLDER = "frames"

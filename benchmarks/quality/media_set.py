@@ -11,9 +11,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import UserError
-from .listing import MAX_ROWS, read_listing
-from .video import Video, find_videos, read_video
+from ...errors import UserError
+from ...runtime.media.listing import MAX_ROWS, read_listing
+from ...runtime.media.read_video import Video, find_videos, read_video
 
 LATENTS_SUFFIX = ".latents.npy"
 CACHE_BYTES = 2 << 30

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...runtime.bundle import Bundle, hash_files
-from ...runtime.bundle_home import check_not_packaged
-from ...runtime.errors import UserError
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle, hash_files
+from ...runtime.bundle.home import check_not_packaged
+from ...runtime.bundle.manifest import EngineSpec, KernelSpec, Manifest, StageSpec
 from ...runtime.gpu.device import probe
 from ...runtime.install import install_hint
-from ...runtime.manifest import EngineSpec, KernelSpec, Manifest, StageSpec
 from ..bundle_lock import building
 from ..lost_files import drop_lost
 from ..manifest_file import rewrite_manifest

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress
 
+from ...errors import UserError
 from ...runtime.commands.console import echo, make_console, plain
 from ...runtime.commands.progress import leading_columns
-from ...runtime.errors import UserError
 from ...runtime.install import install_hint
 
 if TYPE_CHECKING:
-    from ...runtime.manifest import EngineSpec
+    from ...runtime.bundle.manifest import EngineSpec
     from ..precision import StageVariant, VariantOptions
     from .bundle_engines import EngineReport
     from .monitor import BuildProgress

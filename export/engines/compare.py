@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.bundle.manifest import EngineSpec, StageSpec
 from ...runtime.gpu.device import probe
-from ...runtime.graph_source import GraphSource
 from ...runtime.install import install_hint
-from ...runtime.manifest import EngineSpec, StageSpec
 from ...runtime.onnx_session import make_session
 
 SEEDS = (0, 1, 2)

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from typing import Any
 
-from ...runtime.engine_facts import FACTS_VERSION
+from ...runtime.bundle.engine_facts import FACTS_VERSION
+from ...runtime.bundle.manifest import EngineSpec
 from ...runtime.gpu.device import GpuStatus
-from ...runtime.manifest import EngineSpec
 from .plan import Plan
 
 

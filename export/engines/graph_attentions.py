@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...runtime.graph_source import GraphSource
+from ...runtime.bundle.graph_source import GraphSource
 from .attention import Decomposed
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ...runtime.bundle import Bundle
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import EngineSpec, Manifest, StageSpec, graph_sha256
 from ...runtime.gpu.device import GpuStatus
-from ...runtime.manifest import EngineSpec, Manifest, StageSpec, graph_sha256
 from .libraries import Flavour
 from .shapes import engine_shapes, parse_ranges
 from .targets import Target

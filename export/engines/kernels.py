@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...kernels.cuda.compile import compile_cubin, source_hash
 from ...kernels.cuda.sources import SOURCES
-from ...runtime.manifest import KernelSpec
+from ...runtime.bundle.manifest import KernelSpec
 from .targets import Target
 
 FOLDER = "engines/kernels"

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from ...runtime.gpu.device import GpuStatus
 from ...runtime.install import install_hint
 from .api import BuilderConfig, TensorRT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...runtime.bundle import Bundle
-from ...runtime.engine_source import staleness
-from ...runtime.manifest import EngineSpec
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.engine_source import staleness
+from ...runtime.bundle.manifest import EngineSpec
 
 
 def outdated_engines(bundle: Bundle, engines: Sequence[EngineSpec], precision: str) -> str | None:

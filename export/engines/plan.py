@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ...runtime.engine_refit import load_graph
-from ...runtime.errors import UserError
-from ...runtime.graph_source import GraphSource
-from ...runtime.manifest import TensorSpec
+from ...errors import UserError
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.bundle.manifest import TensorSpec
+from ...runtime.gpu.engine_refit import load_graph
 from .api import Builder, BuilderConfig, Network, TensorRT
 from .attention import Attentions, settle_attentions
 from .host_memory import peak_host_bytes

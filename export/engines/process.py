@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ...errors import UserError
 from ...runtime.child_process import answer_in, neutral_place
-from ...runtime.errors import UserError
 from .attention import Attentions, Decomposed
 from .monitor import BuildProgress, OnProgress
 from .plan import Plan

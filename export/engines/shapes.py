@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...errors import UserError
 from ...kernels.guidance import BRANCHES
-from ...runtime.errors import UserError
-from ...runtime.manifest import ModelSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
+from ...runtime.bundle.manifest import ModelSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
 
 RANGE_NAMES = ("rows", "height", "width")
 _MOST_ROWS = 64

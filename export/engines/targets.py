@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.errors import UserError
+from ...errors import UserError
+from ...runtime.gpu.cards import DATA_CENTRE, FAMILIES, closest, find_card, normalised
 from ...runtime.gpu.device import GpuStatus
-from ...runtime.gpus import DATA_CENTRE, FAMILIES, closest, find_card, normalised
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ _TARGETS = (
     ),
 )
 TARGETS = {target.name: target for target in _TARGETS}
-"""All but the cards, which :mod:`consisti2v_rt.runtime.gpus` lists."""
+"""All but the cards, which :mod:`consisti2v_rt.runtime.gpu.cards` lists."""
 
 _OLDEST = {
     "bf16": ((8, 0), "Ampere"),

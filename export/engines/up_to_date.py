@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from ...runtime.stage_graphs import graph_files
+from ...runtime.bundle.stage_graphs import graph_files
 from .job import Job
 from .kernels import kernel_specs
 from .libraries import Flavour

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...runtime.bundle import Bundle
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
 from ...runtime.commands.ending_signals import ENDING_SIGNALS
-from ...runtime.errors import UserError
 from ...runtime.gpu.device import probe
 from .libraries import find_flavour, load_library
 from .monitor import BuildProgress

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .graph import Graph, attribute, set_attribute
 from .weights import Weight
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle import Bundle
-from ...runtime.manifest import StageSpec, TensorSpec
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from ...runtime.session import OnnxCpuSession, resolve_shape
 from ...runtime.text import PromptTokenizer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from ...runtime.graph_source import GraphSource
-from ...runtime.manifest import StageSpec, TensorSpec
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from .attention_form import settle_attention_forms
 from .attention_scale import fold_attention_scales
 from .graph import Graph

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.errors import UserError
-from ...runtime.guarded_read import LOSSES, read_json
-from ...runtime.manifest import Manifest
-from ...runtime.stage_graphs import graph_files
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.stage_graphs import graph_files
+from ...runtime.files.guarded_read import LOSSES, read_json
 from .recipe import RECIPE_VERSION, Recipe, recipe
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from ...runtime.errors import UserError
-from ...runtime.graph_source import GraphSource
-from ...runtime.opened_file import Bytes
+from ...errors import UserError
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.files.opened_file import Bytes
 from .weights import Weight, write_weights
 
 OPSET = 23

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from onnx import NodeProto, TensorProto, helper
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from .graph import FLOAT_TYPES, Graph, attribute, cast, set_attribute
 
 BORDER_FLOAT32 = frozenset(

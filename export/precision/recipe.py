@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 
 _FLOAT16, _BFLOAT16, _INT8, _FLOAT8E4M3FN = 10, 16, 3, 17
 """Numbers of ``onnx.TensorProto``, which never change: to know the rules, onnx need not be imported."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...runtime.errors import UserError
-from ...runtime.graph_source import GraphSource
-from ...runtime.manifest import StageSpec, TensorSpec
+from ...errors import UserError
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from ...runtime.session import OnnxCpuSession
 from .cases import Array, Case
 from .recipe import Recipe

@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import Bundle
-from ...runtime.bundle_home import check_not_packaged
-from ...runtime.errors import UserError
-from ...runtime.manifest import CalibrationSpec, Manifest, StageSpec
-from ...runtime.stage_graphs import graph_files
+from ...errors import UserError
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.home import check_not_packaged
+from ...runtime.bundle.manifest import CalibrationSpec, Manifest, StageSpec
+from ...runtime.bundle.stage_graphs import graph_files
 from ..bundle_lock import building
 from ..lost_files import drop_lost, lost_graph
 from ..partial_folders import partial_path

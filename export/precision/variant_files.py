@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle import hash_files
-from ...runtime.guarded_read import MANIFEST, read_text
-from ...runtime.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
+from ...runtime.bundle.bundle import hash_files
+from ...runtime.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, StageSpec
+from ...runtime.files.guarded_read import MANIFEST, read_text
 from ..manifest_file import restore_manifest, rewrite_manifest
 from .currency import LOSSES_FILE
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ...runtime.opened_file import Bytes
+from ...runtime.files.opened_file import Bytes
 
 Array = NDArray[Any]
 

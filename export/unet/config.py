@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from ..config_values import (
     MAX_FRAMES,
     MAX_LAYERS,

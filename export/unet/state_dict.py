@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 
 
 def is_dead(key: str) -> bool:

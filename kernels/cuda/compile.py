@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...runtime.errors import UserError
+from ...errors import UserError
 from ...runtime.install import install_hint
 from .sources import SOURCES
 

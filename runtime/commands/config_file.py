@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..guarded_read import CONFIG, read_json_object
-from ..option_names import canonical_options
-from ..presets import with_preset
-from ..settings import GenerationSettings
+from ...errors import UserError
+from ..files.guarded_read import CONFIG, read_json_object
+from ..request.option_names import canonical_options
+from ..request.presets import with_preset
+from ..request.settings import GenerationSettings
 
 EXAMPLE = Path(__file__).parents[2] / "assets" / "example_settings.json"
 _KIND = CONFIG(f'give a JSON file of settings, such as "{EXAMPLE}"')

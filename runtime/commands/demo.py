@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..bundle_home import DEMO_FOLDER
+from ..bundle.home import DEMO_FOLDER
 from .generate import animate_to_file
 
 ASSETS = Path(__file__).parents[2] / "assets"

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ...errors import BackendError
 from ..backends import Row, check_device, table
-from ..bundle import Bundle
-from ..errors import BackendError
+from ..bundle.bundle import Bundle
 from .packages import PURPOSES, Part, install_line, parts
 from .table_style import table_console, table_style
 

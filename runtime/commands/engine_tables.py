@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bundle import Bundle
-from ..engine_facts import check_facts
-from ..engine_match import build_command
-from ..engine_source import staleness
-from ..errors import UserError
+from ...errors import UserError
+from ..bundle.bundle import Bundle
+from ..bundle.engine_facts import check_facts
+from ..bundle.engine_match import build_command
+from ..bundle.engine_source import staleness
+from ..bundle.manifest import EngineSpec
+from ..files.guarded_read import parse_json
 from ..gpu.device import probe
-from ..guarded_read import parse_json
-from ..manifest import EngineSpec
 
 ALL = "all"
 

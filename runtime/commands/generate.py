@@ -13,20 +13,20 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from ...errors import UserError
 from ...kernels.schedulers import SCHEDULERS
-from ..choices import CAMERA_MOTIONS
-from ..errors import UserError
-from ..fit import cropped_shares
-from ..frame_scale import scaled_size
-from ..gpu_options import GpuOptions, check_gpu_options
-from ..option_names import command_name
+from ..gpu.options import GpuOptions, check_gpu_options
+from ..loop.batches import guidance_saving
+from ..media.fit import cropped_shares
+from ..media.frame_scale import scaled_size
+from ..media.video_file import check_output, numbered
+from ..media.video_stream import VideoStream, streaming
 from ..pipeline import ImageToVideo
-from ..presets import PUBLISHED
-from ..settings import GenerationSettings, check_threads
+from ..request.choices import CAMERA_MOTIONS
+from ..request.option_names import command_name
+from ..request.presets import PUBLISHED
+from ..request.settings import GenerationSettings, check_threads
 from ..time_limit import check_time_limit
-from ..unet_rows import guidance_saving
-from ..video_file import check_output, numbered
-from ..video_stream import VideoStream, streaming
 from .config_file import with_config
 from .console import echo, make_console, note, plain
 from .photo_input import read_photos

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..bundle import Bundle
-from ..bundle_home import HOME_VARIABLE, bundle_home, named_bundles
-from ..errors import UserError
-from ..manifest import Manifest, RecommendedSettings, TensorSpec
-from ..presets import PUBLISHED
+from ...errors import UserError
+from ..bundle.bundle import Bundle
+from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
+from ..bundle.manifest import Manifest, RecommendedSettings, TensorSpec
+from ..request.presets import PUBLISHED
 from ..text import PromptTokenizer
 from .console import echo, plain
 from .engine_tables import engine_facts, engine_table, find_engines

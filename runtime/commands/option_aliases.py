@@ -6,8 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from ..errors import UserError
-from ..option_names import ALIASES, command_name, similar_names
+from ...errors import UserError
+from ..request.option_names import ALIASES, command_name, similar_names
 
 
 class AliasCommand(TyperCommand):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import UserError, first_line
-from ..image import load_image
+from ...errors import UserError, first_line
+from ..media.image import load_image
 
 STANDARD_INPUT = Path("-")
 MAX_BYTES = 256 * 2**20

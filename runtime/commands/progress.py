@@ -23,7 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ..pipeline import ImageToVideo
-from ..settings import StepCallback, StepProgress
+from ..request.settings import StepCallback, StepProgress
 from .ending_signals import ENDING_SIGNALS
 
 

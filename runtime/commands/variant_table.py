@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bundle import Bundle
-from ..guarded_read import parse_json
+from ..bundle.bundle import Bundle
+from ..files.guarded_read import parse_json
 
 
 def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, Any]) -> Table:

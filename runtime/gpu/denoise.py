@@ -1,4 +1,4 @@
-"""The denoising loop on the device: the same algorithm as ``runtime/denoise.py``, latents never on the host.
+"""The denoising loop on the device: the same algorithm as ``runtime/loop/denoise.py``, latents never on the host.
 
 The host only enqueues: it stays a few steps ahead, draws fresh noise where a scheduler wants some, and tells progress
 from events. Nothing waits for a step but the slot it needs.
@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...errors import CancelledError, UserError
 from ...kernels.sampler import StepTable
-from ..denoise import FrameInitPlan, Guidance, Latents
-from ..errors import CancelledError, UserError
+from ..loop.denoise import FrameInitPlan, Guidance, Latents
 from ..timings import Timings
 from .device import Gpu
 from .frame_init import DeviceFrameInit

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import CancelledError, UserError
-from ..manifest import StageSpec, TensorSpec
+from ...errors import CancelledError, UserError
+from ..bundle.manifest import StageSpec, TensorSpec
 from ..session import resolve_shape
 from .device import Gpu
 from .memory import Array, DeviceArray, GpuMemory

@@ -6,18 +6,18 @@ import importlib.util
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
-from ..bundle import Bundle
-from ..engine_match import build_command, check_engine
-from ..engine_source import engine_graph, staleness
-from ..errors import DerivedFileError, UserError
+from ...errors import DerivedFileError, UserError
+from ..bundle.bundle import Bundle
+from ..bundle.engine_choice import Machine, engines_fit, find_engine
+from ..bundle.engine_match import build_command, check_engine
+from ..bundle.engine_source import engine_graph, staleness
+from ..bundle.manifest import STAGES, EngineSpec
+from ..bundle.stage_graphs import Availability, graph_files, stage_graph
 from ..install import install_hint
-from ..jit_cache import CacheKey, JitCache
-from ..manifest import STAGES, EngineSpec
 from ..session import Session
-from ..stage_graphs import Availability, graph_files, stage_graph
 from . import onnx_cuda_start
 from .device import Gpu, open_gpu, probe
-from .engine_choice import Machine, engines_fit, find_engine
+from .jit_cache import CacheKey, JitCache
 from .memory import SharedScratch, WeightTurns
 
 TITLES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}

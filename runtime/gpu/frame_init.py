@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels.frame_init import frame_init
-from ..denoise import FrameInitPlan, Latents
+from ..loop.denoise import FrameInitPlan, Latents
 from .cufft import RealTransform
 from .device import Gpu
 from .kernels import GpuKernels

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UserError
 from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.engine_choice import find_engine
+from ..bundle.manifest import STAGES
+from ..bundle.stage_graphs import stage_graph
 from ..call_queue import CallQueue
-from ..denoise import Latents
-from ..errors import UserError
-from ..gpu_options import GpuOptions
-from ..manifest import STAGES
-from ..request import Request
+from ..loop.denoise import Latents
+from ..request.request import Request
+from ..request.settings import FramesCallback
 from ..session import Session
-from ..settings import FramesCallback
-from ..stage_graphs import stage_graph
 from . import entry
 from .denoise import DeviceLoop
 from .device import Gpu
 from .device_session import DeviceSession
-from .engine_choice import find_engine
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory, SharedScratch, WeightTurns
+from .options import GpuOptions
 from .preflight import Need, Plan, need_of_engines, need_of_graphs, plan
 from .tensorrt_session import MODULES, TensorRTSession
 from .unet_on_device import DeviceUNet, Texts

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import UserError
 from ...kernels.cuda.sources import SOURCES
-from ..bundle import Bundle
-from ..errors import UserError
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import KernelSpec
 from ..install import install_hint
-from ..manifest import KernelSpec
 from .device import Gpu
 
 ELEMENT_SUFFIX = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, UserError, first_line
-from ..graph_source import GraphSource
-from ..manifest import StageSpec
+from ...errors import BackendError, UserError, first_line
+from ..bundle.graph_source import GraphSource
+from ..bundle.manifest import StageSpec
 from ..onnx_session import make_session
 from ..stage_failure import stage_failures, stage_of
 from .device import Gpu

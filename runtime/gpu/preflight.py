@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..bundle import Bundle
-from ..errors import UserError
-from ..guarded_read import parse_json
-from ..manifest import EngineSpec, StageSpec
+from ...errors import UserError
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import EngineSpec, StageSpec
+from ..files.guarded_read import parse_json
 from ..session import dynamic_size
 from .memory import STORAGE
 

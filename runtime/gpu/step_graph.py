@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CancelledError, UserError
-from ..finite import is_finite
+from ...errors import CancelledError, UserError
+from ..loop.finite import is_finite
 from .device import Gpu
 from .memory import DeviceArray, GpuMemory
 

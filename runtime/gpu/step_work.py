@@ -15,7 +15,7 @@ import numpy as np
 from ...kernels.cuda.sources import MOMENT_BLOCKS
 from ...kernels.guidance import guidance_weights
 from ...kernels.sampler import StepTable
-from ..denoise import Guidance
+from ..loop.denoise import Guidance
 from .device import Gpu
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory

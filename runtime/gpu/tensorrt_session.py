@@ -13,16 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakSet
 
-from ..engine_match import build_command
-from ..engine_refit import refit_from_onnx
-from ..errors import BackendError, UserError
-from ..graph_source import GraphSource
-from ..jit_cache import JitCache
-from ..manifest import EngineSpec, StageSpec, TensorSpec
+from ...errors import BackendError, UserError
+from ..bundle.engine_match import build_command
+from ..bundle.graph_source import GraphSource
+from ..bundle.manifest import EngineSpec, StageSpec, TensorSpec
 from ..session import dynamic_size
 from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession, check_same_tensors
+from .engine_refit import refit_from_onnx
+from .jit_cache import JitCache
 from .memory import DeviceArray, SharedScratch, WeightTurns
 
 _log = logging.getLogger("consisti2v_rt")

@@ -1,6 +1,6 @@
 """The U-Net as the device loop sees it: branches and videos as rows of buffers that stay on the GPU.
 
-Rows are branch-major and independent, as in ``runtime/unet_rows.py``. Where there are more rows than the session's
+Rows are branch-major and independent, as in ``runtime/loop/batches.py``. Where there are more rows than the session's
 batch they run in turns, each turn reading and writing its own part of the same buffers: nothing is copied.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..feature_cache import CachePolicy
+from ...errors import UserError
+from ..loop.feature_cache import CachePolicy
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..denoise import Latents
-from ..errors import CancelledError
-from ..settings import FramesCallback
+from ...errors import CancelledError
+from ..loop.denoise import Latents
+from ..request.settings import FramesCallback
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels

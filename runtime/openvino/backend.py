@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..bundle import Bundle
-from ..errors import UserError
-from ..stage_graphs import Availability, has_graphs, stage_graph
+from ...errors import UserError
+from ..bundle.bundle import Bundle
+from ..bundle.stage_graphs import Availability, has_graphs, stage_graph
 from .session import HINTS, OpenVinoSession, check_precision, native_precisions, runtime
 from .shared_prefix import TEXTLESS_INPUTS
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..graph_source import GraphSource
-from ..onnx_walker import DTYPES, ExternalTensor
-from ..opened_file import Bytes
+from ..bundle.graph_source import GraphSource
+from ..bundle.onnx_walker import DTYPES, ExternalTensor
+from ..files.opened_file import Bytes
 
 _SMALL = 1 << 16
 """Bytes."""

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import CancelledError, UserError
-from ..graph_source import GraphSource
+from ...errors import CancelledError, UserError
+from ..bundle.graph_source import GraphSource
+from ..bundle.manifest import MANIFEST_NAME, StageSpec
 from ..install import install_hint
-from ..manifest import MANIFEST_NAME, StageSpec
 from ..session import Array, resolve_shape
 from ..stage_failure import stage_failures, stage_of
 from .graph_in_memory import read_in_memory

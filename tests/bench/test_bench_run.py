@@ -19,7 +19,7 @@ import pytest
 from consisti2v_rt.benchmarks.bench.comparability import missing_fields
 from consisti2v_rt.benchmarks.bench.latency import STAGES
 from consisti2v_rt.benchmarks.bench.record import read_record
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 
 QUICK = ("--steps", "2", "--rounds", "2", "--warmup", "1", "--threads", "1")
 

@@ -17,9 +17,9 @@ from consisti2v_rt.benchmarks.bench import scaling
 from consisti2v_rt.benchmarks.bench.comparability import missing_fields
 from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.scaled_models import ModelMaker, _options
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.bundle_home import DEMO_FOLDER
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
 
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, STAGES, Manifest, StageSpec, TensorSpec
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, STAGES, Manifest, StageSpec, TensorSpec
 
 HEADS, LENGTH, HEAD_SIZE = 2, 8, 16
 

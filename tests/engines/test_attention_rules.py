@@ -15,7 +15,7 @@ from consisti2v_rt.export.engines.messages import Messages
 from consisti2v_rt.export.engines.plan import Plan, PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.targets import TARGETS
-from consisti2v_rt.runtime.manifest import ProfileSpec, ShapeRange, TensorSpec
+from consisti2v_rt.runtime.bundle.manifest import ProfileSpec, ShapeRange, TensorSpec
 
 pytest.importorskip("tensorrt_rtx")
 helper = pytest.importorskip("onnx.helper")

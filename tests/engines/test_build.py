@@ -25,10 +25,10 @@ from consisti2v_rt.export.engines.shapes import engine_shapes
 from consisti2v_rt.export.engines.targets import TARGETS
 from consisti2v_rt.export.precision import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import SOURCES
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, graph_sha256
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 from consisti2v_rt.runtime.install import install_hint
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest, graph_sha256
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -19,7 +19,7 @@ from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.quantisation import observed_inputs
 from consisti2v_rt.kernels.cuda.sources import SOURCES
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
 pytest.importorskip("tensorrt_rtx")

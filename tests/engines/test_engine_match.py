@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.engine_match import build_command, check_engine
-from consisti2v_rt.runtime.gpu.engine_choice import Machine
-from consisti2v_rt.runtime.manifest import EngineSpec, Manifest, ProfileSpec, ShapeRange, graph_sha256
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.engine_choice import Machine
+from consisti2v_rt.runtime.bundle.engine_match import build_command, check_engine
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, Manifest, ProfileSpec, ShapeRange, graph_sha256
 
 RTX4060 = Machine("8.9", {"tensorrt-rtx": "1.7.1.116"}, "linux")
 

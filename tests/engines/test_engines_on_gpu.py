@@ -13,10 +13,10 @@ import pytest
 
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.engines.compare import compare_engines
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from consisti2v_rt.runtime.gpu.device import probe
 from consisti2v_rt.runtime.gpu.entry import load_engine
-from consisti2v_rt.runtime.manifest import MANIFEST_NAME, Manifest
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not probe().found, reason=probe().reason)]

@@ -12,7 +12,7 @@ from consisti2v_rt import cli
 from consisti2v_rt.export.engines import bundle_engines, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.kernels.cuda.sources import SOURCES
-from consisti2v_rt.runtime.bundle import Bundle
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
 pytest.importorskip("tensorrt_rtx")

@@ -217,7 +217,7 @@ def listing(case: Case, sources: Sources, rng: random.Random, seed: int) -> None
 
 def options(case: Case, sources: Sources, rng: random.Random, seed: int) -> None:
     """U-Net options of a model with random weights changed; an accepted one is built, and not exported."""
-    from consisti2v_rt.runtime.bundle import Bundle
+    from consisti2v_rt.runtime.bundle.bundle import Bundle
 
     good = Bundle.open(sources.bundle, verify=False).manifest.model.unet_config
     text, case.what = mutate_json(rng, good)

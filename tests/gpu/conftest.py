@@ -26,12 +26,12 @@ import pytest
 from consisti2v_rt.kernels.cuda.compile import compile_cubin
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime import backends
+from consisti2v_rt.runtime.bundle.stage_graphs import Availability, has_graphs, stage_graph
 from consisti2v_rt.runtime.gpu import entry, frame_init
 from consisti2v_rt.runtime.gpu.device import Block, Gpu
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
 from consisti2v_rt.runtime.gpu.kernels import GpuKernels
 from consisti2v_rt.runtime.gpu.memory import STORAGE, DeviceArray, SharedScratch, WeightTurns
-from consisti2v_rt.runtime.stage_graphs import Availability, has_graphs, stage_graph
 
 GARBAGE = 0xFF  # NaN in every float type
 

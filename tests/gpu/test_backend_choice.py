@@ -9,16 +9,16 @@ import pytest
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.backends import Backend, choose, table
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.gpu.engine_choice import Machine, engines_fit, find_engine, refusal, runs_on
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.engine_choice import Machine, engines_fit, find_engine, refusal, runs_on
+from consisti2v_rt.runtime.bundle.manifest import STAGES, EngineSpec, KernelSpec, ProfileSpec, ShapeRange, TensorSpec
+from consisti2v_rt.runtime.bundle.stage_graphs import Availability
 from consisti2v_rt.runtime.gpu.entry import with_nearest_rows
 from consisti2v_rt.runtime.gpu.generation import video_seeds
 from consisti2v_rt.runtime.gpu.kernels import find_cubin
 from consisti2v_rt.runtime.gpu.tensorrt_session import choose_profile
 from consisti2v_rt.runtime.gpu.unet_on_device import _Turns
 from consisti2v_rt.runtime.gpu.vae_decode import Chunk, chunks
-from consisti2v_rt.runtime.manifest import STAGES, EngineSpec, KernelSpec, ProfileSpec, ShapeRange, TensorSpec
-from consisti2v_rt.runtime.stage_graphs import Availability
 
 ENGINE = EngineSpec("unet", "unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", platform="linux")
 HERE = Machine("8.9", {"tensorrt-rtx": "1.7"}, "linux")

@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.errors import BackendError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.backends import choose
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import BackendError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu import entry, onnx_cuda_start
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 from consisti2v_rt.runtime.gpu.onnx_cuda_session import OnnxCudaGraph

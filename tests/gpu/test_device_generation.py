@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
+from consisti2v_rt.errors import CancelledError
 from consisti2v_rt.runtime import backends
+from consisti2v_rt.runtime.bundle.stage_graphs import Availability
 from consisti2v_rt.runtime.call_queue import CancelToken
-from consisti2v_rt.runtime.errors import CancelledError
 from consisti2v_rt.runtime.gpu import frame_init, generation
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
+from consisti2v_rt.runtime.gpu.options import GpuOptions
 from consisti2v_rt.runtime.gpu.preflight import Plan
-from consisti2v_rt.runtime.gpu_options import GpuOptions
-from consisti2v_rt.runtime.stage_graphs import Availability
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 CASES: dict[str, dict[str, Any]] = {

@@ -20,11 +20,11 @@ from consisti2v_rt.benchmarks.device.inspection import engines_here, layer_summa
 from consisti2v_rt.benchmarks.device.parity import run_session, stage_parity
 from consisti2v_rt.benchmarks.device.record import Record
 from consisti2v_rt.benchmarks.device.stripped import FACTOR, scale_last_product
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime import backends
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord
 from consisti2v_rt.runtime.gpu.device import probe
-from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 ROOT = Path(__file__).parents[2]

@@ -15,13 +15,13 @@ import pytest
 from consisti2v_rt.benchmarks.device.engines import bundle_copy
 from consisti2v_rt.benchmarks.device.parity import LIMITS, cuda_backends, stage_parity
 from consisti2v_rt.benchmarks.device.videos import compare_video
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.kernels.ddim import SchedulerConfig
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask
 from consisti2v_rt.kernels.schedulers import step_table
 from consisti2v_rt.runtime.backends import BACKENDS
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.denoise import FrameInitPlan, Guidance, denoise_clip
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.bundle.manifest import TensorSpec
 from consisti2v_rt.runtime.gpu.denoise import DeviceLoop
 from consisti2v_rt.runtime.gpu.device import open_gpu, probe
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
@@ -29,7 +29,7 @@ from consisti2v_rt.runtime.gpu.frame_init import DeviceFrameInit
 from consisti2v_rt.runtime.gpu.kernels import GpuKernels
 from consisti2v_rt.runtime.gpu.memory import GpuMemory
 from consisti2v_rt.runtime.gpu.unet_on_device import DeviceUNet
-from consisti2v_rt.runtime.manifest import TensorSpec
+from consisti2v_rt.runtime.loop.denoise import FrameInitPlan, Guidance, denoise_clip
 
 SHAPE = (1, 4, 16, 16, 16)
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord, ProfileSpec
 from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
 from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
-from consisti2v_rt.runtime.manifest import EngineSpec, FileRecord, ProfileSpec
 
 GIB = 1 << 30
 # Full size in FP16, rounded up from shared/gpu.md: U-Net 2411 MiB of weights and 296 MiB of working memory.

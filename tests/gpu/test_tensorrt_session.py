@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import UserError
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
 from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
 from consisti2v_rt.runtime.gpu.tensorrt_session import Engine, TensorRTSession
-from consisti2v_rt.runtime.manifest import EngineSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
 
 SPEC = EngineSpec(
     stage="unet",

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.kernels.cuda import compile as compiling
 from consisti2v_rt.kernels.cuda.compile import FOLDER, compile_cubin, kernel_file, source_hash
 from consisti2v_rt.kernels.cuda.signatures import Argument, EntryPoint, elementwise, per_row
 from consisti2v_rt.kernels.cuda.sources import SOURCES
-from consisti2v_rt.runtime.errors import UserError
 from consisti2v_rt.runtime.install import install_hint
 
 LETTERS = {"pointer": "p", "int32": "i", "int64": "l", "uint64": "u", "float32": "f"}

@@ -122,7 +122,7 @@ def test_the_engines_form_is_one_attention_kernel(cases):
     """Built for a card that is not here, at the shipped sizes: an attention that does not fuse does not build."""
     pytest.importorskip("tensorrt_rtx")
     from consisti2v_rt.benchmarks.kernels_on_gpu.engine_attention import build_attention
-    from consisti2v_rt.runtime.errors import UserError
+    from consisti2v_rt.errors import UserError
 
     graphs = [case.engine for case in cases.values() if case.engine is not None]
     assert len(graphs) == 3

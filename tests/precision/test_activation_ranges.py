@@ -48,7 +48,7 @@ from consisti2v_rt.export.precision.calibration.graph import observe
 from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
 from consisti2v_rt.export.precision.calibration.session import ObservedSession
 from consisti2v_rt.export.precision.graph import Graph
-from consisti2v_rt.runtime.manifest import StageSpec, TensorSpec
+from consisti2v_rt.runtime.bundle.manifest import StageSpec, TensorSpec
 
 path, shape, names = Path(sys.argv[1]), [8_000_000], ["x", *(f"a{i}" for i in range(24))]
 info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]

@@ -12,16 +12,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.export.precision import VariantOptions, write_variant
 from consisti2v_rt.export.precision.calibration import calibrate, calibration_set, run
 from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
 from consisti2v_rt.export.precision.calibration.samples import FEWEST_SAMPLES
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.quantisation import observed_inputs
-from consisti2v_rt.runtime.bundle import Bundle
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle
+from consisti2v_rt.runtime.media.video_file import save_frames
 from consisti2v_rt.runtime.pipeline import ImageToVideo
-from consisti2v_rt.runtime.video_file import save_frames
 
 INT8, FP8 = TensorProto.INT8, TensorProto.FLOAT8E4M3FN
 

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.export.precision.attention_form import settle_attention_forms
 from consisti2v_rt.export.precision.attention_scale import fold_attention_scales
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.lowering import lower
-from consisti2v_rt.runtime.errors import UserError
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 

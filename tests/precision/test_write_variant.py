@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.export.manifest_file import rewrite_manifest
 from consisti2v_rt.export.precision import PRECISIONS, VariantOptions, currency, variant, variant_files, write_variant
 from consisti2v_rt.export.precision.calibration import calibration_set
 from consisti2v_rt.export.precision.weights import channel_scales
 from consisti2v_rt.runtime.backends import choose
-from consisti2v_rt.runtime.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.session import OnnxCpuSession
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.quality.command import evaluate
 from consisti2v_rt.benchmarks.quality.contact_sheet import save_contact_sheet
-from consisti2v_rt.benchmarks.quality.video import Video
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.install import install_hint
-from consisti2v_rt.runtime.video_file import save_frames
+from consisti2v_rt.runtime.media.read_video import Video
+from consisti2v_rt.runtime.media.video_file import save_frames
 
 pytest.importorskip("cv2", reason="optical flow needs opencv-python-headless")
 

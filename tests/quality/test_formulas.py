@@ -16,7 +16,7 @@ from consisti2v_rt.benchmarks.quality.measures.motion_smoothness import motion_s
 from consisti2v_rt.benchmarks.quality.measures.psnr import mean_squared_errors, psnr
 from consisti2v_rt.benchmarks.quality.measures.ssim import ssim
 from consisti2v_rt.benchmarks.quality.measures.temporal_flickering import temporal_flickering
-from consisti2v_rt.benchmarks.quality.video import Video
+from consisti2v_rt.runtime.media.read_video import Video
 
 RNG = np.random.default_rng(5)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.quality.listing import read_listing
 from consisti2v_rt.benchmarks.quality.media_set import VideoFiles, match_originals, read_videos
-from consisti2v_rt.benchmarks.quality.video import Video, find_videos, read_video
-from consisti2v_rt.runtime.errors import UserError
-from consisti2v_rt.runtime.settings import parse_settings
-from consisti2v_rt.runtime.video_file import save_frames
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.runtime.media.listing import read_listing
+from consisti2v_rt.runtime.media.read_video import Video, find_videos, read_video
+from consisti2v_rt.runtime.media.video_file import save_frames
+from consisti2v_rt.runtime.request.settings import parse_settings
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])

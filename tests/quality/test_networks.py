@@ -14,8 +14,8 @@ from consisti2v_rt.benchmarks.quality.measures.registry import MEASURES, choose_
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
 from consisti2v_rt.benchmarks.quality.networks.amt import amt_module
 from consisti2v_rt.benchmarks.quality.networks.loader import Networks, NetworkSources
-from consisti2v_rt.benchmarks.quality.video import Video
-from consisti2v_rt.runtime.errors import UserError
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.runtime.media.read_video import Video
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

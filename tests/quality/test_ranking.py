@@ -10,7 +10,7 @@ from consisti2v_rt.benchmarks.quality.measures.camera_motion import mean_flow
 from consisti2v_rt.benchmarks.quality.measures.kernel_video_distance import kernel_distance, video_features
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
 from consisti2v_rt.benchmarks.quality.networks.loader import Networks
-from consisti2v_rt.benchmarks.quality.video import Video
+from consisti2v_rt.runtime.media.read_video import Video
 
 pytest.importorskip("cv2", reason="optical flow needs opencv-python-headless")
 

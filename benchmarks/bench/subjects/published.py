@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ....runtime.errors import UserError
+from ....errors import UserError
 from ....runtime.install import install_hint
 from ..forward_inputs import FRAME_STRIDE, TIMESTEP, load_inputs
 from . import ProgressCallback, Run

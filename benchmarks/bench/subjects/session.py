@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ....runtime.backends import BACKENDS, Choice
-from ....runtime.bundle import Bundle
+from ....runtime.bundle.bundle import Bundle
 from ....runtime.gpu.device import open_gpu
 from ....runtime.gpu.device_session import DeviceSession
 from ....runtime.session import Session

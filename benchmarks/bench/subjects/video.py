@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ....runtime.backends import BACKENDS, Choice
-from ....runtime.bundle import Bundle
-from ....runtime.image import load_image
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.media.image import load_image
 from ....runtime.pipeline import ImageToVideo
-from ....runtime.settings import StepProgress
+from ....runtime.request.settings import StepProgress
 from ....runtime.video import GeneratedVideos
 from . import ProgressCallback, Run
 

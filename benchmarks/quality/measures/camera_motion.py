@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..media_set import MediaSet
 from ..networks.dis_flow import DisFlow
 from ..networks.loader import Networks
 from ..result import Measure, Scores
-from ..video import Frames
 from .temporal_flickering import require_two_frames
 
 STILL_BELOW = 0.25

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames, Video
 from ..media_set import MediaSet
 from ..networks.dis_flow import SIDE
 from ..networks.loader import Networks
 from ..result import Measure, NetworkInfo, Scores
-from ..video import Frames, Video
 from .temporal_flickering import require_two_frames
 
 TOP = 0.05

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..media_set import MediaSet
 from ..networks.loader import Networks
 from ..result import Measure, NetworkInfo, Scores
-from ..video import Frames
 from .temporal_flickering import require_two_frames
 
 

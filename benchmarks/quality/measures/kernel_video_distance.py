@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Video
 from ..media_set import MediaSet
 from ..networks.loader import Networks
 from ..result import Measure, NetworkInfo, Scores
-from ..video import Video
 from .frechet_video_distance import require_reference
 from .temporal_flickering import require_two_frames
 

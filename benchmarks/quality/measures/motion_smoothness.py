@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..media_set import MediaSet
 from ..networks.dis_flow import DisFlow
 from ..networks.loader import Networks
 from ..result import Measure, NetworkInfo, Scores
-from ..video import Frames
 
 BetweenFunction = Callable[[Frames, Frames], Frames]
 

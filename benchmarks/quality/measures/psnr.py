@@ -7,11 +7,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..media_set import MediaSet
 from ..networks.loader import Networks
 from ..result import Measure, Scores
-from ..video import Frames
 
 
 def mean_squared_errors(frames: Frames, original: Frames) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....runtime.errors import UserError
+from ....errors import UserError
 from ..result import Measure
 from . import (
     camera_motion,

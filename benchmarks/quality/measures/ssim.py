@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..media_set import MediaSet
 from ..networks.loader import Networks
 from ..result import Measure, Scores
-from ..video import Frames
 from .psnr import require_originals
 
 WINDOW = 11

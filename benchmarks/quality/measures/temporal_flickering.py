@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..media_set import MediaSet
 from ..networks.loader import Networks
 from ..result import Measure, Scores
-from ..video import Frames
 
 
 def temporal_flickering(frames: Frames) -> float:

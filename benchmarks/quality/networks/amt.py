@@ -11,9 +11,9 @@ from types import ModuleType
 
 import numpy as np
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..result import NetworkInfo
-from ..video import Frames
 from .hub import require_torch
 from .loader import first_line, library
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..result import NetworkInfo
-from ..video import Frames
 from .hub import from_hub, require_torch
 from .loader import library
 

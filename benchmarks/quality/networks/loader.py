@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....runtime.errors import UserError
+from ....errors import UserError
 
 if TYPE_CHECKING:
     from .amt import AmtInterpolator

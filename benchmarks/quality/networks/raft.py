@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ....runtime.media.read_video import Frames
 from ..errors import UnavailableError
 from ..result import NetworkInfo
-from ..video import Frames
 from .hub import require_torch
 from .loader import first_line, library
 

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ....runtime.graph_source import GraphSource
+from ....runtime.bundle.graph_source import GraphSource
 from ..graph import Graph
 
 LARGEST, VALUES = "/largest", "/values"

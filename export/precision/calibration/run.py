@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ....runtime.backends import Backend, Choice
-from ....runtime.bundle import Bundle
-from ....runtime.manifest import CalibrationSpec
+from ....runtime.bundle.bundle import Bundle
+from ....runtime.bundle.manifest import CalibrationSpec
+from ....runtime.bundle.stage_graphs import Availability, has_graphs
 from ....runtime.pipeline import ImageToVideo
-from ....runtime.presets import PUBLISHED
+from ....runtime.request.presets import PUBLISHED
 from ....runtime.session import OnnxCpuSession, Session
-from ....runtime.stage_graphs import Availability, has_graphs
 from ..currency import CALIBRATED_STAGE as STAGE
 from ..graph import Graph
 from ..quantisation import observed_inputs

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....benchmarks.quality.listing import MAX_ROWS, read_listing
-from ....benchmarks.quality.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
-from ....runtime.bundle import hash_files
-from ....runtime.errors import UserError
-from ....runtime.image import load_image
+from ....errors import UserError
+from ....runtime.bundle.bundle import hash_files
+from ....runtime.media.image import load_image
+from ....runtime.media.listing import MAX_ROWS, read_listing
+from ....runtime.media.read_video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
 
 FEWEST_SAMPLES = 4
 """Fewer say too little about how large an activation can be."""
@@ -44,7 +44,7 @@ def calibration_set(source: str, max_rows: int = MAX_ROWS) -> CalibrationSet:
     """The set that ``--calibrate`` names.
 
     Args:
-        source: a .csv or .jsonl listing of photos or clips with captions (see ``benchmarks/quality/listing.py``), or
+        source: a .csv or .jsonl listing of photos or clips with captions (see ``runtime/media/listing.py``), or
             "demo": the example photo of the package with six captions.
         max_rows: most rows of the listing.
 

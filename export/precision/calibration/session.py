@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....runtime.errors import UserError, first_line
-from ....runtime.manifest import StageSpec
+from ....errors import UserError, first_line
+from ....runtime.bundle.manifest import StageSpec
 from ....runtime.onnx_session import make_session
 from ....runtime.session import resolve_shape
 from ....runtime.stage_failure import stage_failures, stage_of

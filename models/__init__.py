@@ -1,0 +1,1 @@
+"""Checkpoints of this repository, and the code that makes them; not installed."""

@@ -1,0 +1,539 @@
+"""``bundle.json``: the contract between export, engine build and runtime, as checked dataclasses.
+
+Read and written with the standard library alone; every mistake is reported by the path of the entry that is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from ...errors import UserError
+from ...kernels.guidance import BRANCHES
+from ...kernels.low_pass_filters import FILTER_KINDS
+from ..files.guarded_read import parse_json
+from .digest import digest_of
+from .onnx_walker import MAX_RANK
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+STAGES = ("text_encoder", "conditioning", "vae_encoder", "unet", "vae_decoder")
+OPTIONAL_STAGES = ("unet_shallow",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
+"""Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
+DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
+"""Where ``consisti2v build`` puts what it makes, and makes again."""
+TEXT_ATTENTIONS = ("full", "mean")
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a stage."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    """Sizes; a name stands for a dynamic one (``rows``, ``latent_height``, ...)."""
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """What a graph's 8-bit activations were calibrated on."""
+
+    name: str
+    """Of the listing, or "demo"."""
+    sha256: str
+    """Of its files and captions."""
+    samples: int
+    steps: int
+    """Denoising steps of each sample."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One ONNX graph."""
+
+    file: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    calibration: CalibrationSpec | None = None
+    """None where activations are not in 8 bits."""
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """Sizes an engine takes for one input."""
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """One optimisation profile of an engine; its place in :attr:`EngineSpec.profiles` is its number in the plan."""
+
+    rows: int | None
+    """The guidance batch it is for; None where the stage has no such batch, or a range."""
+    inputs: dict[str, ShapeRange]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine, built from a stage's ONNX for given GPUs."""
+
+    stage: str
+    file: str
+    target: str
+    """As it was asked for: rtx4060, sm89, rtx, ..."""
+    flavour: str
+    """tensorrt-rtx or tensorrt."""
+    version: str
+    """Of the library that built it; no other can load it."""
+    precision: str
+    compute_capabilities: tuple[str, ...]
+    """GPUs it runs on: "8.9"; "8.0+" stands for that one and every later one."""
+    onnx_sha256: str
+    """Of the ONNX graph and its weights; see :func:`graph_sha256`."""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    """As the engine was built, dynamic sizes by name; a profile says what they may be."""
+    profiles: tuple[ProfileSpec, ...] = ()
+    facts: str = ""
+    """File with what was known at build time: layers, attentions, seconds, memory."""
+    stripped: bool = False
+    """Without weights: they are taken from the ONNX when it is loaded."""
+    platform: str = ""
+    """Operating system it runs on: linux or windows; empty: any (TensorRT for RTX)."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """Our own CUDA kernels of one source file, compiled for one compute capability."""
+
+    name: str
+    file: str
+    compute_capability: str
+    source_sha256: str
+    entry_points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the model takes and makes."""
+
+    frames: int
+    """Frames of one clip, the first frame included."""
+    height: int
+    width: int
+    """Pixels. With `dynamic_size_multiple`, the defaults."""
+    latent_channels: int
+    vae_scale_factor: int
+    """Pixels per latent position."""
+    vae_scaling_factor: float
+    """Latents are VAE latents times this (0.18215 in Stable Diffusion)."""
+    rows: int | None
+    """Batch of the exported U-Net; None where it is dynamic."""
+    guidance: str
+    """Guidance a fixed batch was chosen for: text (2 rows), both (3) or none (1); text where it is dynamic."""
+    dynamic_size_multiple: int | None
+    """Height and width may be any multiple of this many pixels; None: fixed."""
+    uses_frame_stride: bool
+    trained: bool
+    """False for random weights: such a bundle shows that everything runs, and noise."""
+    unet_config: dict[str, Any]
+    cache_branch: int | None = None
+    """The skip at which feature caching cuts; then there is a stage ``unet_shallow``. None: no caching."""
+    text_attention: str = "full"
+    """full as published, or mean: simplified, with a loss."""
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    file: str
+    max_length: int
+    pad_token_id: int
+    pad_token: str
+
+
+@dataclass(frozen=True)
+class FrameInitDefaults:
+    """FrameInit settings the model is published with (ConsistI2V, arXiv:2402.04324)."""
+
+    noise_level: int = 850
+    filter: str = "gaussian"
+    d_s: float = 0.25
+    d_t: float = 0.25
+    order: int = 4
+
+
+@dataclass(frozen=True)
+class RecommendedSettings:
+    """Settings that suit the model, the defaults of a call that names none. None: the published value."""
+
+    guidance_scale_txt: float | None = None
+    guidance_scale_img: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, ...] | None = None
+    """First and last share of the steps."""
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    frame_stride: int | None = None
+    known_prompts: tuple[str, ...] | None = None
+    """Phrases that the model reacts to, the most usual ones first; None: it takes any text."""
+    camera_motions: tuple[str, ...] | None = None
+    """Camera motions that the model follows; None: all."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    source: str
+    revision: str
+    licence: str
+    tools: dict[str, str]
+    """Versions of the packages that made the bundle."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of ``bundle.json``."""
+
+    name: str
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    scheduler: dict[str, Any]
+    frame_init: FrameInitDefaults
+    stages: dict[str, StageSpec]
+    provenance: Provenance
+    files: dict[str, FileRecord]
+    """Every other file of the bundle, by its path in it."""
+    recommended: RecommendedSettings = RecommendedSettings()
+    variants: dict[str, dict[str, StageSpec]] = field(default_factory=dict)
+    """The same stages in other precisions: precision -> stage -> graph. Their inputs and outputs keep the names."""
+    engines: tuple[EngineSpec, ...] = ()
+    kernels: tuple[KernelSpec, ...] = ()
+    """Compiled kernels, one for each source file and compute capability; every target that has it shares them."""
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form; see :mod:`.manifest_digest`."""
+        return digest_of(self)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse and check. What ``inspect --json`` prints is read too: the digest in it must be the manifest's.
+
+        Raises:
+            UserError: not JSON, an unknown schema version, an entry missing, unknown or of the wrong kind, a path that
+                leaves the bundle, a name that is none of the known ones, or a stage whose file is not recorded.
+        """
+        try:
+            data = parse_json(text)
+        except ValueError as error:
+            raise UserError(f"{MANIFEST_NAME} is not valid JSON ({error}): export the bundle again.") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{MANIFEST_NAME} does not hold a JSON object: export the bundle again.")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{MANIFEST_NAME} has schema version {version!r}, this program reads {SCHEMA_VERSION}: "
+                "export the bundle again, or install the version of consisti2v-rt that wrote it."
+            )
+        said = data.pop("digest", None)
+        manifest: Manifest = _parse(cls, data, "")
+        manifest._check()
+        if said is not None and said != manifest.digest:
+            raise UserError(
+                f"{MANIFEST_NAME} says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}: "
+                "do not use this bundle; export it again."
+            )
+        return manifest
+
+    def _check(self) -> None:
+        needed = STAGES if self.model.cache_branch is None else (*STAGES, "unet_shallow")
+        missing = [stage for stage in needed if stage not in self.stages]
+        if missing:
+            raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
+        self._check_names()
+        self._check_files()
+        self._check_tensors()
+        self._check_numbers()
+
+    def _check_names(self) -> None:
+        """Whatever may become a part of a path, of a command or of a key is one of the known words, or a plain one."""
+        _known("stages", self.stages, (*STAGES, *OPTIONAL_STAGES))
+        _known("variants", self.variants, PRECISIONS[1:])
+        for precision, graphs in self.variants.items():
+            _known(f"variants.{precision}", graphs, tuple(self.stages))
+        for where, stage in self._graphs().items():
+            _known(f"{where}.precision", (stage.precision,), PRECISIONS)
+            if stage.calibration is not None:
+                _plain(f"{where}.calibration.sha256", stage.calibration.sha256, _HASH)
+        for number, engine in enumerate(self.engines):
+            where = f"engines[{number}]"
+            _known(f"{where}.stage", (engine.stage,), tuple(self.stages))
+            _known(f"{where}.precision", (engine.precision,), PRECISIONS)
+            _known(f"{where}.platform", (engine.platform,), ("", "linux", "windows"))
+            for name in ("target", "flavour", "version"):
+                _plain(f"{where}.{name}", getattr(engine, name), _WORD)
+            for capability in engine.compute_capabilities:
+                _plain(f"{where}.compute_capabilities", capability.removesuffix("+"), _CAPABILITY)
+            _plain(f"{where}.onnx_sha256", engine.onnx_sha256, _HASH)
+        for number, kernel in enumerate(self.kernels):
+            where = f"kernels[{number}]"
+            _plain(f"{where}.name", kernel.name, _WORD)
+            _plain(f"{where}.compute_capability", kernel.compute_capability, _CAPABILITY)
+            _plain(f"{where}.source_sha256", kernel.source_sha256, _HASH)
+        _known("model.guidance", (self.model.guidance,), tuple(BRANCHES))
+        _known("frame_init.filter", (self.frame_init.filter,), FILTER_KINDS)
+        _known("model.text_attention", (self.model.text_attention,), TEXT_ATTENTIONS)
+        for name, record in self.files.items():
+            _plain(f"files.{name[:80]}.sha256", record.sha256, _HASH)
+
+    def _graphs(self) -> dict[str, StageSpec]:
+        """Every graph, by its entry."""
+        graphs = {f"stages.{name}": stage for name, stage in self.stages.items()}
+        for precision, stages in self.variants.items():
+            graphs |= {f"variants.{precision}.{name}": stage for name, stage in stages.items()}
+        return graphs
+
+    def _check_files(self) -> None:
+        """Every path stays in the bundle, is recorded, and is another one on every operating system; what was built
+        lies where it is built.
+        """
+        graphs = [self.tokenizer.file, *(stage.file for stage in self.stages.values())]
+        graphs += [stage.file for stages in self.variants.values() for stage in stages.values()]
+        built = [kernel.file for kernel in self.kernels]
+        for engine in self.engines:
+            built += [engine.file, *([engine.facts] if engine.facts else [])]
+        for path in (*graphs, *built, *self.files):
+            check_inner_path(path)
+            if path not in self.files:
+                raise UserError(f"{MANIFEST_NAME} names {path!r} without a hash: export the bundle again.")
+        for path in built:
+            if not path.startswith(DERIVED_FOLDERS):
+                raise UserError(
+                    f"{MANIFEST_NAME} names {path!r} as built, which is not below {', '.join(DERIVED_FOLDERS)}: "
+                    "do not use this bundle; export it again."
+                )
+        seen = {_folded(MANIFEST_NAME): MANIFEST_NAME}
+        for path in self.files:
+            other = seen.setdefault(_folded(path), path)
+            if other != path:
+                raise UserError(
+                    f"{MANIFEST_NAME} records {path!r} and {other!r}, which are one file on some systems: "
+                    "export the bundle again."
+                )
+
+    def _check_tensors(self) -> None:
+        tensors = {
+            f"{where}.{kind}: {spec.name[:80]}": spec
+            for where, stage in self._graphs().items()
+            for kind, specs in (("inputs", stage.inputs), ("outputs", stage.outputs))
+            for spec in specs
+        }
+        for number, engine in enumerate(self.engines):
+            tensors |= {f"engines[{number}]: {spec.name[:80]}": spec for spec in (*engine.inputs, *engine.outputs)}
+            self._check_profiles(engine, f"engines[{number}]")
+        for where, spec in tensors.items():
+            if spec.dtype not in DTYPES:
+                raise UserError(f"{MANIFEST_NAME}: tensor {where} has dtype {spec.dtype[:40]!r}.")
+            if len(spec.shape) > MAX_RANK:
+                raise UserError(
+                    f"{MANIFEST_NAME}: tensor {where} has {len(spec.shape)} sizes, more than {MAX_RANK}: "
+                    "export the bundle again."
+                )
+            for size in spec.shape:
+                name, slash, divisor = size.partition("/") if isinstance(size, str) else ("rows", "", "")
+                if name not in DYNAMIC_SIZES or (slash and not re.fullmatch("[1-9][0-9]{0,3}", divisor)):
+                    raise UserError(
+                        f"{MANIFEST_NAME}: tensor {where} has the size {str(size)[:40]!r}: give a number, or of "
+                        f"{', '.join(DYNAMIC_SIZES)} one, alone or as latent_height/2."
+                    )
+            if math.prod(size for size in spec.shape if isinstance(size, int)) > _MAX_ELEMENTS:
+                raise UserError(
+                    f"{MANIFEST_NAME}: tensor {where} has {list(spec.shape)} elements, more than {_MAX_ELEMENTS}: "
+                    "export the bundle again."
+                )
+
+    def _check_profiles(self, engine: EngineSpec, where: str) -> None:
+        """An engine's inputs are its stage's, and every profile gives each open one a range of the same rank."""
+        shapes = {spec.name: spec.shape for spec in engine.inputs}
+        ranks = {spec.name: len(spec.shape) for spec in self.stages[engine.stage].inputs}
+        fits = all(ranks.get(name) == len(shape) for name, shape in shapes.items())
+        for profile in engine.profiles:
+            fits = fits and profile.inputs.keys() <= shapes.keys()
+            for name, sizes in profile.inputs.items():
+                same = len(sizes.minimum) == len(sizes.optimum) == len(sizes.maximum) == ranks.get(name)
+                ordered = zip(sizes.minimum, sizes.optimum, sizes.maximum, strict=False)
+                fits = fits and same and all(0 < low <= best <= high for low, best, high in ordered)
+        ranged = {name for profile in engine.profiles for name in profile.inputs}
+        fits = fits and all(
+            name in ranged or all(type(size) is int for size in shape) for name, shape in shapes.items()
+        )
+        if not fits:
+            raise UserError(
+                f"{MANIFEST_NAME}: the inputs or profiles of {where} are not those of stage {engine.stage}: "
+                f"build it again with 'consisti2v build BUNDLE --target {engine.target}'."
+            )
+
+    def _check_numbers(self) -> None:
+        """Sizes are at least 1, and the factor is a number: JSON as Python reads it has NaN and Infinity."""
+        model = self.model
+        sizes = {
+            "model.frames": model.frames,
+            "model.height": model.height,
+            "model.width": model.width,
+            "model.latent_channels": model.latent_channels,
+            "model.vae_scale_factor": model.vae_scale_factor,
+            "model.rows": model.rows,
+            "model.dynamic_size_multiple": model.dynamic_size_multiple,
+            "tokenizer.max_length": self.tokenizer.max_length,
+        }
+        for where, stage in self._graphs().items():
+            for kind, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+                for spec in specs:
+                    fixed = [size for size in spec.shape if isinstance(size, int)]
+                    sizes[f"{where}.{kind}: a size of {spec.name[:80]}"] = min(fixed, default=1)
+        impossible: dict[str, float] = {entry: size for entry, size in sizes.items() if size is not None and size < 1}
+        # Beyond these, latents overflow or vanish in float32.
+        if not 1e-6 <= model.vae_scaling_factor <= 1e6:
+            impossible["model.vae_scaling_factor"] = model.vae_scaling_factor
+        for entry, value in impossible.items():
+            raise UserError(f"{MANIFEST_NAME}: entry {entry} cannot be {value}: export the bundle again.")
+
+
+def graph_sha256(manifest: Manifest, stage: StageSpec, *, weights: bool = True) -> str:
+    """Identity of an ONNX graph from the recorded hashes of its files, nothing is read.
+
+    Args:
+        weights: count the file of its weights too. An engine without weights fits a graph whose weights changed.
+    """
+    names = [stage.file, *([stage.file + ".data"] if weights else [])]
+    hashes = [manifest.files[name].sha256 for name in names if name in manifest.files]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+_HASH = re.compile("[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+_MAX_ELEMENTS = 1 << 36
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.I)
+"""Names that are devices on Windows, whatever their ending."""
+_UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f*?"<>|\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]')
+"""Control characters, wildcards, halves of characters, and what turns the direction of text."""
+
+
+def _known(entry: str, names: typing.Iterable[str], allowed: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise UserError(
+                f"{MANIFEST_NAME}: entry {entry} has {name[:40]!r}, which is none of "
+                f"{', '.join(filter(None, allowed))}: do not use this bundle; export it again."
+            )
+
+
+def _plain(entry: str, value: str, pattern: re.Pattern[str]) -> None:
+    if not pattern.fullmatch(value):
+        raise UserError(
+            f"{MANIFEST_NAME}: entry {entry} cannot be {value[:80]!r}: do not use this bundle; export it again."
+        )
+
+
+def _folded(path: str) -> str:
+    """What a path is to systems that ignore case, forms of one character, and dots and spaces at the end of a name."""
+    parts = unicodedata.normalize("NFC", path).casefold().split("/")
+    return "/".join(part.rstrip(". ") for part in parts)
+
+
+def check_inner_path(path: str) -> None:
+    """Refuse a path that is absolute, climbs out of the bundle, or that some operating system takes for another one.
+
+    Raises:
+        UserError: it is not a plain path with slashes.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts:
+        raise UserError(
+            f"{MANIFEST_NAME} names {path[:200]!r}, which is outside the bundle: "
+            "do not use this bundle; export it again."
+        )
+    too_long = len(path) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    if too_long or "/".join(parts) != path or _UNSAFE.search(path) or any(map(_RESERVED.fullmatch, parts)):
+        raise UserError(
+            f"{MANIFEST_NAME} names {path[:200]!r}, which is no plain path: do not use this bundle; export it again."
+        )
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as the annotated type `kind`; `where` is its path, for the message."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _parse_dataclass(kind, value, where)
+    if kind is Any:
+        return value
+    if origin is dict and isinstance(value, dict):
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        plain = typing.get_args(arguments[0]) or (arguments[0],)
+        if all(type(item) in plain for item in value):
+            return tuple(value)
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    allowed = arguments if origin in (typing.Union, types.UnionType) else (kind,)
+    for option in arguments:
+        if isinstance(value, dict) and dataclasses.is_dataclass(option):
+            return _parse(option, value, where)
+        if isinstance(value, list) and typing.get_origin(option) is tuple:
+            return _parse(option, value, where)
+    if type(value) in allowed or (value is None and type(None) in allowed):
+        return value
+    if float in allowed and type(value) is int:
+        return float(value)
+    shown = json.dumps(value)[:60]
+    raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} has the wrong kind of value: {shown}.")
+
+
+@cache
+def _entries(kind: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass; evaluating its annotations takes longer than parsing an entry."""
+    return typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+
+
+def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} must be an object.")
+    hints, entries = _entries(kind)
+    for name in value:
+        if name not in entries:
+            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is unknown.")
+    parsed = {}
+    for name, entry in entries.items():
+        if name in value:
+            parsed[name] = _parse(hints[name], value[name], f"{where}.{name}")
+        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is missing.")
+    return kind(**parsed)

@@ -1,0 +1,1 @@
+"""Files read and replaced safely: size limits, hashes, locks, all or nothing."""

@@ -1,0 +1,114 @@
+"""The denoising loop: Algorithm of ConsistI2V (arXiv:2402.04324) as published, on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...kernels.frame_init import frame_init
+from ...kernels.guidance import GuidanceMode, combine_guidance
+from ...kernels.sampler import StepTable, linear_step
+from ..timings import Timings
+
+Latents = NDArray[np.float32]
+
+
+class NoisePredictor(Protocol):
+    """The U-Net as the loop sees it: every guidance branch of every video at once."""
+
+    def start(self, first_frames: Latents) -> None:
+        """first_frames [branches, videos, c, 1, h, w]: what each branch sees as frame 0, for all steps to come."""
+
+    def predict(self, sample: Latents, timestep: int, guided: bool = True) -> Latents:
+        """sample [videos, c, f-1, h, w] -> [branches, videos, c, f-1, h, w]; without guidance the last branch, the
+        prompt's, alone: [1, videos, c, f-1, h, w].
+        """
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the branches of a step are combined; see :func:`combine_guidance`.
+
+    Attributes:
+        steps: in which steps guidance acts, None: in all. In the others the prompt's branch runs alone
+            (https://arxiv.org/abs/2404.07724).
+    """
+
+    mode: GuidanceMode
+    scale_txt: float
+    scale_img: float
+    rescale: float = 0.0
+    steps: range | None = None
+
+    def acts_in(self, step: int) -> bool:
+        return self.steps is None or step in self.steps
+
+
+@dataclass(frozen=True)
+class FrameInitPlan:
+    """FrameInit's noise level as a cumulative alpha, and its low-pass mask."""
+
+    alpha_cumprod: float
+    mask: Latents
+
+
+def denoise_clip(
+    unet: NoisePredictor,
+    first_frame: Latents,
+    static_video: Latents,
+    noise: Latents,
+    *,
+    table: StepTable,
+    guidance: Guidance,
+    frame_init_plan: FrameInitPlan | None,
+    draw_noise: Callable[[tuple[int, ...]], Latents],
+    on_step: Callable[[int, int, Latents], None] = lambda step, timestep, latents: None,
+    timings: Timings | None = None,
+) -> Latents:
+    """Latents of one clip per video.
+
+    Args:
+        unet: predicts the noise.
+        first_frame: [videos, c, 1, h, w] clean latents of the photo.
+        static_video: [videos, c, 1 or f, h, w]: the photo held still, or moved by the camera; FrameInit's low
+        frequencies. noise: [videos, c, f, h, w], frame 0 included.
+        table: timesteps, and one linear map per step.
+        guidance: branches, scales, and the steps they act in.
+        frame_init_plan: None switches FrameInit off.
+        draw_noise: standard normal noise of a shape, in the published order; called at every step of a table that
+            needs noise.
+        on_step: called after each step with its index, its timestep and the latents.
+        timings: FrameInit's time is counted as "frame_init".
+
+    Returns:
+        float32 [videos, c, f, h, w], frame 0 being `first_frame`.
+    """
+    initial = noise
+    if frame_init_plan is not None:
+        with (Timings() if timings is None else timings).measure("frame_init"):
+            initial = frame_init(static_video, noise, frame_init_plan.alpha_cumprod, frame_init_plan.mask)
+
+    # The branch without the image sees frame 0 of the initial noise instead, the same in all steps.
+    noisy_first_frame = initial[:, :, :1]
+    clean = [first_frame] * (1 if guidance.mode == "none" else 2)
+    unet.start(np.stack([noisy_first_frame, *clean] if guidance.mode == "both" else clean))
+
+    state = table.start(initial[:, :, 1:])
+    for step, timestep in enumerate(table.timesteps):
+        guided = guidance.acts_in(step)
+        noise_preds = unet.predict(state[0], int(timestep), guided)
+        noise_pred = combine_guidance(
+            noise_preds,
+            guidance.mode if guided else "none",
+            guidance.scale_txt,
+            guidance.scale_img,
+            guidance.rescale,
+        )
+        fresh = draw_noise(noise_pred.shape) if table.needs_noise else None
+        state = linear_step(state, noise_pred, table.matrices[step], fresh)
+        on_step(step, int(timestep), state[0])
+    return np.concatenate([first_frame, state[0]], axis=2)

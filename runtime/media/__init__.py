@@ -1,0 +1,1 @@
+"""Photos, listings and videos: read, fitted, written."""

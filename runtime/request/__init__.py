@@ -1,0 +1,1 @@
+"""What a caller asks for: options, their checks and defaults."""

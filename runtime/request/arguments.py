@@ -1,0 +1,135 @@
+"""Types of the library's arguments, checked with a sentence that says what to pass instead."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...errors import UserError, shown
+from ..bundle.bundle import Bundle
+from ..call_queue import CancelToken
+from ..gpu.options import GpuOptions
+from .settings import GenerationSettings, check_threads
+
+_IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+
+
+def check_bundle(bundle: object) -> None:
+    """For the constructor.
+
+    Raises:
+        UserError: not an open bundle, for example a path.
+    """
+    if isinstance(bundle, str | os.PathLike):
+        raise UserError(
+            f"ImageToVideo takes an open Bundle, not a path: use ImageToVideo.from_bundle({os.fspath(bundle)!r})."
+        )
+    if not isinstance(bundle, Bundle):
+        raise UserError(
+            f"ImageToVideo takes an open Bundle, not {_kind(bundle)}: use ImageToVideo.from_bundle(path of its folder)."
+        )
+
+
+def check_bundle_path(path: object) -> None:
+    """For ``from_bundle``.
+
+    Raises:
+        UserError: not a path.
+    """
+    if isinstance(path, Bundle):
+        raise UserError("from_bundle takes the path of a bundle's folder: pass an open Bundle to ImageToVideo(bundle).")
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"from_bundle takes the path of a bundle's folder, as a str or a Path, not {_kind(path)}.")
+
+
+def check_flag(value: object, name: str) -> None:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} {shown(value)} is not possible: give True or False.")
+
+
+def check_engine(threads: object, gpu: object) -> None:
+    """For the constructor; names of devices and precisions are checked where they are looked up.
+
+    Raises:
+        UserError: threads are not a whole number, or gpu is not a GpuOptions.
+    """
+    check_threads(threads)
+    if not isinstance(gpu, GpuOptions):
+        raise UserError(f"gpu must be a GpuOptions, as GpuOptions(low_vram=True), not {_kind(gpu)}.")
+    for option in fields(GpuOptions):
+        value = getattr(gpu, option.name)
+        if value is not option.default:
+            check_flag(value, option.name)
+
+
+def check_inputs(image: object, prompt: object, settings: object) -> None:
+    """What a call and its check have in common; whether images and prompts fit each other is not looked at.
+
+    Raises:
+        UserError: an argument of a wrong type.
+    """
+    for one in image if isinstance(image, list | tuple) else [image]:
+        if not isinstance(one, _IMAGE_TYPES) and not hasattr(one, "read"):
+            tensor = " (pass image.numpy(), uint8 with the channels last)" if hasattr(one, "detach") else ""
+            raise UserError(
+                "image must be a path, the bytes of an image file, a binary file, a Pillow image or a uint8 array, "
+                f"or a list of them, not {_kind(one)}{tensor}."
+            )
+    for text in prompt if isinstance(prompt, list | tuple) else [prompt]:
+        if not isinstance(text, str):
+            raise UserError(f'prompt must be a text, or a list of texts, not {_kind(text)}: pass "" for no prompt.')
+    if settings is not None and not isinstance(settings, GenerationSettings):
+        advice = ""
+        if isinstance(settings, dict):
+            advice = ": pass its items as options of the call, or GenerationSettings.from_options(settings)"
+        raise UserError(f"settings must be a GenerationSettings, not {_kind(settings)}{advice}.")
+
+
+def check_call(latents: object, callback: object, on_frames: object, cancel_token: object) -> None:
+    """What only a call has.
+
+    Raises:
+        UserError: an argument of a wrong type.
+    """
+    if latents is not None and not (isinstance(latents, np.ndarray) and np.issubdtype(latents.dtype, np.floating)):
+        kind = f"an array of {latents.dtype}" if isinstance(latents, np.ndarray) else _kind(latents)
+        advice = "latents.cpu().numpy()" if hasattr(latents, "detach") else "np.asarray(latents, np.float32)"
+        raise UserError(f"latents must be a NumPy array of floats, not {kind}: pass {advice}.")
+    for name, function in (("callback", callback), ("on_frames", on_frames)):
+        if function is not None and not callable(function):
+            raise UserError(f"{name} must be a function, not {_kind(function)}.")
+        if inspect.iscoroutinefunction(function):
+            raise UserError(
+                f"{name} must be an ordinary function, for an async one would never run: hand its work to the event "
+                "loop with asyncio.run_coroutine_threadsafe."
+            )
+    if cancel_token is not None and not isinstance(cancel_token, CancelToken):
+        raise UserError(f"cancel_token must be a CancelToken, not {_kind(cancel_token)}.")
+
+
+def checked_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Initial noise as float32.
+
+    Raises:
+        UserError: another shape, or values that are not finite in float32.
+    """
+    with np.errstate(over="ignore"):
+        single = latents.astype(np.float32)
+    if single.shape != shape or not np.isfinite(single).all():
+        raise UserError(f"latents must be finite numbers of shape {list(shape)}, not {list(single.shape)}.")
+    return single
+
+
+def _kind(value: object) -> str:
+    """What a wrong argument is, in a sentence: "None", "3", "a dict"."""
+    if value is None or isinstance(value, bool | int | float):
+        return shown(value)
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
