@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..locations import ASSETS
 from ..runtime.files.guarded_read import CONFIG, read_json_object
 from .unet.config import UNetConfig
 
@@ -24,7 +24,7 @@ TINY_UNET: dict[str, Any] = {
     "n_temp_heads": 4,
 }
 
-EXAMPLE = Path(__file__).parents[1] / "assets" / "example_unet.json"
+EXAMPLE = ASSETS / "example_unet.json"
 
 
 def random_unet_config(kind: str) -> UNetConfig:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
+from ..locations import ROOT
+
+_ROOT = ROOT.resolve()
 
 
 def install_hint(*extras: str) -> str:

@@ -20,7 +20,7 @@ import consisti2v_rt
 ROOT = Path(consisti2v_rt.__file__).parent
 PACKAGE = "consisti2v_rt"
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "src", "*.egg-info", "data")
-NOT_IN_PACKAGE = ("tests", "build", "dist", "src", "__pycache__")
+NOT_IN_PACKAGE = ("tests", "models", "build", "dist", "src", "__pycache__")
 
 IMPORT_ALL = """
 import importlib, pathlib, sys
@@ -35,7 +35,7 @@ for name in {modules!r}:
 
 
 def source_folders(folder: Path = ROOT) -> Iterator[Path]:
-    """The repository's folders that hold modules, judged by their names alone: no tests, nothing hidden or built."""
+    """The repository's folders of installed modules, by their names alone: no tests or models, nothing hidden or built."""
     if any(folder.glob("*.py")):
         yield folder
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):

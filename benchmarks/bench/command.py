@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-_EXAMPLE_PHOTO = Path(__file__).parents[2] / "assets" / "example.jpg"
+from ...locations import ASSETS
+
+_EXAMPLE_PHOTO = ASSETS / "example.jpg"
 _BUNDLE = typer.Argument(help="Folder made by 'consisti2v export', or a name such as demo.")
 _ROW = typer.Option(
     "--row", help="What to measure, as backend:precision (onnxruntime-cpu:fp32, torch-compile:fp32); may be repeated."

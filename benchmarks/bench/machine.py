@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...locations import ROOT
 from ...runtime.install import install_hint
 from .device_meter import describe_gpus
 
@@ -114,13 +115,12 @@ def _distribution_bytes(distribution: importlib.metadata.Distribution) -> int:
 
 def _own_bytes() -> int:
     """This package as a wheel installs it: code and assets of the sub-packages, wherever they lie."""
-    root = Path(__file__).parents[2]
-    folders = [root, *(init.parent for init in root.glob("[a-z]*/__init__.py"))]
-    files = set(root.glob("*.py"))
+    folders = [ROOT, *(init.parent for init in ROOT.glob("[a-z]*/__init__.py"))]
+    files = set(ROOT.glob("*.py"))
     for folder in folders[1:]:
         files |= {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    # Records of measurements and the tests are not installed.
-    left_out = (root / "benchmarks" / "results", root / "tests")
+    # Records of measurements, the tests and the checkpoints are not installed.
+    left_out = (ROOT / "benchmarks" / "results", ROOT / "tests", ROOT / "models")
     return sum(path.stat().st_size for path in files if not any(path.is_relative_to(folder) for folder in left_out))
 
 

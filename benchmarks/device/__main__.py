@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...locations import ROOT
 from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import PlainParser, plain, print_error
@@ -37,7 +38,6 @@ from .wheels import install
 PACKAGE = "consisti2v_rt.benchmarks.device"
 GROUPS = ("install", *(name for name in PARTS if name not in ("copy", "choices")), "tests", "bench", "kernels")
 """What ``--only`` may name."""
-_ROOT = Path(__file__).parents[2]
 _PRECISIONS = ("fp32", "fp16")
 _MOST = 240.0
 """Seconds of one part."""
@@ -49,8 +49,8 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="folder of wheels; what is missing is installed from it")
     parser.add_argument("--site", type=Path, help="folder to install into; a temporary one if absent")
     parser.add_argument("--work", type=Path, help="folder for the bundle with its engines; a temporary one if absent")
-    parser.add_argument("--root", type=Path, default=_ROOT, help="the checkout, for its tests")
-    parser.add_argument("--bundle", type=Path, default=_ROOT / "assets" / "demo_bundle", help="bundle to run")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout, for its tests")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "assets" / "demo_bundle", help="bundle to run")
     parser.add_argument("--output", type=Path, default=Path("device.json"), help="the record")
     parser.add_argument("--seconds", type=float, default=540, help="time for everything")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="PART", help=f"of {', '.join(GROUPS)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...locations import ASSETS
 from ...runtime.backends import BACKENDS, Backend, Choice
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.gpu.options import GpuOptions
@@ -16,7 +17,7 @@ from ...runtime.pipeline import ImageToVideo
 from ...runtime.request.presets import PUBLISHED
 from .parity import psnr, relative_l2
 
-PHOTO = Path(__file__).parents[2] / "assets" / "example.jpg"
+PHOTO = ASSETS / "example.jpg"
 
 
 def open_on(bundle: Path, backend: str, precision: str, gpu: GpuOptions) -> ImageToVideo:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.commands.demo import ASSETS
+from ...locations import ASSETS
 
 DEMO_BUNDLE = ASSETS / "demo_bundle"
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import platformdirs
 
 from ...errors import UserError
+from ...locations import ASSETS
 from .manifest import MANIFEST_NAME
 from .replaced_folder import recover_replaced
 
 HOME_VARIABLE = "CONSISTI2V_HOME"
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo_bundle"
+DEMO_FOLDER = ASSETS / "demo_bundle"
 _NAME = re.compile(r"\w[\w.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?P<model>[A-Za-z0-9][\w.-]*)", re.ASCII)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...locations import ASSETS
 from ..files.guarded_read import CONFIG, read_json_object
 from ..request.option_names import canonical_options
 from ..request.presets import with_preset
 from ..request.settings import GenerationSettings
 
-EXAMPLE = Path(__file__).parents[2] / "assets" / "example_settings.json"
+EXAMPLE = ASSETS / "example_settings.json"
 _KIND = CONFIG(f'give a JSON file of settings, such as "{EXAMPLE}"')
 
 

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ...locations import ASSETS
 from ..bundle.home import DEMO_FOLDER
 from .generate import animate_to_file
-
-ASSETS = Path(__file__).parents[2] / "assets"
 
 
 def demo(

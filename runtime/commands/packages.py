@@ -6,8 +6,8 @@ import importlib
 import re
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
+from ...locations import ROOT
 from ..install import install_hint
 
 PURPOSES = {
@@ -71,7 +71,7 @@ def _requirements() -> list[str]:
     try:
         # Part of Python from 3.11 on.
         tomllib = importlib.import_module("tomllib")
-        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         project = tomllib.loads(text)["project"]
     except (ImportError, OSError, ValueError, KeyError):
         return []

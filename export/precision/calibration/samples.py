@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import UserError
+from ....locations import ASSETS
 from ....runtime.bundle.bundle import hash_files
 from ....runtime.media.image import load_image
 from ....runtime.media.listing import MAX_ROWS, read_listing
@@ -17,7 +18,7 @@ from ....runtime.media.read_video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_
 FEWEST_SAMPLES = 4
 """Fewer say too little about how large an activation can be."""
 DEMO = "demo"
-_EXAMPLE = Path(__file__).parents[3] / "assets" / "example.jpg"
+_EXAMPLE = ASSETS / "example.jpg"
 _DEMO_CAPTIONS = (
     *("zoom in", "zoom out", "pan left", "pan right"),
     *("a cat turns its head in the sun", "time lapse of clouds over a mountain lake, high quality, 4k"),
