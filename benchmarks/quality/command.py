@@ -51,16 +51,20 @@ def evaluate(
     device: Annotated[str, typer.Option(help="torch device of the networks: cpu, cuda ...")] = "cpu",
 ) -> None:
     """Measure videos: quality, motion, fidelity. What cannot be had is said to be unavailable, never replaced."""
+    import json
+
     from ...errors import UserError
     from ...runtime.commands.console import echo, make_console, plain
+    from ...runtime.files.replace_files import replacing
     from ...runtime.media.read_video import Video
     from ...runtime.request.settings import parse_settings
-    from .contact_sheet import save_contact_sheet
-    from .evaluation import evaluate_set, record, save_record
+    from .contact_sheet import contact_sheet
+    from .evaluation import evaluate_set, record
     from .generation import generate_videos
-    from .measures.registry import choose_measures
+    from .measures import choose_measures
     from .media_set import MediaSet, match_originals, read_videos
-    from .networks.loader import Networks, NetworkSources
+    from .networks import Networks
+    from .networks.sources import NetworkSources
     from .table import results_table
 
     console = make_console()
@@ -105,7 +109,14 @@ def evaluate(
         results = evaluate_set(media, networks, measure, lambda chosen: status.update(chosen.title))
 
     console.print(results_table(results, len(media.videos)))
-    sheet = save_contact_sheet(media.videos, output / "contact_sheet.png")
     evaluation = {"measures": measure or "all", "max_frames": frames, "networks": sources.record()}
-    report = save_record(record(media, results, made_by, evaluation), output / "quality.json")
+    entries = record(media, results, made_by, evaluation)
+    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    report, sheet = output / "quality.json", output / "contact_sheet.png"
+    try:
+        with replacing([report, sheet]) as (new_report, new_sheet):
+            new_report.write_text(text, encoding="utf-8")
+            contact_sheet(media.videos).save(new_sheet, "PNG")
+    except OSError as error:
+        raise UserError(f'"{output}" cannot be written to ({error.strerror}): check space and permissions.') from None
     echo(f"{plain(report)}\n{plain(sheet)}")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...errors import UserError
 from ...runtime.media.read_video import Video
 
 COLUMNS = 6
@@ -35,24 +32,6 @@ def contact_sheet(videos: Sequence[Video]) -> Image.Image:
             sheet.paste(picture, (_GAP + column * (_CELL + _GAP), top))
         top += height + _GAP
     return sheet
-
-
-def save_contact_sheet(videos: Sequence[Video], path: str | os.PathLike[str]) -> Path:
-    """Write the sheet as PNG, whole or not at all.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        contact_sheet(videos).save(temporary, "PNG")
-        temporary.replace(target)
-    except OSError as error:
-        raise UserError(f'"{target}" cannot be written ({error.strerror}): check space and permissions.') from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
 
 
 def _label(video: Video, draw: ImageDraw.ImageDraw, width: int) -> str:

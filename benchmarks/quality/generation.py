@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...runtime.files.replace_files import replacing
 from ...runtime.media.image import load_image
 from ...runtime.media.listing import MAX_ROWS, read_listing
-from ...runtime.media.read_video import Frames, Video
+from ...runtime.media.read_video import Video
 from ...runtime.media.video_file import save_frames
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.request.settings import GenerationSettings
 from .media_set import LATENTS_SUFFIX
-
-VIDEOS_FOLDER = "videos"
-FRAMES_FOLDER = "frames"
-LISTING = "videos.jsonl"
-_NOT_IN_NAMES = re.compile(r"[^\w-]")
 
 
 def generate_videos(
@@ -65,23 +60,28 @@ def generate_videos(
         load_image(row.path)
         settings = animate.check(row.path, row.caption, settings=settings).settings
     assert isinstance(settings.seed, int)
-    frames_folder, videos_folder = folder / FRAMES_FOLDER, folder / VIDEOS_FOLDER
+    seeds = [settings.seed + number for number in range(len(rows))]
+    kept, shown = folder / "frames", folder / "videos"
+    videos, seconds = [], 0.0
     try:
-        frames_folder.mkdir(parents=True, exist_ok=True)
-        videos_folder.mkdir(exist_ok=True)
-        videos, seconds = [], 0.0
-        for number, row in enumerate(rows):
+        kept.mkdir(parents=True, exist_ok=True)
+        shown.mkdir(exist_ok=True)
+        for number, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
             on_video(number, len(rows))
-            generated = animate(row.path, row.caption, settings=settings, seed=settings.seed + number)
-            seconds += generated.timings.total
-            name = f"{number:04d}-{_NOT_IN_NAMES.sub('_', Path(row.name).stem)}"
-            generated.save(videos_folder / f"{name}.mp4")
-            _save_pictures(generated.frames[0], frames_folder / name)
-            _save_latents(generated.latents[0], frames_folder / f"{name}{LATENTS_SUFFIX}")
-            videos.append(Video(name, generated.frames[0], settings.fps, row.caption, generated.latents[0]))
+            made = animate(row.path, row.caption, settings=settings, seed=seed)
+            seconds += made.timings.total
+            name = f"{number:04d}-" + re.sub(r"[^\w-]", "_", Path(row.name).stem)
+            made.save(shown / f"{name}.mp4")
+            (kept / name).mkdir(exist_ok=True)
+            for old in (kept / name).glob("frame-*.png"):
+                old.unlink()
+            save_frames(made.frames[0], kept / name / "frame.png")
+            with replacing([kept / f"{name}{LATENTS_SUFFIX}"]) as (new,):
+                np.save(new, made.latents[0])
+            videos.append(Video(name, made.frames[0], settings.fps, row.caption, made.latents[0]))
         on_video(len(rows), len(rows))
         lines = [json.dumps({"path": video.name, "caption": video.caption}, ensure_ascii=False) for video in videos]
-        (frames_folder / LISTING).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (kept / "videos.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f'"{folder}" cannot be written to ({error.strerror}): check space and permissions.') from None
     manifest = animate.bundle.manifest
@@ -93,22 +93,6 @@ def generate_videos(
         "trained": manifest.model.trained,
         "unet_sha256": manifest.files[manifest.stages["unet"].file].sha256,
         "settings": asdict(settings),
-        "seeds": [settings.seed + number for number in range(len(rows))],
+        "seeds": seeds,
         "seconds": round(seconds, 2),
     }
-
-
-def _save_pictures(frames: Frames, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("frame-*.png"):
-        old.unlink()
-    save_frames(frames, folder / "frame.png")
-
-
-def _save_latents(latents: NDArray[np.float32], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}.npy")
-    try:
-        np.save(temporary, latents)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

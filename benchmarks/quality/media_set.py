@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,21 +45,13 @@ class VideoFiles(Sequence[Video]):
         max_frames: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._files = tuple(files)
-        self._max_frames = max_frames
-        self._room = cache_bytes
+        self._files, self._max_frames, self._room = tuple(files), max_frames, cache_bytes
         self._kept: dict[int, Video] = {}
 
     def __len__(self) -> int:
         return len(self._files)
 
-    @overload
-    def __getitem__(self, index: int) -> Video: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Video]: ...
-
-    def __getitem__(self, index: int | slice) -> Video | list[Video]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[index]
@@ -98,9 +90,8 @@ def read_videos(source: str | os.PathLike[str], max_frames: int | None = None, m
     path = Path(source)
     if path.is_dir():
         return VideoFiles([(file.name, file, None) for file in find_videos(path)], max_frames)
-    return VideoFiles(
-        [(entry.name, entry.path, entry.caption) for entry in read_listing(path, max_rows=max_rows)], max_frames
-    )
+    rows = read_listing(path, max_rows=max_rows)
+    return VideoFiles([(row.name, row.path, row.caption) for row in rows], max_frames)
 
 
 def match_originals(videos: Sequence[Video], originals: Sequence[Video]) -> dict[str, Video]:

@@ -8,21 +8,23 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .measures.registry import MOTION
-from .result import MeasureResult
+from .measure import MeasureResult
+from .measures import DYNAMICS
 
-_ARROWS = {"higher": "higher", "lower": "lower", "neither": ""}
+_LABELS = ("RAFT {:.2f}", "DIS {:.2f}", "{:.2f} px")
 
 
 def results_table(results: Sequence[MeasureResult], videos: int) -> Group:
     """One row a measure; what a frozen video would win stands beside how much moves. Below, what is unavailable."""
-    motion = _motion(results)
+    found = {result.measure.name: result.scores.value for result in results if result.scores is not None}
+    # The dynamic degrees there are, each under its own name.
+    shown = [label.format(found[name]) for name, label in zip(DYNAMICS, _LABELS, strict=True) if name in found]
+    motion = ", ".join(shown) or "unavailable"
     table = Table(title=f"{videos} video(s)", title_justify="left")
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("better")
-    table.add_column("at dynamic degree")
-    table.add_column("network")
+    for heading in ("better", "at dynamic degree", "network"):
+        table.add_column(heading)
     missing = Table(title="unavailable", title_justify="left")
     missing.add_column("measure", no_wrap=True)
     missing.add_column("why")
@@ -35,19 +37,8 @@ def results_table(results: Sequence[MeasureResult], videos: int) -> Group:
         table.add_row(
             measure.name,
             f"{scores.value:.4f}",
-            _ARROWS[measure.better],
+            "" if measure.better == "neither" else measure.better,
             motion if measure.best_when_frozen else "",
             Text(f"{scores.network.name} ({scores.network.weights})" if scores.network else "none"),
         )
     return Group(*(part for part in (table, missing) if part.row_count))
-
-
-def _motion(results: Sequence[MeasureResult]) -> str:
-    """The dynamic degrees there are, each under its own name."""
-    found = {result.measure.name: result.scores.value for result in results if result.scores is not None}
-    shown = [
-        f"{label} {found[name]:.2f}" for name, label in zip(MOTION, ("RAFT", "DIS"), strict=False) if name in found
-    ]
-    if MOTION[2] in found:
-        shown.append(f"{found[MOTION[2]]:.2f} px")
-    return ", ".join(shown) or "unavailable"

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.quality.command import evaluate
-from consisti2v_rt.benchmarks.quality.contact_sheet import save_contact_sheet
+from consisti2v_rt.benchmarks.quality.contact_sheet import contact_sheet
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.media.read_video import Video
@@ -120,8 +120,8 @@ def test_an_unavailable_measure_keeps_the_extra_it_names():
     """ "[quality]" is part of the advice, not markup."""
     from rich.console import Console
 
-    from consisti2v_rt.benchmarks.quality.measures.registry import choose_measures
-    from consisti2v_rt.benchmarks.quality.result import MeasureResult
+    from consisti2v_rt.benchmarks.quality.measure import MeasureResult
+    from consisti2v_rt.benchmarks.quality.measures import choose_measures
     from consisti2v_rt.benchmarks.quality.table import results_table
 
     reason = f"DIS needs OpenCV: {install_hint('quality')}."
@@ -131,8 +131,7 @@ def test_an_unavailable_measure_keeps_the_extra_it_names():
 
 
 @pytest.mark.parametrize("caption", ["two\nlines\x1b[2J", "x" * 100_000], ids=["lines", "long"])
-def test_a_contact_sheet_of_any_caption(caption, tmp_path):
+def test_a_contact_sheet_of_any_caption(caption):
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    path = save_contact_sheet([Video("a.mp4", frames, 8.0, caption)], tmp_path / "sheet.png")
-    with Image.open(path) as sheet:
-        assert sheet.width > 100 and len(sheet.getcolors()) > 1
+    sheet = contact_sheet([Video("a.mp4", frames, 8.0, caption)])
+    assert sheet.width > 100 and len(sheet.getcolors()) > 1

@@ -7,15 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from consisti2v_rt.benchmarks.quality.measures.appearance import frame_consistency, temporal_flickering
 from consisti2v_rt.benchmarks.quality.measures.camera_motion import captioned_move, fit_flow
-from consisti2v_rt.benchmarks.quality.measures.dynamic_degree import at_8_fps, moves, top_magnitude
-from consisti2v_rt.benchmarks.quality.measures.frame_consistency import frame_consistency
-from consisti2v_rt.benchmarks.quality.measures.kernel_video_distance import kernel_distance
-from consisti2v_rt.benchmarks.quality.measures.latent_relative_l2 import latent_relative_l2
-from consisti2v_rt.benchmarks.quality.measures.motion_smoothness import motion_smoothness
-from consisti2v_rt.benchmarks.quality.measures.psnr import mean_squared_errors, psnr
-from consisti2v_rt.benchmarks.quality.measures.ssim import ssim
-from consisti2v_rt.benchmarks.quality.measures.temporal_flickering import temporal_flickering
+from consisti2v_rt.benchmarks.quality.measures.fidelity import latent_relative_l2, mean_squared_errors, psnr, ssim
+from consisti2v_rt.benchmarks.quality.measures.motion import at_8_fps, motion_smoothness, moves, top_magnitude
+from consisti2v_rt.benchmarks.quality.measures.set_distance import kernel_distance
 from consisti2v_rt.runtime.media.read_video import Video
 
 RNG = np.random.default_rng(5)

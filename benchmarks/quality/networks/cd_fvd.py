@@ -11,66 +11,45 @@ from pathlib import Path
 import numpy as np
 
 from ....runtime.media.read_video import Frames
-from ..errors import UnavailableError
-from ..result import NetworkInfo
-from .hub import require_torch
-from .loader import first_line, library
+from ..measure import NetworkInfo, UnavailableError, library
+from .sources import FVD_CHECKPOINTS, NetworkSources, require_torch, unavailable
 
-# Where cd-fvd keeps what it fetches, inside its own package.
-_CHECKPOINTS = {
-    "i3d": "third_party/i3d/i3d_pretrained_400.pt",
-    "videomae": "third_party/VideoMAEv2/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
-}
-NETWORKS = tuple(_CHECKPOINTS)
 VIDEOMAE_FRAMES = 16
 I3D_MIN_FRAMES = 9
 
 
 class CdFvd:
-    """cd-fvd's evaluator.
+    """cd-fvd's evaluator."""
 
-    Args:
-        network: i3d or videomae.
-        weights: its checkpoint; None: the one that cd-fvd fetches.
-        download: whether cd-fvd may fetch it.
-        device: torch device.
-
-    Raises:
-        UnavailableError: cd-fvd, a package it needs, or the checkpoint cannot be had.
-    """
-
-    def __init__(
-        self, network: str = "i3d", weights: Path | None = None, *, download: bool = False, device: str = "cpu"
-    ) -> None:
+    def __init__(self, sources: NetworkSources) -> None:
         require_torch()
-        try:
+        self.network, weights = sources.fvd, sources.fvd_weights
+        with unavailable(
+            "the package cd-fvd cannot be imported", "install cd-fvd and the torchvision that fits your torch"
+        ):
             import scipy.linalg  # noqa: F401  (cd-fvd uses it without importing it)
             from cdfvd import fvd
-        except Exception as error:  # a torchvision built for another torch fails with a RuntimeError
-            raise UnavailableError(
-                f"the package cd-fvd cannot be imported ({first_line(error)}): install cd-fvd and the torchvision that "
-                "fits your torch."
-            ) from error
         spec = find_spec("cdfvd")
         assert spec is not None and spec.origin is not None
-        cached = Path(spec.origin).parent / _CHECKPOINTS[network]
+        cached = Path(spec.origin).parent / FVD_CHECKPOINTS[self.network]
         if weights is not None and not weights.is_file():
             raise UnavailableError(f"{weights} does not exist: give cd-fvd's checkpoint with --fvd-weights.")
-        if weights is None and not cached.is_file() and not download:
+        if weights is None and not cached.is_file() and not sources.download:
             raise UnavailableError(
                 f"cd-fvd's checkpoint {cached.name} is not here: give it with --fvd-weights, or allow --download."
             )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._evaluator = fvd.cdfvd(
-                    network, n_real="full", n_fake="full", ckpt_path=str(weights) if weights else None, device=device
-                )
-        except Exception as error:  # network, file, pickle and key errors
-            raise UnavailableError(
-                f"cd-fvd cannot load {network} ({first_line(error)}): give a checkpoint with --fvd-weights."
-            ) from error
-        self.network = network
-        self.info = NetworkInfo(network, library("cd-fvd"), str(weights) if weights else cached.name)
+        with (
+            unavailable(f"cd-fvd cannot load {self.network}", "give a checkpoint with --fvd-weights"),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            self._evaluator = fvd.cdfvd(
+                self.network,
+                n_real="full",
+                n_fake="full",
+                ckpt_path=str(weights) if weights else None,
+                device=sources.device,
+            )
+        self.info = NetworkInfo(self.network, library("cd-fvd"), str(weights or cached.name))
 
     def distance(self, videos: Iterable[Frames], reference: Iterable[Frames]) -> float:
         """Fréchet distance between the features of two sets.

@@ -1,4 +1,8 @@
-"""A kernel distance between two sets of videos on what this machine has: appearance by Lite0, motion by DIS."""
+"""How far a set of videos is from a reference set: the Fréchet video distance, and a kernel distance of our own.
+
+The Fréchet video distance (Unterthiner et al. 2018, arXiv:1812.01717) is cd-fvd's. The kernel distance uses what comes
+by package name: appearance by EfficientNet-Lite0, motion by DIS flow.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....runtime.media.read_video import Video
+from ..measure import NetworkInfo, Scores, UnavailableError, require_frames
 from ..media_set import MediaSet
-from ..networks.loader import Networks
-from ..result import Measure, NetworkInfo, Scores
-from .frechet_video_distance import require_reference
-from .temporal_flickering import require_two_frames
+from ..networks import Networks
 
 Blocks = tuple[NDArray[np.float64], ...]
 
@@ -67,31 +69,34 @@ def kernel_distance(a: Sequence[Blocks], b: Sequence[Blocks]) -> float:
     return within(x) + within(y) - 2.0 * float(kernel(x, y).mean())
 
 
-def _compute(media: MediaSet, networks: Networks) -> Scores:
-    require_reference(media)
-    require_two_frames(media)
-    require_two_frames(MediaSet(media.reference))
-    lite0, dis = networks.lite0, networks.dis
-    videos, reference = (
-        [video_features(video, networks) for video in side] for side in (media.videos, media.reference)
-    )
+def _sizes(media: MediaSet) -> dict[str, float | str]:
+    """Of both sets: estimates depend on them, so they belong to the number.
+
+    Raises:
+        UnavailableError: no reference, or fewer than two videos on a side.
+    """
+    if not media.reference:
+        raise UnavailableError("there is no reference set: give a folder or listing of real videos with --reference.")
+    if min(len(media.videos), len(media.reference)) < 2:
+        raise UnavailableError("a distance between sets needs two videos or more in each.")
+    return {"videos": len(media.videos), "reference_videos": len(media.reference)}
+
+
+def frechet_distance(media: MediaSet, networks: Networks) -> Scores:
+    """Of cd-fvd's features of both sets."""
+    sizes, fvd = _sizes(media), networks.fvd
+    value = fvd.distance((video.frames for video in media.videos), (video.frames for video in media.reference))
+    return Scores(value, network=fvd.info, details=sizes)
+
+
+def kernel_distance_of_sets(media: MediaSet, networks: Networks) -> Scores:
+    """:func:`kernel_distance` of both sets' :func:`video_features`."""
+    sizes, sides = _sizes(media), (media.videos, media.reference)
+    for side in sides:
+        require_frames(MediaSet(side), 2)
+    videos, reference = ([video_features(video, networks) for video in side] for side in sides)
+    lite0, dis = networks.lite0.info, networks.dis.info
     network = NetworkInfo(
-        f"{lite0.info.name} + {dis.info.name}",
-        f"{lite0.info.library}, {dis.info.library}",
-        f"{lite0.info.weights}; {dis.info.weights}",
+        f"{lite0.name} + {dis.name}", f"{lite0.library}, {dis.library}", f"{lite0.weights}; {dis.weights}"
     )
-    sizes: dict[str, float | str] = {"videos": len(videos), "reference_videos": len(reference)}
     return Scores(kernel_distance(videos, reference), network=network, details=sizes)
-
-
-MEASURES = (
-    Measure(
-        "kernel_video_distance_lite0_dis",
-        "kernel video distance (Lite0, DIS)",
-        "lower",
-        "near 0 or above",
-        "Our own, not FVD and not comparable with it: unbiased MMD^2, cubic kernel, of EfficientNet-Lite0 features and "
-        "DIS flow statistics of the videos and of a reference set.",
-        _compute,
-    ),
-)
