@@ -1,1 +1,1 @@
-"""One run on a machine with an NVIDIA GPU: tests, parity, the loop with and without graph, bench; one JSON."""
+"""One run on a machine with an NVIDIA GPU: the tests marked ``gpu``, ``consisti2v bench`` and the attention kernel."""

@@ -1,14 +1,13 @@
 """Everything that needs an NVIDIA GPU, in one go, into one JSON.
 
-``benchmarks/device.sh --wheels FOLDER --output device.json`` from a checkout, or ``python -m
-consisti2v_rt.benchmarks.device`` where the package is installed. Each part runs in a process of its own, with a time
-of its own: a crash or a hang of a library ends that part alone. The record says of each: ran (with its result), refused
-(in one sentence), failed or skipped. Where time ends before the parts do, ``--resume`` goes on in the same record.
+``benchmarks/device.sh --wheels FOLDER --output device.json`` from a checkout. Each part is a command in a process of
+its own, with a time of its own: a crash or a hang of a library ends that part alone. The record says of each: ran (with
+its result), refused (in one sentence), failed or skipped. Where time ends before the parts do, ``--resume`` goes on in
+the same record.
 
-Parts: install, machine, engine (this card, the portable and the SM80 plans: what builds and loads), parity (each stage,
-batch and three seeds against ONNX Runtime CPU), video (with and without graph, low VRAM), device noise, inspector,
-compare (polygraphy), stripped (an engine without weights, refitted), tests (``pytest -m gpu``), bench, kernels,
-calibrated (int8, fp8: loss, engine, video).
+Parts: install; machine (``consisti2v doctor``); the tests marked ``gpu`` of ``tests/gpu/test_bundle_on_gpu.py``, one
+part each, on one copy of the bundle that collects engines; tests (all others marked ``gpu``); bench (``consisti2v
+bench``); kernels (the temporal attention beside an engine's).
 """
 
 from __future__ import annotations
@@ -16,29 +15,50 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from ...errors import UserError
 from ...locations import ROOT
+from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import PlainParser, plain, print_error
-from .engines import TARGETS
-from .parts import PARTS
-from .record import RAN, Record
+from .record import Record
 from .wheels import install
 
-PACKAGE = "consisti2v_rt.benchmarks.device"
-GROUPS = ("install", *(name for name in PARTS if name not in ("copy", "choices")), "tests", "bench", "kernels")
+WORK_BUNDLE = "CONSISTI2V_DEVICE_BUNDLE"
+"""Environment variable: the bundle that the tests build into, so that a later part finds what an earlier one built."""
+BUNDLE_TESTS = Path("gpu") / "test_bundle_on_gpu.py"
+_TESTS = {
+    "engine for current": "test_engine[current]",
+    "engine for rtx": "test_engine[rtx]",
+    "engine for sm80": "test_engine[sm80]",
+    "parity": "test_parity",
+    "video": "test_video",
+    "device noise": "test_device_noise",
+    "inspector": "test_inspector",
+    "compare": "test_compare",
+    "stripped": "test_stripped",
+    "calibrated int8": "test_calibrated[int8]",
+    "calibrated fp8": "test_calibrated[fp8]",
+}
+GROUPS = (
+    "install",
+    "machine",
+    *dict.fromkeys(name.partition(" for ")[0] for name in _TESTS),
+    "tests",
+    "bench",
+    "kernels",
+)
 """What ``--only`` may name."""
-_PRECISIONS = ("fp32", "fp16")
 _MOST = 240.0
 """Seconds of one part."""
 
@@ -55,31 +75,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=540, help="time for everything")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="PART", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--resume", action="store_true", help="keep the results that --output has, make the others")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
-    parser.add_argument("--argument", default="{}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.part:
-        arguments.output.write_text(json.dumps(_answer(arguments)), encoding="utf-8")
-        return 0
     try:
         record = Record(arguments.output, arguments.seconds, resume=arguments.resume)
+        _run_all(arguments, record)
     except UserError as error:
         print_error(error)
         return 2
-    _run_all(arguments, record)
     missing = record.without_result()
     print(f"{plain(arguments.output)}: {len(record.parts)} parts, {len(missing)} without a result")
     for name, status in missing.items():
         print(plain(f"  {name}: {status}, {record.parts[name]['reason'][:300]}"))
     return 1 if missing else 0
-
-
-def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a part's process hands back: its result, or its refusal."""
-    try:
-        return {"result": PARTS[arguments.part](arguments.bundle, **json.loads(arguments.argument))}
-    except UserError as refusal:
-        return {"refused": str(refusal)}
 
 
 def _run_all(arguments: argparse.Namespace, record: Record) -> None:
@@ -90,120 +97,100 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
         site = arguments.site or work / "site"
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
 
-        def wanted(group: str) -> bool:
-            return arguments.only is None or group in arguments.only
-
-        def section(label: str, run: Callable[[], Any], *, group: str = "", again: bool = False) -> Any:
-            if not wanted(group or label) and group != "always":
-                return None
-            print(f"{label} ...", flush=True)
-            return record.part(label, run, again=again)
-
-        def part(name: str, label: str = "", *, group: str = "", again: bool = False, **options: Any) -> Any:
-            def run() -> Any:
-                return _in_process(name, bundle, options, work, record)
-
-            return section(label or name, run, group=group or name, again=again)
+        def part(label: str, run: Callable[[], Any], *, again: bool = False) -> None:
+            if arguments.only is None or label.partition(" for ")[0] in arguments.only:
+                print(f"{label} ...", flush=True)
+                record.part(label, run, again=again)
 
         if arguments.wheels is not None:
-            section("install", lambda: install(arguments.wheels, site), again=True)
-        bundle = find_bundle(arguments.bundle).absolute()
-        part("machine")
-        bundle = Path(part("copy", group="always", again=True, folder=str(work)) or bundle)
-        for target in TARGETS:
-            part("engine", f"engine for {target}", target=target)
-        choices = part("choices", group="always", again=True) or []
-        if not choices:
-            for group in ("parity", "video", "device noise"):
-                section(group, lambda: _refuse(record.parts["choices"]["reason"]))
-        for name, precision in choices:
-            if precision not in _PRECISIONS:
-                continue
-            here = {"backend": name, "precision": precision}
-            part("parity", f"parity {name} {precision}", **here)
-            for graph in (True, False):
-                part("video", _video_label(name, precision, graph), **here, cuda_graph=graph)
-            part("video", f"video {name} {precision} low vram", **here, low_vram=True)
-        for name, precision in _with_videos(choices, record)[:1]:
-            part("device noise", backend=name, precision=precision)
-        part("inspector")
-        part("compare")
-        part("stripped", folder=str(work))
-        section("tests", lambda: _tests(arguments.root, record))
+            part("install", lambda: install(arguments.wheels, site), again=True)
+        bundle = bundle_copy(find_bundle(arguments.bundle).absolute(), work)
+        os.environ[WORK_BUNDLE] = str(bundle)
+        tests, written = arguments.root.absolute() / "tests", work / "part.json"
+        part("machine", lambda: command(["consisti2v_rt", "doctor", "--bundle", str(bundle)], record))
+        for label, name in _TESTS.items():
+            part(label, lambda name=name: run_tests(tests, [f"{tests / BUNDLE_TESTS}::{name}"], work, record))
+        others = [str(tests), f"--ignore={tests / BUNDLE_TESTS}"]
+        part("tests", lambda: run_tests(tests, others, work, record))
         bench = ["consisti2v_rt", "bench", "run", str(bundle), "--device", "cuda", "--rounds", "5"]
-        section("bench", lambda: _command(bench, work, record))
-        section("kernels", lambda: _command(["consisti2v_rt.benchmarks.kernels_on_gpu"], work, record))
-        for precision in ("int8", "fp8"):
-            part("calibrated", f"calibrated {precision}", precision=precision)
+        part("bench", lambda: command(bench, record, written))
+        part("kernels", lambda: command(["consisti2v_rt.benchmarks.device.attention"], record, written))
 
 
-def _video_label(backend: str, precision: str, graph: bool) -> str:
-    return f"video {backend} {precision} {'with' if graph else 'without'} graph"
+def bundle_copy(bundle: Path, folder: Path) -> Path:
+    """A copy that engines may be added to; one that is there is kept, unless it is of another bundle."""
+    copy = folder / bundle.name
+    if copy.exists():
+        files, held = (Bundle.open(path, verify=False).manifest.files for path in (bundle, copy))
+        if files.items() <= held.items():
+            return copy
+        shutil.rmtree(copy)
+    return Path(shutil.copytree(bundle, copy))
 
 
-def _with_videos(choices: list[list[str]], record: Record) -> list[list[str]]:
-    """Those first that made a video: an engine may load and not run."""
-    made = [c for c in choices if record.parts.get(_video_label(c[0], c[1], True), {}).get("status") == RAN]
-    return [*made, *choices]
+def command(module: list[str], record: Record, output: Path | None = None) -> Any:
+    """Run a module of this package.
 
+    Args:
+        output: the JSON that it writes; None: what it prints is the result.
 
-def _refuse(reason: str) -> None:
-    raise UserError(reason)
-
-
-def _time(record: Record) -> float:
-    return max(1.0, min(_MOST, record.seconds_left))
-
-
-def _in_process(name: str, bundle: Path, options: dict[str, Any], work: Path, record: Record) -> Any:
-    output = work / "part.json"
-    output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", PACKAGE, "--part", name, "--bundle", str(bundle), "--output", str(output)]
-    done = subprocess.run(
-        [*command, "--argument", json.dumps(options)],
-        capture_output=True,
-        text=True,
-        timeout=_time(record),
-        **neutral_place(),
-    )
-    if done.returncode or not output.exists():
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
-    answer = json.loads(output.read_text(encoding="utf-8"))
-    if "refused" in answer:
-        raise UserError(answer["refused"])
-    return answer["result"]
-
-
-def _command(module: list[str], work: Path, record: Record) -> Any:
-    """A command of this package that writes a JSON record; code 2 is its refusal."""
-    output = work / "command.json"
-    output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", *module, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_time(record), **neutral_place())
+    Raises:
+        UserError: it refused, which is code 2 and a sentence.
+        RuntimeError: anything else went wrong.
+    """
+    words = [sys.executable, "-m", *module]
+    if output is not None:
+        output.unlink(missing_ok=True)
+        words += ["--output", str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_time(record), **neutral_place())
     if done.returncode == 2 and "error: " in done.stderr:
         raise UserError(done.stderr.partition("error: ")[2].strip())
-    if done.returncode or not output.exists():
+    if done.returncode or (output is not None and not output.exists()):
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return json.loads(output.read_text(encoding="utf-8"))
+    return done.stdout.splitlines() if output is None else json.loads(output.read_text(encoding="utf-8"))
 
 
-def _tests(root: Path, record: Record) -> dict[str, Any]:
-    """``pytest -m gpu``: its last lines.
+def run_tests(tests: Path, selection: list[str], work: Path, record: Record) -> dict[str, Any]:
+    """``pytest -m gpu``: what became of each test, its seconds, and what it recorded of its own.
 
     Raises:
         UserError: there is no checkout with tests, or none of them can run here.
         RuntimeError: a test failed.
     """
-    if not (root / "tests").is_dir():
-        raise UserError(f"{root} has no tests: give a checkout with --root.")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(root / "tests")]
-    started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_time(record), cwd=root)
+    if not tests.is_dir():
+        raise UserError(f"{tests.parent} has no tests: give a checkout with --root.")
+    report = work / "tests.xml"
+    report.unlink(missing_ok=True)
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    done = subprocess.run([*words, *selection], capture_output=True, text=True, timeout=_time(record), cwd=tests.parent)
+    if not report.exists():
+        raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    found = read_report(report)
     if done.returncode:
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-6000:]}")
-    if " passed" not in done.stdout:
-        raise UserError(f"every test was skipped: {done.stdout.strip()[-1000:]}")
-    return {"seconds": time.monotonic() - started, "tail": done.stdout[-3000:]}
+    if not any(test["outcome"] == "passed" for test in found.values()):
+        reasons = dict.fromkeys(test["reason"] for test in found.values())
+        raise UserError(f"every test was skipped: {'; '.join(reasons)[:1000]}")
+    return found
+
+
+def read_report(path: Path) -> dict[str, dict[str, Any]]:
+    """pytest's own report (JUnit's XML): name -> outcome, seconds, the reason of what did not pass, properties."""
+    tests: dict[str, dict[str, Any]] = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        entry: dict[str, Any] = {"outcome": "passed", "seconds": float(case.get("time", 0))}
+        for kind in ("skipped", "failure", "error"):
+            told = case.find(kind)
+            if told is not None:
+                entry |= {"outcome": kind, "reason": told.get("message", "")}
+        for stated in case.iter("property"):
+            entry[stated.get("name", "")] = json.loads(stated.get("value", "null"))
+        tests[f"{case.get('classname')}.{case.get('name')}"] = entry
+    return tests
+
+
+def _time(record: Record) -> float:
+    return max(1.0, min(_MOST, record.seconds_left))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from ...runtime.files.guarded_read import RECORD, read_json
+from ...runtime.files.replace_files import replacing
 
 RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
 """What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not
@@ -41,50 +40,36 @@ class Record:
     def seconds_left(self) -> float:
         return self._until - time.monotonic()
 
-    def part(self, name: str, work: Callable[[], Any], *, again: bool = False) -> Any:
+    def part(self, name: str, work: Callable[[], Any], *, again: bool = False) -> None:
         """Run a part; its result, or the words that ended it, is in the file when this returns.
 
         Args:
+            work: its result is what JSON can hold. A UserError is a refusal, and a finding: what refused, in which
+                words.
             again: also where an earlier run has its result.
-
-        Returns:
-            The result; None where there is none.
         """
-        held = self.parts.get(name, {})
-        if held.get("status") in (RAN, REFUSED) and not again:
-            return held.get("result")
+        if self.parts.get(name, {}).get("status") in (RAN, REFUSED) and not again:
+            return
         started = time.monotonic()
-        entry: dict[str, Any]
         if self.seconds_left <= 0:
-            entry = {"status": SKIPPED, "reason": "no time was left"}
+            entry: dict[str, Any] = {"status": SKIPPED, "reason": "no time was left"}
         else:
             try:
                 entry = {"status": RAN, "result": work()}
             except UserError as refusal:
-                # A refusal is a finding: what refused, and in which words.
                 entry = {"status": REFUSED, "reason": str(refusal)}
             except subprocess.TimeoutExpired as late:
                 entry = {"status": FAILED, "reason": f"stopped after {late.timeout:.0f} s"}
             except Exception as error:
-                lines = traceback.format_exception(error)
-                entry = {
-                    "status": FAILED,
-                    "reason": f"{type(error).__name__}: {error}",
-                    "traceback": "".join(lines)[-3000:],
-                }
+                entry = {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
         entry["seconds"] = round(time.monotonic() - started, 3)
         self.parts[name] = entry
-        self._write()
-        return entry.get("result")
+        with replacing([self._path]) as (new,):
+            new.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
 
     def without_result(self) -> dict[str, str]:
         """part -> what became of it, of those that gave no result."""
         return {name: entry["status"] for name, entry in self.parts.items() if entry["status"] != RAN}
-
-    def _write(self) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

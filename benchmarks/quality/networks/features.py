@@ -59,11 +59,8 @@ class ClipNetwork:
     """CLIP (Radford et al. 2021, arXiv:2103.00020): pictures and texts in one space."""
 
     def __init__(self, sources: NetworkSources) -> None:
-        require_torch()
-        from transformers import AutoTokenizer, CLIPModel
-
-        model = _from_hub(CLIPModel, sources.clip, "--clip", sources).eval().to(sources.device)
-        self._tokenizer = _from_hub(AutoTokenizer, sources.clip, "--clip", sources)
+        model = _from_hub("CLIPModel", sources.clip, "--clip", sources).eval().to(sources.device)
+        self._tokenizer = _from_hub("AutoTokenizer", sources.clip, "--clip", sources)
         self._model, self._device = model, sources.device
         self.info = NetworkInfo("CLIP", library("transformers"), sources.clip)
         side = int(model.config.vision_config.image_size)
@@ -101,10 +98,7 @@ def dino(sources: NetworkSources) -> ImageNetwork:
     Pixels as in VBench's ``dino_transform``: smaller side to 224, bilinear, nothing cropped; the position embeddings
     are interpolated to the size, as DINO's own code does.
     """
-    require_torch()
-    from transformers import AutoModel
-
-    model = _from_hub(AutoModel, sources.dino, "--dino", sources).eval().to(sources.device)
+    model = _from_hub("AutoModel", sources.dino, "--dino", sources).eval().to(sources.device)
     return ImageNetwork(
         NetworkInfo("DINO", library("transformers"), sources.dino),
         sources.device,
@@ -164,15 +158,18 @@ def _packaged_lite0() -> Path:
     return file
 
 
-def _from_hub(kind: Any, source: str, option: str, sources: NetworkSources) -> Any:
-    """``kind.from_pretrained(source)``: from a folder, the local cache or, where allowed, the hub.
+def _from_hub(kind: str, source: str, option: str, sources: NetworkSources) -> Any:
+    """transformers' ``kind.from_pretrained(source)``: from a folder, the local cache or, where allowed, the hub.
 
     Raises:
         UnavailableError: it is not there, or does not fit.
     """
+    require_torch()
+    import transformers
+
     try:
         with unavailable(f"{source} cannot be loaded", f"give another one with {option}"):
-            return kind.from_pretrained(source, local_files_only=not sources.download)
+            return getattr(transformers, kind).from_pretrained(source, local_files_only=not sources.download)
     except UnavailableError as error:
         if sources.download or Path(source).is_dir():
             raise
