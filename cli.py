@@ -18,7 +18,7 @@ from .benchmarks.bench.command import run, scaling, side_by_side
 from .benchmarks.bench.group import BenchGroup
 from .benchmarks.bench.record_commands import compare, report
 from .benchmarks.cost.command import predict
-from .benchmarks.preset_quality.command import quality
+from .benchmarks.preset_quality import quality
 from .benchmarks.quality.command import evaluate
 from .errors import CancelledError, UserError, first_line
 from .export.command import export

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("psutil")
 
+from consisti2v_rt.benchmarks import preset_quality
 from consisti2v_rt.benchmarks.bench.bundle_facts import bundle_facts, open_bundle
-from consisti2v_rt.benchmarks.preset_quality import command, measurement, variants
-from consisti2v_rt.benchmarks.preset_quality.outcome import (
-    KEEP_BELOW,
-    Distance,
-    Outcome,
-    distance,
-    is_kept,
-    verdicts,
-)
-from consisti2v_rt.benchmarks.preset_quality.variants import EXACT, FINE, Variant, all_variants
+from consisti2v_rt.benchmarks.preset_quality import EXACT, FINE, KEEP_BELOW, distance, is_kept, quality, variants
+from consisti2v_rt.locations import ASSETS
 from consisti2v_rt.runtime.request.presets import PRESETS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
 
-RESULTS = Path(command.__file__).parents[1] / "results"
-OTHER_SEED = Distance(1.0, 15.0)
+RESULTS = Path(preset_quality.__file__).parent / "results"
+OTHER_SEED = {"latent_relative_l2": 1.0, "psnr": 15.0}
 TWO_STEPS = {**PRESETS[EXACT], "num_inference_steps": 2}
-SMALL = [
-    Variant(EXACT, TWO_STEPS, True),
-    Variant(FINE, {**TWO_STEPS, "num_inference_steps": 3}, False),
-    Variant("fast", {**TWO_STEPS, "scheduler": "unipc"}, True),
-    Variant("the same as exact", dict(TWO_STEPS), False),
-    Variant("half guided", {**TWO_STEPS, "guidance_interval": (0.0, 0.5)}, False),
-]
-
-
-def outcome(l2: float, psnr: float) -> Outcome:
-    return Outcome("fast", {}, True, 1.0, 1.0, 10, Distance(l2, psnr))
+SMALL = {
+    EXACT: TWO_STEPS,
+    FINE: {**TWO_STEPS, "num_inference_steps": 3},
+    "balanced": {**TWO_STEPS, "scheduler": "unipc"},
+    "the same as exact": dict(TWO_STEPS),
+    "half guided": {**TWO_STEPS, "guidance_interval": (0.0, 0.5)},
+}
 
 
 def test_the_photo_itself_does_not_count():
@@ -48,31 +37,25 @@ def test_the_photo_itself_does_not_count():
     moved, changed = latents.copy(), frames.copy()
     moved[:, :, 0] += 1
     changed[:, 0] = 0
-    assert distance(moved, changed, latents, frames) == Distance(0.0, math.inf)
+    exact, other = (SimpleNamespace(latents=a, frames=b) for a, b in ((latents, frames), (moved, changed)))
+    assert distance(other, exact) == {"latent_relative_l2": 0.0, "psnr": "infinite"}
     moved[:, :, 1:] *= 1.5
-    assert distance(moved, changed, latents, frames).latent_relative_l2 == pytest.approx(0.5)
+    assert distance(other, exact)["latent_relative_l2"] == pytest.approx(0.5)
 
 
 def test_a_preset_is_kept_where_it_is_clearly_closer_than_another_seed():
-    assert is_kept(outcome(0.4, 25.0), OTHER_SEED)
-    assert not is_kept(outcome(0.6, 25.0), OTHER_SEED)
-    assert not is_kept(outcome(0.4, 14.0), OTHER_SEED)
-    assert "preset fast: keep; its distance from exact is 40%" in verdicts([outcome(0.4, 25.0)], OTHER_SEED)[0]
-    assert "preset fast: drop" in verdicts([outcome(0.6, 25.0)], OTHER_SEED)[0]
-    assert verdicts([outcome(0.0, math.inf)], OTHER_SEED) == []
+    for loss, decibels, kept in ((0.4, 25.0, True), (0.6, 25.0, False), (0.4, 14.0, False), (0.0, "infinite", True)):
+        assert is_kept({"latent_relative_l2": loss, "psnr": decibels}, OTHER_SEED) is kept
 
 
 def test_every_variant_is_a_possible_setting():
-    found = all_variants()
-    assert found[0].name == EXACT and [v.name for v in found if v.is_preset] == list(PRESETS)
-    assert len({v.name for v in found}) == len(found)
-    manifest = open_bundle(command.DEMO_BUNDLE).manifest
+    found = variants(True)
+    assert next(iter(found)) == EXACT and set(PRESETS) <= set(found)
+    manifest = open_bundle(ASSETS / "demo_bundle").manifest
     exact = GenerationSettings().resolved(manifest)
-    for variant in found:
-        settings = GenerationSettings.from_options(variant.options).resolved(manifest)
-        assert (settings == exact) == (variant.name == EXACT)
-    unguided = all_variants(guided=False)
-    assert [v.name for v in found if v not in unguided] == ["guidance interval 0:0.8", "guidance interval 0.2:0.8"]
+    for name, options in found.items():
+        assert (GenerationSettings.from_options(options).resolved(manifest) == exact) == (name == EXACT)
+    assert set(found) - set(variants(False)) == {"guidance interval 0:0.8", "guidance interval 0.2:0.8"}
 
 
 SAME_LATENTS = "ad9dd600e33c3ea0ac03b5358cd8b0e0ca5f0047ec55a06e1d7eb47f9da1a45e"
@@ -84,7 +67,7 @@ def test_the_records_keep_every_preset_of_the_table(name, guidance):
     """A preset that is changed or added is measured again: the demo's own guidance, and the published one."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert record["task"]["guidance_scale"] == guidance and record["keep_below"] == KEEP_BELOW
-    assert record["bundle"]["sha256"] in (SAME_LATENTS, bundle_facts(open_bundle(command.DEMO_BUNDLE))["sha256"])
+    assert record["bundle"]["sha256"] in (SAME_LATENTS, bundle_facts(open_bundle(ASSETS / "demo_bundle"))["sha256"])
     measured = {entry["name"]: entry for entry in record["outcomes"] if entry["is_preset"]}
     assert {name: entry["options"] for name, entry in measured.items()} == json.loads(json.dumps(PRESETS))
     most = KEEP_BELOW * record["another_seed"]["latent_relative_l2"]
@@ -95,30 +78,28 @@ def test_the_records_keep_every_preset_of_the_table(name, guidance):
 
 
 @pytest.mark.parametrize(
-    ("bundle", "guided"), [(command.DEMO_BUNDLE, False), (Path(__file__).parent / "data" / "untrained_bundle", True)]
+    ("bundle", "guided"), [(ASSETS / "demo_bundle", False), (Path(__file__).parent / "data" / "untrained_bundle", True)]
 )
 def test_a_bundle_is_judged_at_the_guidance_that_it_recommends(monkeypatch, bundle, guided):
-    def all_variants(found: bool) -> None:
+    def stop(found: bool) -> None:
         assert found == guided
         raise InterruptedError
 
-    monkeypatch.setattr(variants, "all_variants", all_variants)
+    monkeypatch.setattr(preset_quality, "variants", stop)
     with pytest.raises(InterruptedError):
-        command.quality(bundle)
+        quality(bundle)
 
 
 def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle, photo, tmp_path):
-    monkeypatch.setattr(measurement, "MEASURES", ("temporal_flickering", "subject_consistency"))
-    monkeypatch.setattr(measurement, "_published_seconds", lambda *arguments: 1000.0)
-    monkeypatch.setattr(variants, "all_variants", lambda guided: SMALL if guided else pytest.fail("guided at 3"))
-    assert measurement.steps_to_run(SMALL) == 11
+    monkeypatch.setattr(preset_quality, "MEASURES", ("temporal_flickering", "subject_consistency"))
+    monkeypatch.setattr(preset_quality, "variants", lambda guided: SMALL if guided else pytest.fail("guided at 3"))
     options = {"prompt": ["zoom in", "pan left"], "seed": 0, "guidance_scale": 3.0, "device": "cpu", "threads": 1}
-    command.quality(demo_bundle, image=[photo, photo], output=tmp_path / "presets.json", **options)
+    quality(demo_bundle, image=[photo, photo], output=tmp_path / "presets.json", **options)
     record = json.loads((tmp_path / "presets.json").read_text())
     outcomes = {entry["name"]: entry for entry in record["outcomes"]}
     assert outcomes[EXACT]["distance"] == {"latent_relative_l2": 0.0, "psnr": "infinite"}
     assert outcomes["the same as exact"]["seconds"] == outcomes[EXACT]["seconds"], "equal settings run once"
-    for name in ("fast", "half guided"):
+    for name in ("balanced", "half guided"):
         assert outcomes[name]["distance"]["latent_relative_l2"] > 0 and outcomes[name]["distance"]["psnr"] < 100
     assert record["another_seed"]["latent_relative_l2"] > 0.01
     assert outcomes[EXACT]["fine_relative_l2"] == pytest.approx(
@@ -126,9 +107,8 @@ def test_the_command_compares_at_the_same_noise(monkeypatch, capsys, demo_bundle
     )
     assert outcomes[FINE]["fine_relative_l2"] == 0
     shown = capsys.readouterr().out
-    assert "another seed" in shown and "preset fast:" in shown
+    assert "another seed" in shown and "preset balanced:" in shown
     assert record["task"]["guidance_scale"] == 3 and record["task"]["images"] == [photo.name] * 2
     assert outcomes[EXACT]["row_forwards"] == 8 and "temporal_flickering" in outcomes[EXACT]["measures"]
     assert "subject_consistency" in record["unavailable"]
-    assert outcomes["fast"]["speed_up_unet"] == pytest.approx(1000 / outcomes["fast"]["unet_seconds"])
-    assert [sentence.split(":")[0] for sentence in record["verdicts"]] == ["preset fast"]
+    assert [sentence.split(":")[0] for sentence in record["verdicts"]] == ["preset balanced"]

@@ -1,25 +1,16 @@
-"""On a real GPU: the driver layer and the loop by itself, stage parity, whole videos, memory.
-
-Everything here but the engines needs only a driver and cuda.core; what runs the stages is whatever the machine has.
-"""
+"""The loop by itself, on a real GPU too: it needs only a driver and cuda.core."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.device.engines import bundle_copy
-from consisti2v_rt.benchmarks.device.parity import LIMITS, cuda_backends, stage_parity
-from consisti2v_rt.benchmarks.device.videos import compare_video
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.kernels.ddim import SchedulerConfig
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask
 from consisti2v_rt.kernels.schedulers import step_table
-from consisti2v_rt.runtime.backends import BACKENDS
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.manifest import TensorSpec
 from consisti2v_rt.runtime.gpu.denoise import DeviceLoop
@@ -140,48 +131,3 @@ def test_frame_init_through_cufft(real_gpu, demo_bundle, relative_l2):
     expected = frame_init(static, noise, plan.alpha_cumprod, plan.mask)
     assert relative_l2(memory.download(latents), expected[:, :, 1:]) < 1e-6
     assert relative_l2(memory.download(first), expected[:, :, :1]) < 1e-6
-
-
-@pytest.fixture(scope="module")
-def built_bundle(real_gpu, demo_bundle, tmp_path_factory) -> Path:
-    """The demo bundle with what can be had here: half-precision graphs and engines for this card."""
-    bundle = bundle_copy(demo_bundle, tmp_path_factory.mktemp("gpu_bundle"))
-    try:
-        from consisti2v_rt.export.engines.bundle_engines import build_engines
-
-        build_engines(bundle, "current")
-    except (ImportError, UserError) as error:
-        print(f"no engines on this machine: {error}")
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def each_choice(built_bundle) -> Callable[[], Iterator[tuple[Any, str]]]:
-    found = cuda_backends(Bundle.open(built_bundle, verify=False))
-    if not found:
-        reasons = "; ".join(f"{b.title}: {b.probe().reason}" for b in BACKENDS if b.device == "cuda")
-        pytest.skip(f"nothing on this machine runs a bundle on its GPU ({reasons})")
-    return lambda: iter(found)
-
-
-@pytest.mark.gpu
-def test_stage_parity_at_every_batch_and_three_seeds(built_bundle, each_choice):
-    for backend, precision in each_choice():
-        errors = stage_parity(built_bundle, backend, precision)
-        over = {name: error for name, error in errors.items() if not error <= LIMITS[precision]}
-        assert not over, (backend.name, precision, over)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "eager"])
-def test_a_whole_video_and_its_memory(built_bundle, each_choice, cuda_graph):
-    for backend, precision in each_choice():
-        if precision not in ("fp32", "fp16"):
-            continue
-        report = compare_video(built_bundle, backend.name, precision, cuda_graph=cuda_graph, steps=25, rounds=1)
-        assert report["psnr_db"] >= 35, report
-        if cuda_graph and backend.name != "onnxruntime-cuda":
-            assert set(report["graph"].values()) == {""}, report["graph"]
-        memory = report["memory"]
-        if memory["plan"]["overlap"]:  # then all of it was known before
-            assert memory["free_before"] - memory["free"] <= memory["needed"], memory

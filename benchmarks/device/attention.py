@@ -1,0 +1,226 @@
+"""Time our temporal attention kernel beside the same layers as an engine has them: it is worth a plugin where it wins.
+
+``python -m consisti2v_rt.benchmarks.device.attention --output kernels.json`` on a machine with an NVIDIA GPU. Both run
+as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from ...errors import UserError
+from ...export.engines.libraries import find_flavour, load_library
+from ...export.engines.messages import Messages, make_logger
+from ...kernels.cuda.compile import compile_cubin
+from ...kernels.temporal_window_attention import rotation_table, window_positions
+from ...runtime.commands.console import make_console
+from ...runtime.gpu.device import Gpu, open_gpu, probe
+from ..bench.script import run_script
+
+KERNEL = "temporal_window_attention"
+CLIPS, FRAMES, HEADS = 2, 16, 8
+LEVELS = ((32, 40), (16, 80), (8, 160))
+"""Side of the latents and channels of a head, of the shipped model at 256x256 with text guidance."""
+REPEATS = 20
+"""How often the work stands in one graph: an event's resolution is half a microsecond."""
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="JSON file for the record.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each.")] = 50,
+) -> None:
+    """Time the temporal attention kernel against an engine on this machine's GPU."""
+    run_script(output, lambda: measure(rounds), _show)
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Microseconds of each level, by our kernel and by an engine.
+
+    Raises:
+        UserError: there is no GPU here.
+    """
+    status = probe()
+    if not status.found:
+        raise UserError(f"There is no GPU here ({status.reason}): run this on a machine with an NVIDIA GPU.")
+    levels = [measure_level(open_gpu(), side, head_size, rounds) for side, head_size in LEVELS]
+    return {
+        "what": "temporal attention: our kernel and an engine's layers, GPU time as CUDA graphs",
+        "gpu": status.reason,
+        "rounds": rounds,
+        "levels": levels,
+    }
+
+
+def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str, Any]:
+    """One level; ``engine_us`` is None where no engine can be had, and ``engine_refused`` says why."""
+    shape, channels = (CLIPS, FRAMES, side * side, HEADS * head_size), HEADS * head_size
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.standard_normal(shape).astype(np.float16) for name in ("query", "key", "value", "out")}
+    blocks = []
+    for array in (*arrays.values(), rotation_table(FRAMES, channels)):
+        blocks.append(gpu.allocate(array.nbytes))
+        gpu.copy(blocks[-1].address, array.ctypes.data, array.nbytes, gpu.stream)
+    gpu.stream.sync()
+    addresses = dict(zip((*arrays, "rotation"), (block.address for block in blocks), strict=True))
+    kernels = gpu.load_kernels(KERNEL, compile_cubin(KERNEL, "sm_" + gpu.compute_capability.replace(".", "")))
+    sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
+    call = partial(
+        kernels.launch, gpu.stream, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes
+    )
+    row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}
+    try:
+        plan = build_attention(attention_graph(CLIPS, FRAMES, side, HEADS, head_size), gpu.compute_capability)
+        row["engine_us"] = _time(gpu, partial(_run, _engine(plan, addresses), int(gpu.stream.handle)), rounds)
+    except UserError as error:
+        row |= {"engine_us": None, "engine_refused": str(error)}
+    return row
+
+
+def _time(gpu: Gpu, enqueue: Callable[[], None], rounds: int) -> list[float]:
+    """Microseconds of one ``enqueue()`` in each round."""
+    for _ in range(3):
+        enqueue()
+    gpu.stream.sync()
+
+    def repeat() -> None:
+        for _ in range(REPEATS):
+            enqueue()
+
+    graph = gpu.capture(repeat)
+    graph.launch(gpu.stream)
+    times = []
+    for _ in range(rounds):
+        start = gpu.record(gpu.stream)
+        graph.launch(gpu.stream)
+        end = gpu.record(gpu.stream)
+        end.sync()
+        times.append(1000 * (end - start) / REPEATS)
+    return times
+
+
+def attention_graph(clips: int, frames: int, side: int, heads: int, head_size: int) -> bytes:
+    """The export's own form between the projections, ONNX opset 23: rotate, gather and join the neighbours, one
+    Attention; query, key, value -> out, all float16 [clips, frames, side * side, heads * head_size].
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    positions, channels = side * side, heads * head_size
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def op(kind: str, *inputs: Any, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
+        """A node; lists and arrays among its inputs become constants."""
+        names = []
+        for value in inputs:
+            if not isinstance(value, str):
+                array = np.array(value, np.int64 if isinstance(value, int | list) else None, order="C")
+                constants.append(numpy_helper.from_array(array, f"constant_{len(constants)}"))
+                value = constants[-1].name
+            names.append(value)
+        label = name or f"{kind}_{len(nodes)}"
+        made = [label] if outputs == 1 else [f"{label}_{i}" for i in range(outputs)]
+        nodes.append(helper.make_node(kind, names, made, name=label, **attributes))
+        return made[0] if outputs == 1 else made
+
+    turns = rotation_table(frames, channels).astype(np.float16)
+    cos, sin = turns[None, :, None, :, 0], turns[None, :, None, :, 1]
+
+    def rotated(x: str) -> str:
+        turning, still = op("Split", x, [channels // 2, channels // 2], outputs=2, axis=3)
+        pairs = op("Reshape", turning, [clips, frames, positions, channels // 4, 2])
+        even, odd = (op("Gather", pairs, which, axis=4) for which in (0, 1))
+        first = op("Sub", op("Mul", even, cos), op("Mul", odd, sin))
+        second = op("Add", op("Mul", odd, cos), op("Mul", even, sin))
+        stack = op("Concat", op("Unsqueeze", first, [-1]), op("Unsqueeze", second, [-1]), axis=-1)
+        turned = op("Reshape", stack, [clips, frames, positions, channels // 2])
+        return str(op("Mul", op("Concat", turned, still, axis=3), np.float16(head_size**-0.25)))
+
+    def with_window(x: str) -> str:
+        near = op("Gather", op("Gather", x, 0, axis=1), window_positions(side, side).reshape(-1), axis=1)
+        return str(op("Concat", x, op("Reshape", near, [clips, 8, positions, channels]), axis=1))
+
+    def per_position(x: str, tokens: int) -> str:
+        split = op("Reshape", x, [clips, -1, positions, heads, head_size])
+        moved = op("Transpose", split, perm=[0, 2, 3, 1, 4])
+        return str(op("Reshape", moved, [clips * positions, heads, tokens, head_size]))
+
+    query = per_position(rotated("query"), frames)
+    key, value = (per_position(with_window(x), frames + 8) for x in (rotated("key"), "value"))
+    moved = op("Transpose", op("Attention", query, key, value, scale=1.0), perm=[0, 2, 1, 3])
+    op("Transpose", op("Reshape", moved, [clips, positions, frames, channels]), name="out", perm=[0, 2, 1, 3])
+    shape = [clips, frames, positions, channels]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, shape) for n in ("query", "key", "value", "out")]
+    graph = helper.make_graph(nodes, "temporal_attention", values[:3], values[3:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def build_attention(graph: bytes, compute_capability: str) -> bytes:
+    """The plan for one compute capability; needs no GPU. The attention must be one kernel, or it does not build.
+
+    Raises:
+        UserError: TensorRT for RTX is missing, or does not build for the card.
+    """
+    library: Any = load_library(find_flavour("tensorrt-rtx"))
+    messages = Messages()
+    logger = make_logger(library, messages)
+    builder = library.Builder(logger)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = library.OnnxParser(network, logger)
+    known = getattr(library.ComputeCapability, "SM" + compute_capability.replace(".", ""), None)
+    if known is None:
+        raise UserError(
+            f"TensorRT for RTX {library.__version__} builds nothing for compute capability {compute_capability}."
+        )
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(known, 0)
+    plan = builder.build_serialized_network(network, config) if parser.parse(graph) else None
+    if plan is None:
+        raise UserError(f"TensorRT for RTX does not build the attention ({messages.reason()}).")
+    return bytes(memoryview(plan))
+
+
+def _engine(plan: bytes, addresses: dict[str, int]) -> tuple[Any, ...]:
+    """The plan ready to run, its tensors at these addresses; last the context, before it what that needs alive.
+
+    Raises:
+        UserError: TensorRT for RTX refuses the plan.
+    """
+    library: Any = load_library(find_flavour("tensorrt-rtx"))
+    messages = Messages()
+    runtime = library.Runtime(make_logger(library, messages))
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise UserError(f"TensorRT for RTX refuses the plan of the attention ({messages.reason()}).")
+    context = engine.create_execution_context()
+    for name in ("query", "key", "value", "out"):
+        context.set_tensor_address(name, addresses[name])
+    return runtime, engine, context
+
+
+def _run(engine: tuple[Any, ...], stream: int) -> None:
+    if not engine[-1].execute_async_v3(stream):
+        raise RuntimeError("the attention's engine does not run")
+
+
+def _show(record: dict[str, Any]) -> None:
+    table = Table("level", "kernel µs", "engine µs", "engine / kernel", title=record["gpu"], title_justify="left")
+    for row in record["levels"]:
+        own = statistics.median(row["kernel_us"])
+        engine = statistics.median(row["engine_us"]) if row["engine_us"] else float("nan")
+        level = f"{row['side']}x{row['side']}, head size {row['head_size']}"
+        table.add_row(level, f"{own:.1f}", f"{engine:.1f}", f"{engine / own:.2f}x")
+    make_console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

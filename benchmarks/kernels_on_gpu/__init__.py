@@ -1,1 +1,0 @@
-"""Our CUDA kernels on a GPU, each against plain torch."""

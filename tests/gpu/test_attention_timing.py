@@ -1,0 +1,76 @@
+"""The temporal attention beside an engine's: the same attention, one kernel, and both timed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from consisti2v_rt.benchmarks.device import attention
+from consisti2v_rt.errors import UserError
+from consisti2v_rt.kernels.temporal_window_attention import rotation_table, temporal_window_attention
+from consisti2v_rt.runtime.gpu.device import GpuStatus, probe
+
+pytest.importorskip("onnx")
+
+
+@pytest.mark.parametrize("head_size", [40, 160])
+def test_the_engines_form_is_the_same_attention(head_size, relative_l2):
+    """Its graph in ONNX Runtime, on an odd number of positions to a side."""
+    import onnxruntime
+
+    clips, frames, side, heads = 2, 5, 3, 4
+    generator = np.random.default_rng(1)
+    shape = (clips, frames, side * side, heads * head_size)
+    arrays = {name: generator.standard_normal(shape).astype(np.float16) for name in ("query", "key", "value")}
+    graph = attention.attention_graph(clips, frames, side, heads, head_size)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (made,) = session.run(None, arrays)
+    expected = temporal_window_attention(*arrays.values(), heads, side, side, rotation_table(frames, heads * head_size))
+    assert relative_l2(made.astype(np.float32), expected) < 2e-3
+
+
+def test_the_engines_form_is_one_attention_kernel():
+    """Built for a card that is not here, at the shipped sizes: an attention that does not fuse does not build."""
+    pytest.importorskip("tensorrt_rtx")
+    sizes = (attention.CLIPS, attention.FRAMES)
+    for side, head_size in attention.LEVELS:
+        graph = attention.attention_graph(*sizes, side, attention.HEADS, head_size)
+        assert len(attention.build_attention(graph, "8.9")) > 1000
+    with pytest.raises(UserError, match=r"builds nothing for compute capability 9\.0"):
+        attention.build_attention(graph, "9.0")
+
+
+def test_the_kernel_is_timed_where_no_engine_can_be_had(gpu, monkeypatch):
+    def refuse(*_):
+        raise UserError("TensorRT for RTX does not build the attention (no reason given).")
+
+    monkeypatch.setattr(attention, "build_attention", refuse)
+    row = attention.measure_level(gpu, 3, 40, 2)
+    assert len(row["kernel_us"]) == 2 and min(row["kernel_us"]) > 0
+    assert row["engine_us"] is None and row["engine_refused"].startswith("TensorRT for RTX does not build")
+    attention._show({"gpu": "stand-in", "levels": [row]})
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(attention, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+    app = typer.Typer()
+    app.command()(attention.main)
+    done = CliRunner().invoke(app, ["--output", str(tmp_path / "kernels.json")])
+    assert done.exit_code == 2
+    assert "error: There is no GPU here (no NVIDIA driver is installed): run this on a machine" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not probe().found, reason=probe().reason)
+def test_on_a_gpu_every_level_has_times(tmp_path):
+    attention.main(tmp_path / "kernels.json", rounds=2)
+    levels = json.loads((tmp_path / "kernels.json").read_text())["levels"]
+    assert len(levels) == 3
+    for row in levels:
+        assert min(row["kernel_us"]) > 0
+        assert row["engine_refused"] if row["engine_us"] is None else min(row["engine_us"]) > 0
