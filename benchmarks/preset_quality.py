@@ -122,7 +122,9 @@ def quality(
     exact, fine = (made[str(runs[name])] if name in runs else None for name in (EXACT, FINE))
     assert exact is not None
     other_seed = distance(made[str(other)], exact)
-    networks, outcomes, unavailable, verdicts = Networks(), [], {}, []
+    networks, outcomes = Networks(), []
+    unavailable: dict[str, str | None] = {}
+    verdicts: list[str] = []
     table = Table("settings", "seconds", "rows", "rel. L2", "of a seed's", "PSNR", *MEASURES)
     for name, run in runs.items():
         videos, loss = made[str(run)], distance(made[str(run)], exact)

@@ -94,7 +94,7 @@ class Part:
 
 
 _ROWS = FRAMES * BRANCHES
-_KINDS = {
+_KINDS: dict[str, tuple[Any, ...]] = {
     "3x3 convolution": (LEVELS, lambda c, n: (_ROWS, c, n, n), convolution, use_spatial_winograd),
     "convolution along the frames": (
         LEVELS,

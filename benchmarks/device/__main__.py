@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -109,7 +110,7 @@ def _run_all(arguments: argparse.Namespace, record: Record) -> None:
         tests, written = arguments.root.absolute() / "tests", work / "part.json"
         part("machine", lambda: command(["consisti2v_rt", "doctor", "--bundle", str(bundle)], record))
         for label, name in _TESTS.items():
-            part(label, lambda name=name: run_tests(tests, [f"{tests / BUNDLE_TESTS}::{name}"], work, record))
+            part(label, partial(run_tests, tests, [f"{tests / BUNDLE_TESTS}::{name}"], work, record))
         others = [str(tests), f"--ignore={tests / BUNDLE_TESTS}"]
         part("tests", lambda: run_tests(tests, others, work, record))
         bench = ["consisti2v_rt", "bench", "run", str(bundle), "--device", "cuda", "--rounds", "5"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 from ...errors import UserError
@@ -63,13 +64,15 @@ def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str,
     """One level; ``engine_us`` is None where no engine can be had, and ``engine_refused`` says why."""
     shape, channels = (CLIPS, FRAMES, side * side, HEADS * head_size), HEADS * head_size
     generator = np.random.default_rng(0)
-    arrays = {name: generator.standard_normal(shape).astype(np.float16) for name in ("query", "key", "value", "out")}
-    blocks = []
-    for array in (*arrays.values(), rotation_table(FRAMES, channels)):
-        blocks.append(gpu.allocate(array.nbytes))
-        gpu.copy(blocks[-1].address, array.ctypes.data, array.nbytes, gpu.stream)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("query", "key", "value", "out"):
+        arrays[name] = generator.standard_normal(shape).astype(np.float16)
+    arrays["rotation"] = rotation_table(FRAMES, channels)
+    blocks = {name: gpu.allocate(array.nbytes) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        gpu.copy(blocks[name].address, array.ctypes.data, array.nbytes, gpu.stream)
     gpu.stream.sync()
-    addresses = dict(zip((*arrays, "rotation"), (block.address for block in blocks), strict=True))
+    addresses = {name: block.address for name, block in blocks.items()}
     kernels = gpu.load_kernels(KERNEL, compile_cubin(KERNEL, "sm_" + gpu.compute_capability.replace(".", "")))
     sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
     call = partial(
@@ -78,7 +81,7 @@ def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str,
     row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}
     try:
         plan = build_attention(attention_graph(CLIPS, FRAMES, side, HEADS, head_size), gpu.compute_capability)
-        row["engine_us"] = _time(gpu, partial(_run, _engine(plan, addresses), int(gpu.stream.handle)), rounds)
+        row["engine_us"] = _time(gpu, _engine(plan, addresses, int(gpu.stream.handle)), rounds)
     except UserError as error:
         row |= {"engine_us": None, "engine_refused": str(error)}
     return row
@@ -189,8 +192,8 @@ def build_attention(graph: bytes, compute_capability: str) -> bytes:
     return bytes(memoryview(plan))
 
 
-def _engine(plan: bytes, addresses: dict[str, int]) -> tuple[Any, ...]:
-    """The plan ready to run, its tensors at these addresses; last the context, before it what that needs alive.
+def _engine(plan: bytes, addresses: dict[str, int], stream: int) -> Callable[[], None]:
+    """What enqueues the plan, its tensors at these addresses.
 
     Raises:
         UserError: TensorRT for RTX refuses the plan.
@@ -201,15 +204,16 @@ def _engine(plan: bytes, addresses: dict[str, int]) -> tuple[Any, ...]:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise UserError(f"TensorRT for RTX refuses the plan of the attention ({messages.reason()}).")
-    context = engine.create_execution_context()
+    # The context needs the others alive.
+    kept = (runtime, engine, context := engine.create_execution_context())
     for name in ("query", "key", "value", "out"):
         context.set_tensor_address(name, addresses[name])
-    return runtime, engine, context
 
+    def enqueue() -> None:
+        if not kept[-1].execute_async_v3(stream):
+            raise RuntimeError("the attention's engine does not run")
 
-def _run(engine: tuple[Any, ...], stream: int) -> None:
-    if not engine[-1].execute_async_v3(stream):
-        raise RuntimeError("the attention's engine does not run")
+    return enqueue
 
 
 def _show(record: dict[str, Any]) -> None:

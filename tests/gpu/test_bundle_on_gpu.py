@@ -119,17 +119,17 @@ def test_engine(work_bundle, target, record):
     reports: list[Any] = []
     try:
         stages = ["unet"] if target == "sm80" else None
-        build_engines(work_bundle, target, stages=stages, on_engine=reports.append)
+        built = build_engines(work_bundle, target, stages=stages, on_engine=reports.append)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
-    opened = Bundle.open(work_bundle, verify=False)
-    engine = next(e for e in reversed(opened.manifest.engines) if e.stage == "unet" and e.precision == "fp16")
+    engine = next(engine for engine in built if engine.stage == "unet")
     record("capabilities", list(engine.compute_capabilities))
     record("stages", {r.engine.stage: [round(r.seconds, 3), r.plan_bytes, r.fused_attentions] for r in reports})
     library = load_module(engine.flavour)
     open_gpu().make_current()
     runtime = library.Runtime(library.Logger(library.Logger.WARNING))
-    if runtime.deserialize_cuda_engine(opened.read(engine.file, hashed=True).tobytes()) is None:
+    plan = Bundle.open(work_bundle, verify=False).read(engine.file, hashed=True).tobytes()
+    if runtime.deserialize_cuda_engine(plan) is None:
         # No later part may choose it.
         rewrite_manifest(
             work_bundle,
