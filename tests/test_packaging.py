@@ -35,7 +35,7 @@ for name in {modules!r}:
 
 
 def source_folders(folder: Path = ROOT) -> Iterator[Path]:
-    """The repository's folders of installed modules, by their names alone: no tests or models, nothing hidden or built."""
+    """Folders of installed modules, judged by their names alone: no tests or models, nothing hidden or built."""
     if any(folder.glob("*.py")):
         yield folder
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
