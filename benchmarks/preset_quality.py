@@ -17,8 +17,8 @@ import typer
 from ..locations import ASSETS
 from ..runtime.request.presets import PRESETS
 
-EXACT, FINE = "exact", "ddim, 200 steps"
-"""What all are compared with; and close to the solution that all samplers approach."""
+EXACT, FINE, ANOTHER_SEED = "exact", "ddim, 200 steps", "another seed"
+"""What all are compared with; close to the solution that all samplers approach; exact from other noise."""
 # Each changes one thing of "exact", a solver its steps too. Not among them: lcm, which is for distilled checkpoints,
 # and euler, which is ddim by algebra.
 _SINGLE: dict[str, dict[str, Any]] = {
@@ -113,21 +113,19 @@ def quality(
         return animate.check(photo, prompts, **options, seed=seeds, guidance_scale_txt=scale).settings
 
     runs = {name: settings(options) for name, options in chosen.items()}
-    other = settings(chosen[EXACT], seed + 1000)
-    distinct = {str(run): run for run in (*runs.values(), other)}
+    runs[ANOTHER_SEED] = settings(chosen[EXACT], seed + 1000)
     # Loads every stage and touches every buffer, which none of the timed runs should pay.
-    animate(photo, prompts, settings=replace(other, num_inference_steps=1))
-    with step_progress(sum(run.num_inference_steps for run in distinct.values()), make_console(stderr=True)) as bar:
-        made = {key: animate(photo, prompts, settings=run, callback=bar) for key, run in distinct.items()}
-    exact, fine = (made[str(runs[name])] if name in runs else None for name in (EXACT, FINE))
-    assert exact is not None
-    other_seed = distance(made[str(other)], exact)
+    animate(photo, prompts, settings=replace(runs[EXACT], num_inference_steps=1))
+    with step_progress(sum(run.num_inference_steps for run in runs.values()), make_console(stderr=True)) as bar:
+        made = {name: animate(photo, prompts, settings=run, callback=bar) for name, run in runs.items()}
+    exact, fine = made[EXACT], made.get(FINE)
+    other_seed = distance(made.pop(ANOTHER_SEED), exact)
     networks, outcomes = Networks(), []
     unavailable: dict[str, str | None] = {}
     verdicts: list[str] = []
     table = Table("settings", "seconds", "rows", "rel. L2", "of a seed's", "PSNR", *MEASURES)
-    for name, run in runs.items():
-        videos, loss = made[str(run)], distance(made[str(run)], exact)
+    for name, videos in made.items():
+        loss, run = distance(videos, exact), videos.settings
         judged = [
             Video(f"{number}-{text}", frames, run.fps, text)
             for number, (text, frames) in enumerate(zip(prompts, videos.frames, strict=True))
@@ -141,7 +139,7 @@ def quality(
             "is_preset": name in PRESETS,
             "seconds": videos.timings.total - videos.timings.get("load", 0.0),
             "unet_seconds": videos.timings["unet"],
-            "row_forwards": row_forwards(run, len(prompts), opened.manifest),
+            "row_forwards": row_forwards(runs[name], len(prompts), opened.manifest),
             "distance": loss,
             "fine_relative_l2": None if fine is None else distance(videos, fine)["latent_relative_l2"],
             "measures": values,
@@ -157,9 +155,8 @@ def quality(
         cells = [f"{outcome['seconds']:.2f}", str(outcome["row_forwards"]), f"{loss['latent_relative_l2']:.4f}"]
         cells += [f"{share:.0%}", str(loss["psnr"])[:5], *(f"{values.get(each, math.nan):.4f}" for each in MEASURES)]
         table.add_row(name, *cells)
-    table.add_row(
-        "another seed", "", "", f"{other_seed['latent_relative_l2']:.4f}", "100%", f"{other_seed['psnr']:.1f}"
-    )
+    distances = f"{other_seed['latent_relative_l2']:.4f}", "100%", f"{other_seed['psnr']:.1f}"
+    table.add_row(ANOTHER_SEED, "", "", *distances)
     make_console().print(table, *verdicts, sep="\n")
     if output is not None:
         task = {"images": [each.name for each in photos], "prompts": prompts, "seed": seed}

@@ -7,10 +7,9 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .measure import Measure, MeasureResult, UnavailableError
+from .measure import Measure, MeasureResult, UnavailableError, installed
 from .measures import choose_measures
 from .media_set import MediaSet
 from .networks import Networks
@@ -93,7 +92,7 @@ def record(
         ],
         "reference_videos": [video.name for video in media.reference],
         "measures": {result.measure.name: _measure_record(result) for result in results},
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := installed(name))},
         "machine": {
             "python": platform.python_version(),
             "system": platform.system(),
@@ -123,10 +122,3 @@ def finite(value: float | str) -> float | str:
     if isinstance(value, float) and not math.isfinite(value):
         return "infinite" if value > 0 else "not a number" if math.isnan(value) else "minus infinite"
     return value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

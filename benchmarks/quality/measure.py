@@ -124,9 +124,14 @@ def require_frames(media: MediaSet, fewest: int) -> None:
             )
 
 
+def installed(package: str) -> str | None:
+    """Its version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def library(package: str) -> str:
     """``package version`` for the record."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return package
+    return " ".join(filter(None, (package, installed(package))))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from .amt import AmtInterpolator
 from .cd_fvd import CdFvd
-from .features import ClipNetwork, ImageNetwork, dino, lite0
+from .features import ClipNetwork, dino, lite0
 from .flow import DisFlow, RaftFlow
 from .sources import NetworkSources
 
@@ -20,30 +20,10 @@ class Networks:
     def __init__(self, sources: NetworkSources | None = None) -> None:
         self.sources = sources or NetworkSources()
 
-    @cached_property
-    def clip(self) -> ClipNetwork:
-        return ClipNetwork(self.sources)
-
-    @cached_property
-    def dino(self) -> ImageNetwork:
-        return dino(self.sources)
-
-    @cached_property
-    def lite0(self) -> ImageNetwork:
-        return lite0(self.sources)
-
-    @cached_property
-    def raft(self) -> RaftFlow:
-        return RaftFlow(self.sources)
-
-    @cached_property
-    def dis(self) -> DisFlow:
-        return DisFlow()
-
-    @cached_property
-    def amt(self) -> AmtInterpolator:
-        return AmtInterpolator(self.sources)
-
-    @cached_property
-    def fvd(self) -> CdFvd:
-        return CdFvd(self.sources)
+    clip = cached_property(lambda self: ClipNetwork(self.sources))
+    dino = cached_property(lambda self: dino(self.sources))
+    lite0 = cached_property(lambda self: lite0(self.sources))
+    raft = cached_property(lambda self: RaftFlow(self.sources))
+    dis = cached_property(lambda self: DisFlow())
+    amt = cached_property(lambda self: AmtInterpolator(self.sources))
+    fvd = cached_property(lambda self: CdFvd(self.sources))
