@@ -161,7 +161,8 @@ def main(
         machine = {"what": what, "machine": describe_machine(), "versions": versions(), "rounds": rounds}
         return machine | {"parts": [measure_part(part, rounds) for part in PARTS]}
 
-    run_script(output, measure, lambda record: make_console().print(*map(row, record["parts"]), sep="\n"))
+    console = make_console(soft_wrap=True)
+    run_script(output, measure, lambda record: console.print(*map(row, record["parts"]), sep="\n"))
 
 
 def row(part: dict[str, Any]) -> str:

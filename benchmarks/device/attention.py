@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.table import Table
 
 from ...errors import UserError
 from ...export.engines.libraries import find_flavour, load_library
@@ -24,7 +23,9 @@ from ...kernels.cuda.compile import compile_cubin
 from ...kernels.temporal_window_attention import rotation_table, window_positions
 from ...runtime.commands.console import make_console
 from ...runtime.gpu.device import Gpu, open_gpu, probe
+from ..bench.intervals import ratio_words
 from ..bench.script import run_script
+from ..bench.statistics import ratio_interval
 
 KERNEL = "temporal_window_attention"
 CLIPS, FRAMES, HEADS = 2, 16, 8
@@ -217,13 +218,14 @@ def _engine(plan: bytes, addresses: dict[str, int], stream: int) -> Callable[[],
 
 
 def _show(record: dict[str, Any]) -> None:
-    table = Table("level", "kernel µs", "engine µs", "engine / kernel", title=record["gpu"], title_justify="left")
     for row in record["levels"]:
-        own = statistics.median(row["kernel_us"])
-        engine = statistics.median(row["engine_us"]) if row["engine_us"] else float("nan")
+        own, engine = statistics.median(row["kernel_us"]), row.get("engine_refused", "")
+        if not engine:
+            found = statistics.median(row["engine_us"])
+            interval = ratio_interval(row["engine_us"], row["kernel_us"], paired=False)
+            engine = f"engine {found:.1f} µs, engine / kernel {found / own:.2f}x ({ratio_words(interval)})"
         level = f"{row['side']}x{row['side']}, head size {row['head_size']}"
-        table.add_row(level, f"{own:.1f}", f"{engine:.1f}", f"{engine / own:.2f}x")
-    make_console().print(table)
+        make_console(soft_wrap=True).print(f"{level}: kernel {own:.1f} µs; {engine}")
 
 
 if __name__ == "__main__":

@@ -118,5 +118,5 @@ def evaluate(
             new_report.write_text(text, encoding="utf-8")
             contact_sheet(media.videos).save(new_sheet, "PNG")
     except OSError as error:
-        raise UserError(f'"{output}" cannot be written to ({error.strerror}): check space and permissions.') from None
+        raise UserError(f'"{report}" cannot be written ({error.strerror}): check space and permissions.') from None
     echo(f"{plain(report)}\n{plain(sheet)}")
