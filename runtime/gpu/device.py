@@ -1,7 +1,6 @@
 """The GPU: whether there is one, and the few driver calls that the rest of this folder is built on.
 
-Everything that touches the driver is a method of :class:`Gpu`. Tests put a stand-in with the same methods in its place,
-which keeps its "device memory" in NumPy arrays, so that all the code above it runs without a GPU.
+Everything that touches the driver is a method of :class:`Gpu`, but for the launch of a kernel.
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ class Gpu:
 
         _check(driver.cuMemsetD8Async(address, byte, nbytes, stream.handle))
 
-    # -- graphs and kernels --------------------------------------------------------------------------------------------
+    # -- graphs --------------------------------------------------------------------------------------------
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` enqueues on :attr:`stream`, as a graph; nothing of it runs now.
@@ -230,12 +229,6 @@ class Gpu:
             return Graph(*_check(driver.cuGraphInstantiate(graph, 0)))
         finally:
             driver.cuGraphDestroy(graph)
-
-    def load_kernels(self, name: str, cubin: bytes) -> Any:
-        """A kernel source's entry points: ``launch(stream, entry, **values)``."""
-        from ...kernels.cuda.launch import LoadedKernels
-
-        return LoadedKernels(name, cubin)
 
 
 class Graph:

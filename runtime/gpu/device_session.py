@@ -49,8 +49,8 @@ class DeviceSession(ABC):
         """Read or write this tensor at the array's address from the next run on."""
 
     @abstractmethod
-    def _enqueue(self, stream: Any) -> None:
-        """Put one run on the stream and return."""
+    def enqueue(self) -> None:
+        """Put one run on the GPU's stream and return."""
 
     @abstractmethod
     def with_dims(self, dims: Mapping[str, int]) -> DeviceSession:
@@ -115,10 +115,6 @@ class DeviceSession(ABC):
         if previous is None or previous.address != array.address:
             self._set_address(name, array)
 
-    def enqueue(self, stream: Any = None) -> None:
-        """Run once, in the order of the stream (the GPU's own where none is given); returns at once."""
-        self._enqueue(stream or self._gpu.stream)
-
     # -- the host side: the Session protocol ---------------------------------------------------------------------------
 
     @property
@@ -158,7 +154,7 @@ class DeviceSession(ABC):
             self.bind(name, self.device_inputs[name])
         for name, device in self.device_outputs.items():
             self.bind(name, device)
-        self.enqueue(stream)
+        self.enqueue()
         for name, array in self.outputs.items():
             self._gpu.copy(array.ctypes.data, self.device_outputs[name].address, array.nbytes, stream)
         stream.sync()

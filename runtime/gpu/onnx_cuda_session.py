@@ -135,9 +135,7 @@ class OnnxCudaSession(DeviceSession):
         element_type: Any = _BFLOAT16 if array.dtype == "bfloat16" else STORAGE[array.dtype]
         bind(name, "cuda", 0, element_type, list(array.shape), array.address)
 
-    def _enqueue(self, stream: Any) -> None:
-        if stream is not self._gpu.stream:
-            raise ValueError("ONNX Runtime runs on the stream it was loaded with")
+    def enqueue(self) -> None:
         session = self._graph.session
         binding = self._graph.bindings.get(id(self))
         if binding is None:

@@ -255,21 +255,17 @@ class TensorRTSession(DeviceSession):
                 self._set_address(name, array)
         return self._context
 
-    def _enqueue(self, stream: Any) -> None:
+    def enqueue(self) -> None:
         with stage_failures(stage_of(PurePosixPath(self._stage.file).name), "TensorRT"):
             context = self._ready_context()
             if self._scratch_set != self._scratch.generation:
                 context.set_device_memory(self._scratch.address, self._scratch.nbytes)
                 self._scratch_set = self._scratch.generation
-            if not context.execute_async_v3(int(stream.handle)):
+            if not context.execute_async_v3(int(self._gpu.stream.handle)):
                 raise RuntimeError(f"{self._engine.name} did not run: {self._engine.failure()}")
 
     def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
         return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)
-
-    def on_scratch(self, scratch: SharedScratch) -> TensorRTSession:
-        """The same stage with working memory of its own, to run beside others on another stream."""
-        return TensorRTSession(self._gpu, self._engine, self._stage, self._dims or {}, scratch)
 
     def forget_context(self) -> None:
         """Let go of the engine's context; the next run makes another."""

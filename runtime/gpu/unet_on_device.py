@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..loop.feature_cache import CachePolicy
+from ..text import Texts
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels
@@ -21,8 +22,6 @@ from .memory import Array, DeviceArray, GpuMemory
 
 _ALIGNMENT = 256
 """Bytes, of the memory an engine reads and writes."""
-
-Texts = Sequence[Sequence[Mapping[str, Array]]]
 
 
 class DeviceUNet:

@@ -16,8 +16,8 @@ from consisti2v_rt.runtime.gpu.step_graph import StepGraph, difference
 class Step:
     """x <- 2 x + 1, the "prediction" 2 x written on the way; `elsewhere` is what a broken capture runs instead."""
 
-    def __init__(self, gpu: Any, view: Any) -> None:
-        self.gpu, self._view = gpu, view
+    def __init__(self, gpu: Any, view: Any, push: Any) -> None:
+        self.gpu, self._view, self.push = gpu, view, push
         memory = GpuMemory(gpu)
         self.state = memory.upload(np.arange(4, dtype=np.float32))
         self.prediction = memory.zeros((4,), "float32")
@@ -30,10 +30,10 @@ class Step:
             self._view(self.prediction)[...] = 2 * self._view(self.state)
             self._view(self.state)[...] = self._view(self.prediction) + 1
 
-        self.gpu.stream.push(run)
+        self.push(self.gpu.stream, run)
 
     def enqueue(self) -> None:
-        if self.gpu.captured is not None:
+        if self.gpu.capturing:
             self.capturing_work()
         else:
             self.eager_runs += 1
@@ -54,8 +54,8 @@ class Step:
 
 
 @pytest.fixture
-def step(gpu, device_view):
-    return Step(gpu, device_view)
+def step(gpu, device_view, push_work):
+    return Step(gpu, device_view, push_work)
 
 
 def test_checking_leaves_everything_as_it_was(step):
@@ -81,12 +81,12 @@ def test_an_empty_graph_is_found_by_the_poison(step, caplog):
 
 def test_work_on_another_stream_leaves_an_empty_graph(step, gpu):
     other = gpu.new_stream()
-    step.capturing_work = lambda: other.push(lambda: None)
+    step.capturing_work = lambda: step.push(other, lambda: None)
     assert "empty" in step.graph().reason
 
 
-def test_a_graph_that_computes_something_else(step, device_view):
-    step.capturing_work = lambda: step.gpu.stream.push(lambda: device_view(step.prediction).fill(9))
+def test_a_graph_that_computes_something_else(step, gpu, device_view):
+    step.capturing_work = lambda: step.push(gpu.stream, lambda: device_view(step.prediction).fill(9))
     graph = step.graph()
     assert not graph.captured and graph.reason.startswith("the captured step's prediction differs")
 
