@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.posterior import posterior_sample
+from ..kernels.vae import posterior_sample
 from .loop.denoise import Latents
 from .media.camera_motion import camera_motion_crops
 from .media.fit import fit_photo

@@ -19,8 +19,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import UserError
+from ...kernels.frame_init import FILTER_KINDS
 from ...kernels.guidance import BRANCHES
-from ...kernels.low_pass_filters import FILTER_KINDS
 from ..files.guarded_read import parse_json
 from .digest import digest_of
 from .onnx_walker import MAX_RANK

@@ -10,8 +10,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from ...errors import UserError, shown
+from ...kernels.frame_init import FILTER_KINDS
 from ...kernels.guidance import GuidanceMode, guidance_mode, guided_steps
-from ...kernels.low_pass_filters import FILTER_KINDS
 from ...kernels.noise import NOISE_KINDS
 from ...kernels.schedulers import SCHEDULERS
 from ..bundle.manifest import Manifest, RecommendedSettings
