@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from ..kernels.vae import posterior_sample
 from .loop.denoise import Latents
-from .media.camera_motion import camera_motion_crops
-from .media.fit import fit_photo
+from .media.fit import camera_motion_crops, fit_photo
 from .media.image import load_image
 from .request.request import Request
 from .stages import Stages

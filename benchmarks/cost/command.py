@@ -47,7 +47,7 @@ def predict(
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
     from ...errors import UserError
     from ...runtime.commands.console import echo, make_console
-    from ...runtime.request.settings import whole
+    from ...runtime.request.option_table import whole
     from ..bench.record import write_text
     from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ...runtime.bundle.engine_facts import FACTS_VERSION
+from ...runtime.bundle.engines import FACTS_VERSION
 from ...runtime.bundle.manifest import EngineSpec
 from ...runtime.gpu.device import GpuStatus
 from .plan import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.engine_source import staleness
+from ...runtime.bundle.engines import staleness
 from ...runtime.bundle.manifest import EngineSpec
 
 

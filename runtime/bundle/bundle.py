@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from ...errors import DerivedFileError, UserError
 from ..files.guarded_read import MANIFEST, read_text
@@ -25,6 +26,7 @@ from .home import find_bundle
 from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from .recommended import check_recommended
 
+T = TypeVar("T")
 _CHUNK = 1 << 22
 _REOPENED = 10
 """Times that a bundle is opened again because another one took its place meanwhile."""
@@ -126,9 +128,12 @@ class Bundle(OneProcess):
                 raise FileError(f"has {file.size} bytes instead of {record.bytes}")
             return file.read(record.sha256 if (self._hashed if hashed is None else hashed) else None, limit)
         except FileError as fault:
-            if self.is_derived(name):
-                raise DerivedFileError(f"bundle file {name} {fault}: make it again with 'consisti2v build'.") from None
-            raise UserError(f"bundle file {name} {fault}: copy it again, or export again.") from None
+            raise self._refusal(name, fault) from None
+
+    def _refusal(self, name: str, fault: object, command: str = "consisti2v build") -> UserError:
+        if self.is_derived(name):
+            return DerivedFileError(f"bundle file {name} {fault}: make it again with '{command}'.")
+        return UserError(f"bundle file {name} {fault}: copy it again, or export again.")
 
     def graph(self, stage: StageSpec, *, hashed: bool | None = None) -> GraphSource:
         """A graph of the manifest with its weights, read through the bundle; see :meth:`read` for `hashed`."""
@@ -136,12 +141,11 @@ class Bundle(OneProcess):
         def read(name: str, limit: int | None) -> Bytes:
             return self.read(name, limit, hashed=hashed)
 
+        made = GraphSource(stage.file, read, self.manifest.files.__contains__)
         if hashed is not None:
-            return GraphSource(stage.file, read, self.manifest.files.__contains__)
+            return made
         with self._lock:
-            if stage.file not in self._graphs:
-                self._graphs[stage.file] = GraphSource(stage.file, read, self.manifest.files.__contains__)
-            return self._graphs[stage.file]
+            return self._graphs.setdefault(stage.file, made)
 
     def _open_file(self, name: str) -> OpenedFile:
         """The file's one handle, made at its first use and kept."""
@@ -173,7 +177,7 @@ class Bundle(OneProcess):
                 raise UserError(f"bundle file {name} {linked}: replace it by the file itself.")
             fault = None if derived else self.fault(name, hashed=False)
             if fault is not None:
-                raise UserError(f"bundle file {name} {fault}: copy it again, or export again.")
+                raise self._refusal(name, fault)
 
     def verify(self) -> None:
         """Hash every recorded file, compare with the manifest, and look through every graph.
@@ -182,9 +186,8 @@ class Bundle(OneProcess):
             UserError: with every file that is not as recorded, or the first graph that cannot be used.
         """
         self._verify(self.manifest.files, anew=True)
-        self._check_graphs(
-            stage for stages in (self.manifest.stages, *self.manifest.variants.values()) for stage in stages.values()
-        )
+        for stages in (self.manifest.stages, *self.manifest.variants.values()):
+            self._check_graphs(stages.values())
 
     def fault(self, name: str, *, hashed: bool | None = None, anew: bool = False) -> str | None:
         """What is wrong with a recorded file, such as "is missing"; None: nothing.
@@ -229,19 +232,13 @@ class Bundle(OneProcess):
             DerivedFileError: one is missing or damaged.
         """
         for name in names:
-            if name in self.manifest.files and self.is_derived(name):
-                fault = self.fault(name)
-                if fault is not None:
-                    raise DerivedFileError(f"bundle file {name} {fault}: make it again with '{command}'.")
+            fault = self.fault(name) if name in self.manifest.files and self.is_derived(name) else None
+            if fault is not None:
+                raise self._refusal(name, fault, command)
 
     def _verify(self, names: Iterable[str], *, anew: bool = False) -> None:
         """Hash files, and refuse in one sentence that names all that are not as recorded."""
-        ordered = list(names)
-        # Hashing releases the interpreter, so files go in parallel.
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = dict(
-                zip(ordered, pool.map(lambda name: self.fault(name, hashed=True, anew=anew), ordered), strict=True)
-            )
+        found = _in_parallel(lambda name: self.fault(name, hashed=True, anew=anew), names)
         faults = {name: fault for name, fault in found.items() if fault is not None}
         if not faults:
             return
@@ -261,11 +258,15 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """SHA-256 and size of files below `folder`; hashing releases the interpreter, so files go in parallel."""
+    """SHA-256 and size of files below `folder`."""
+    return _in_parallel(lambda name: _hash_file(folder / name), names)
+
+
+def _in_parallel(work: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
+    """Hashing releases the interpreter, so files go in parallel."""
     ordered = list(names)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        records = pool.map(lambda name: _hash_file(folder / name), ordered)
-        return dict(zip(ordered, records, strict=True))
+        return dict(zip(ordered, pool.map(work, ordered), strict=True))
 
 
 def _hash_file(path: Path) -> FileRecord:

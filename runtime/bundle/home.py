@@ -96,12 +96,8 @@ def check_not_packaged(bundle: Path) -> None:
     """
     if bundle.resolve() != DEMO_FOLDER.resolve():
         return
-    home = bundle_home()
-    copy = (
-        f'xcopy /E /I "{DEMO_FOLDER}" "{home / DEMO}"'
-        if os.name == "nt"
-        else f'mkdir -p "{home}" && cp -r "{DEMO_FOLDER}" "{home / DEMO}"'
-    )
+    copy = f'"{DEMO_FOLDER}" "{bundle_home() / DEMO}"'
+    copy = f"xcopy /E /I {copy}" if os.name == "nt" else f'mkdir -p "{bundle_home()}" && cp -r {copy}'
     raise UserError(
         f"the demo bundle belongs to the package and is not changed: copy it with {copy} and build 'demo' again, "
         "which then means the copy."

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ...errors import UserError
 from ..files.guarded_read import open_regular
@@ -43,16 +43,6 @@ _STRIP_PIXELS = 1 << 20
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000")
 _NO_FILE = "is no open binary file that can be read from its start"
 _FORMATS_ADVICE = "use a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP photo"
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Window(NamedTuple):
@@ -286,16 +276,15 @@ def _decode(image: Image.Image, name: str, *, owned: bool = False) -> Image.Imag
             warnings.simplefilter("ignore")
             image.load()
         # After load: the TIFF reader turns the image itself and drops the tag.
-        turn = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         rgb = _to_rgb(image)
         if owned:
             image.close()
-        if turn is None:
-            return rgb
-        upright = rgb.transpose(turn)
-        # Without the tag, which came along: read again, the picture would turn again.
-        upright.info = {}
-        return upright
+        if orientation != 1:
+            rgb.getexif()[ExifTags.Base.Orientation] = orientation
+            ImageOps.exif_transpose(rgb, in_place=True)
+            rgb.info = {}
+        return rgb
     except UserError:
         raise
     except Exception:  # broken data may raise anything at all inside a decoder

@@ -20,7 +20,7 @@ from consisti2v_rt.export.precision import write_variant
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engine_choice import Machine
+from consisti2v_rt.runtime.bundle.engines import Machine
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
 from consisti2v_rt.runtime.gpu import entry
 from consisti2v_rt.runtime.gpu.device import GpuStatus
