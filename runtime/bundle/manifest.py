@@ -341,7 +341,8 @@ class Manifest:
         for path in built:
             if not path.startswith(DERIVED_FOLDERS):
                 raise UserError(
-                    f"{MANIFEST_NAME} names {path!r} as built, which is not below {', '.join(DERIVED_FOLDERS)}: {_NEVER}."
+                    f"{MANIFEST_NAME} names {path!r} as built, which is not below {', '.join(DERIVED_FOLDERS)}: "
+                    f"{_NEVER}."
                 )
         seen: dict[str, str] = {}
         for path in (MANIFEST_NAME, *self.files):
@@ -374,7 +375,7 @@ class Manifest:
             elif len(spec.shape) > MAX_RANK:
                 fault = f"has {len(spec.shape)} sizes, more than {MAX_RANK}"
             elif min(fixed, default=1) < 1:
-                fault = f"cannot have the size {min(fixed)}"
+                fault = f"has a size, which cannot be {min(fixed)}"
             elif math.prod(fixed) > _MAX_ELEMENTS:
                 fault = f"has {list(spec.shape)} elements, more than {_MAX_ELEMENTS}"
             if fault:
