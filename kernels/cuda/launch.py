@@ -24,6 +24,14 @@ class Kernels:
         }
         self._code: dict[str, Any] = {}
 
+    def load(self, *sources: str) -> None:
+        """Load sources now, so that what cannot be loaded is found before anything runs."""
+        from cuda.core import ObjectCode
+
+        for source in sources:
+            if source not in self._code:
+                self._code[source] = ObjectCode.from_cubin(self._cubin_of(source), name=source)
+
     def launch(self, name: str, /, **values: Any) -> None:
         """Enqueue an entry point (or put it into a graph being captured); sizes of 0 launch nothing.
 
@@ -34,7 +42,7 @@ class Kernels:
         Raises:
             ValueError: there is no such entry point, or as :meth:`~.signatures.EntryPoint.call`.
         """
-        from cuda.core import LaunchConfig, ObjectCode, launch
+        from cuda.core import LaunchConfig, launch
 
         if name not in self._entries:
             raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(self._entries)}.")
@@ -42,7 +50,6 @@ class Kernels:
         call = entry.call(**values)
         if call.is_empty:
             return
-        if source not in self._code:
-            self._code[source] = ObjectCode.from_cubin(self._cubin_of(source), name=source)
+        self.load(source)
         kernel = self._code[source].get_kernel(name)
         launch(self._stream, LaunchConfig(grid=call.grid, block=call.threads), kernel, *call.values)

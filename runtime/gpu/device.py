@@ -6,6 +6,7 @@ Everything that touches the driver is a method of :class:`Gpu`, but for the laun
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -207,15 +208,20 @@ class Gpu:
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` enqueues on :attr:`stream`, as a graph; nothing of it runs now.
 
+        Garbage is collected before and not meanwhile: it may hold device memory, which is freed on the stream.
+
         Raises:
             Exception: whatever `work` raises, or the driver where it does something that cannot be captured.
         """
         from cuda.bindings import driver
 
+        gc.collect()
         # Not by cuda.core's builder: what it does after an invalidated capture destroys a graph that is gone.
         stream = self.stream.handle
         # Relaxed: a runtime may allocate or query on the way; what that breaks, the check of the graph finds.
         _check(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+        collects = gc.isenabled()
+        gc.disable()
         try:
             work()
         except BaseException:
@@ -224,6 +230,9 @@ class Gpu:
             if int(status) == 0:
                 driver.cuGraphDestroy(graph)
             raise
+        finally:
+            if collects:
+                gc.enable()
         (graph,) = _check(driver.cuStreamEndCapture(stream))
         try:
             return Graph(*_check(driver.cuGraphInstantiate(graph, 0)))

@@ -41,6 +41,8 @@ _memory_log = logging.getLogger("consisti2v_rt.memory")
 
 _CALLS = CallQueue()
 """All calls of the process: they share the GPU's stream, its scratch block and the graphs captured on them."""
+KERNELS = ("guided_step", "frame_init", "frames_to_uint8", "noise", "philox")
+"""Sources of the kernels that a call may launch."""
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
 
@@ -85,6 +87,9 @@ class GpuExecutor:
                 "cache_interval above 1 needs two U-Nets on the GPU, and with --low-vram one stage is there at a time: "
                 "leave it at 1."
             )
+
+        # One that cannot be loaded is found before the first step.
+        self._kernels.load(*KERNELS)
 
     def _plan_memory(self, dims: dict[str, int], rows: int, shallow: bool) -> Plan:
         """See that these sizes fit."""

@@ -54,9 +54,13 @@ class CopyingSession(DeviceSession):
 
     def release(self) -> None: ...
 
+    def prepare(self) -> None: ...
+
     @property
-    def generation(self) -> tuple[int, ...]:
+    def address_version(self) -> tuple[int, ...]:
         return ()
+
+    context_version = 0
 
 
 class CopyingPredictor:
