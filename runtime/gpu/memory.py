@@ -156,13 +156,13 @@ class WeightTurns:
 class SharedScratch:
     """One block of working memory for engines that run in turn on one stream, as large as the largest asks for.
 
-    It only grows. Growing moves it: :attr:`generation` then counts up, and whoever keeps the address asks again.
+    It only grows. Growing moves it: :attr:`version` then counts up, and whoever keeps the address asks again.
     """
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._block: Block | None = None
-        self.generation = 0
+        self.version = 0
 
     def reserve(self, nbytes: int) -> None:
         """Make it at least this large."""
@@ -171,7 +171,7 @@ class SharedScratch:
         # Freed first: the old and the new block need not both fit.
         self._block = None
         self._block = self._gpu.allocate(nbytes)
-        self.generation += 1
+        self.version += 1
 
     @property
     def address(self) -> int:

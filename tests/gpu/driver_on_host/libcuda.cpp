@@ -161,6 +161,8 @@ CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr* pointer, size_t size, CUstream str
 }
 CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
   LOCKED;
+  // A graph may free only what it allocated.
+  if (of(stream)->captured) return of(stream)->broken = true, CUDA_ERROR_INVALID_VALUE;
   of(stream)->push([=] {
     if (release(pointer)) std::abort();
   });
