@@ -117,7 +117,7 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """Within a frame. Self-attention (text None) also sees frame 0, concatenated before the key and value projections."""
+    """Within a frame. Self-attention (no text) also sees frame 0, concatenated before the key and value projections."""
 
     def forward(self, x: Tensor, text: Tensor | None, size: Size) -> Tensor:
         context = text

@@ -158,7 +158,7 @@ def sample(
     guidance_scale_img: float = 1.0,
     guidance_rescale: float = 0.0,
     frame_stride: int = 3,
-    frame_init: FrameInitOptions | None = FrameInitOptions(),  # noqa: B008  (frozen)
+    frame_init: FrameInitOptions | None = FrameInitOptions(),
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     scheduler: dict[str, Any] | None = None,
