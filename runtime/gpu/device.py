@@ -197,6 +197,17 @@ class Gpu:
 
         _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))
 
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Copy `rows` pieces of `width` bytes, a pitch from one to the next, in the order of :attr:`stream`."""
+        from cuda.bindings import driver
+
+        shape = driver.CUDA_MEMCPY2D()
+        shape.srcMemoryType = shape.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        shape.srcDevice, shape.srcPitch = source, source_pitch
+        shape.dstDevice, shape.dstPitch = target, target_pitch
+        shape.WidthInBytes, shape.Height = width, rows
+        _check(driver.cuMemcpy2DAsync(shape, self.stream.handle))
+
     def fill(self, address: int, nbytes: int, byte: int, stream: Any) -> None:
         """Set every byte."""
         from cuda.bindings import driver

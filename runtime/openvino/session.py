@@ -206,10 +206,15 @@ class OpenVinoSession:
         return WholeGraph(self._request(self._fixed(dims)))
 
     def _fixed(self, dims: Mapping[str, int]) -> Any:
-        """A copy of the graph for these sizes."""
+        """A copy of the graph for these sizes; what follows from them alone is constant."""
+        from openvino.passes import ConstantFolding, Manager
+
         model = self._model.clone()
         if model.is_dynamic():
             model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
+        passes = Manager()
+        passes.register_pass(ConstantFolding())
+        passes.run_passes(model)
         return model
 
     def _request(self, model: Any) -> Any:

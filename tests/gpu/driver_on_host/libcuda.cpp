@@ -181,6 +181,14 @@ CUresult CUDAAPI cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t si
   IN_CONTEXT;
   return copy(target, source, size, of(stream));
 }
+CUresult CUDAAPI cuMemcpy2DAsync(const CUDA_MEMCPY2D* shape, CUstream stream) {
+  IN_CONTEXT;
+  for (size_t row = 0; row < shape->Height; ++row)
+    if (CUresult found = copy(shape->dstDevice + row * shape->dstPitch, shape->srcDevice + row * shape->srcPitch,
+                              shape->WidthInBytes, of(stream)))
+      return found;
+  return CUDA_SUCCESS;
+}
 CUresult CUDAAPI cuMemcpyHtoD(CUdeviceptr target, const void* source, size_t size) {
   IN_CONTEXT;
   return copy_now(target, reinterpret_cast<size_t>(source), size);
