@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..kernels.ddim import SchedulerConfig
 from .backends import Choice
 from .bundle.bundle import Bundle
 from .call_queue import CancelToken
 from .gpu.options import GpuOptions
-from .loop.denoise import Latents, OnStep
+from .loop.denoise import Decoded, OnStep
 from .loop.executor import CpuExecutor
 from .request.request import Request
 from .request.settings import FramesCallback
@@ -44,20 +41,22 @@ class Executor(Protocol):
     def initial_noise(self, clip: int) -> Any:
         """Noise [videos, c, f, h, w] of a clip, where the device keeps it."""
 
-    def denoise(self, texts: Texts, static: Latents, noise: Any, on_step: OnStep | None) -> Latents:
-        """Latents of one clip, [videos, c, f, h, w] in float32.
+    def denoise(self, texts: Texts, static: Any, noise: Any, on_step: OnStep | None) -> Any:
+        """Latents of one clip per video, where the device keeps them.
 
         Args:
             texts: the text attention's keys and values, by branch and video.
-            static: [videos, c, 1 or f, h, w]: the photo held still, or moved by the camera. Its frame 0 is the clip's.
+            static: latents [videos, c, 1 or f, h, w]: the photo held still, or moved by the camera; or what
+                :meth:`last_frame` gave. Its frame 0 is the clip's.
             noise: from :meth:`initial_noise`, or an array of the caller's.
             on_step: called after each step with its index, its timestep and the latents.
         """
 
-    def decode(self, latents: Latents, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
-        """Latents of all clips, [videos, c, frames, h, w] -> [videos, frames, height, width, 3]; `on_frames` gets them
-        as they are decoded.
-        """
+    def last_frame(self, clip: Any) -> Any:
+        """The clip's last latent frame, for the next clip to begin with: neither decoded nor encoded again."""
+
+    def decode(self, clips: Sequence[Any], on_frames: FramesCallback | None) -> Decoded:
+        """All clips as frames, and as latents on the host; `on_frames` gets frames as they are decoded."""
 
     def release(self) -> None:
         """Free the stages and the device's memory."""
@@ -78,8 +77,3 @@ def open_executor(
 
         return GpuExecutor(stages, scheduler, options)
     return CpuExecutor(stages, scheduler)
-
-
-def clip_of(latents: Sequence[Latents]) -> Latents:
-    """Clips -> one video; each clip but the first begins with the last frame of the one before, which counts once."""
-    return np.concatenate([latents[0], *(clip[:, :, 1:] for clip in latents[1:])], axis=2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError
 from .conditioning import encode_images, encode_texts, load_photos
-from .executor import Executor, clip_of
+from .executor import Executor
 from .loop.denoise import Latents, OnStep
 from .request.request import Request
 from .request.settings import FramesCallback, StepCallback, StepProgress
@@ -26,17 +28,16 @@ def generate(
     """Run a checked request; arguments as of :meth:`~.pipeline.ImageToVideo.__call__`."""
     stages, settings = executor.stages, request.settings
     executor.prepare(request, timings)
-    static = encode_images(stages, load_photos(request, timings), request, timings)
+    static: Any = encode_images(stages, load_photos(request, timings), request, timings)
     texts = encode_texts(stages, request, timings)
-    clips: list[Latents] = []
+    clips: list[Any] = []
     for clip in range(settings.autoregress_steps):
         with timings.measure("noise"):
             noise = executor.initial_noise(clip) if latents is None or clip > 0 else latents
         clips.append(executor.denoise(texts, static, noise, _reporter(callback, request, clip)))
-        # The next clip begins with the last latent frame, neither decoded nor encoded again.
-        static = clips[-1][:, :, -1:]
-    result = clip_of(clips)
-    return GeneratedVideos(executor.decode(result, on_frames), result, settings, timings)
+        static = executor.last_frame(clips[-1])
+    frames, result = executor.decode(clips, on_frames)
+    return GeneratedVideos(frames, result, settings, timings)
 
 
 def _reporter(callback: StepCallback | None, request: Request, clip: int) -> OnStep | None:

@@ -22,6 +22,14 @@ class Kernels:
         self._stream, self._cubin_of = stream, cubin_of
         self._code: dict[str, Any] = {}
 
+    def load(self, *sources: str) -> None:
+        """Load sources now, so that what cannot be loaded is found before anything runs."""
+        from cuda.core import ObjectCode
+
+        for source in sources:
+            if source not in self._code:
+                self._code[source] = ObjectCode.from_cubin(self._cubin_of(source), name=source)
+
     def launch(self, name: str, /, **values: Any) -> None:
         """Enqueue an entry point (or put it into a graph being captured); sizes of 0 launch nothing.
 
@@ -32,14 +40,13 @@ class Kernels:
         Raises:
             ValueError: there is no such entry point, or as :meth:`~.sources.EntryPoint.call`.
         """
-        from cuda.core import LaunchConfig, ObjectCode, launch
+        from cuda.core import LaunchConfig, launch
 
         if name not in _ENTRIES:
             raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(_ENTRIES)}.")
         source, call = _ENTRIES[name].source, _ENTRIES[name].call(**values)
         if 0 in call.grid:
             return
-        if source not in self._code:
-            self._code[source] = ObjectCode.from_cubin(self._cubin_of(source), name=source)
+        self.load(source)
         kernel = self._code[source].get_kernel(name)
         launch(self._stream, LaunchConfig(grid=call.grid, block=call.threads), kernel, *call.values)

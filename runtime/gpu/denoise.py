@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from ...errors import UserError
 from ...kernels.sampler import StepTable
 from ..loop.denoise import FrameInitPlan, Guidance, Latents, OnStep
 from ..timings import Timings
@@ -60,8 +57,8 @@ class DeviceLoop:
     def denoise_clip(
         self,
         unet: DeviceUNet,
-        first_frame: Latents,
-        static_video: Latents,
+        first_frame: Latents | DeviceArray,
+        static_video: Latents | DeviceArray,
         noise: Latents | DeviceArray,
         *,
         table: StepTable,
@@ -70,18 +67,17 @@ class DeviceLoop:
         draw_noise: Callable[[tuple[int, ...]], Latents] | DeviceNoise,
         on_step: OnStep | None = None,
         timings: Timings | None = None,
-    ) -> Latents:
-        """Latents of one clip per video; arguments and result as of :func:`~..loop.denoise.denoise_clip`.
+    ) -> DeviceArray:
+        """Latents of one clip per video, float32 [videos * f, c, h, w]: frame by frame, as the decoder reads them.
+        Arguments as of :func:`~..loop.denoise.denoise_clip`; arrays are on the host or the device.
 
         Args:
-            noise: on the host or the device.
             draw_noise: draws on the host, or says how the device does.
             on_step: told each step once it is done, a few steps late; None: no latents are copied to the host.
             timings: "unet" is the GPU's time for all steps, guidance and scheduler included.
 
         Raises:
             CancelledError: the call was cancelled.
-            UserError: the result is not finite.
         """
         timings = Timings() if timings is None else timings
         on_device = draw_noise if isinstance(draw_noise, DeviceNoise) else None
@@ -89,7 +85,7 @@ class DeviceLoop:
         with timings.measure("frame_init"):
             init = self._frame_init.get(noise.shape, lambda: DeviceFrameInit(self._gpu, self._kernels, noise.shape))
             noisy = init.initial_latents(static_video, noise, frame_init_plan, work.latents)
-        clean = self._memory.upload(first_frame.astype(np.float32, copy=False))
+        clean = self._memory.on_device(first_frame)
         unet.set_first_frames(clean, noisy if guidance.mode == "both" else None)
         work.start(table, guidance, on_device.seeds if on_device else None)
         from_host = None if isinstance(draw_noise, DeviceNoise) or not table.needs_noise else draw_noise
@@ -100,13 +96,13 @@ class DeviceLoop:
             self._gpu.stream.sync()
             raise
         timings.add("unet", seconds)
-        latents = self._memory.download(work.latents)
-        if not np.isfinite(latents).all():
-            raise UserError(
-                "the denoised latents are not finite: try another --precision, and check the bundle with "
-                "'consisti2v inspect'."
-            )
-        return np.concatenate([first_frame, latents], axis=2)
+        videos, channels, frames, height, width = noise.shape
+        result = self._memory.empty((videos * frames, channels, height, width), "float32")
+        for video in range(videos):
+            first = video * frames
+            self._memory.copy_frames(result[first : first + 1], clean[video : video + 1])
+            self._memory.copy_frames(result[first + 1 : first + frames], work.latents[video : video + 1])
+        return result
 
     def _run_steps(
         self,

@@ -49,6 +49,10 @@ class DeviceSession(ABC):
         """Read or write this tensor at the array's address from the next run on."""
 
     @abstractmethod
+    def prepare(self) -> None:
+        """Bring the weights to the GPU and make the context, unless they are there."""
+
+    @abstractmethod
     def enqueue(self) -> None:
         """Put one run on the GPU's stream and return."""
 
@@ -70,8 +74,13 @@ class DeviceSession(ABC):
 
     @property
     @abstractmethod
-    def generation(self) -> tuple[int, ...]:
+    def address_version(self) -> tuple[int, ...]:
         """Changes when something moved in memory, so that work captured before must not be replayed."""
+
+    @property
+    @abstractmethod
+    def context_version(self) -> int:
+        """Changes when :meth:`prepare` made a context anew: its first run may compile, and must not be captured."""
 
     # -- the device side -----------------------------------------------------------------------------------------------
 

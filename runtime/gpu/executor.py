@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape, mix_noise
 from ..bundle.manifest import STAGES
 from ..call_queue import CallQueue, CancelToken
-from ..loop.denoise import FrameInitPlan, Guidance, Latents, OnStep
+from ..loop.denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep
 from ..request.request import Request
 from ..request.settings import FramesCallback
 from ..stages import Stages
@@ -41,6 +41,8 @@ _memory_log = logging.getLogger("consisti2v_rt.memory")
 
 _CALLS = CallQueue()
 """All calls of the process: they share the GPU's stream, its scratch block and the graphs captured on them."""
+KERNELS = ("guided_step", "frame_init", "frames_to_uint8", "noise", "philox")
+"""Sources of the kernels that a call may launch."""
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
 
@@ -85,6 +87,9 @@ class GpuExecutor:
                 "cache_interval above 1 needs two U-Nets on the GPU, and with --low-vram one stage is there at a time: "
                 "leave it at 1."
             )
+
+        # One that cannot be loaded is found before the first step.
+        self._kernels.load(*KERNELS)
 
     def _plan_memory(self, dims: dict[str, int], rows: int, shallow: bool) -> Plan:
         """See that these sizes fit."""
@@ -155,7 +160,9 @@ class GpuExecutor:
 
     # -- loop and decoder ----------------------------------------------------------------------------------------------
 
-    def denoise(self, texts: Texts, static: Latents, noise: Latents | DeviceArray, on_step: OnStep | None) -> Latents:
+    def denoise(
+        self, texts: Texts, static: Latents | DeviceArray, noise: Latents | DeviceArray, on_step: OnStep | None
+    ) -> DeviceArray:
         request, settings, timings = self._request, self._request.settings, self._timings
         with timings.measure("load"):
             # One that does not load is found before the loop, not after it.
@@ -166,7 +173,7 @@ class GpuExecutor:
         with timings.measure("loop"):
             return self.loop.denoise_clip(
                 unet,
-                static[:, :, :1],
+                static if isinstance(static, DeviceArray) else static[:, :, :1],
                 static,
                 noise,
                 table=request.table,
@@ -192,19 +199,51 @@ class GpuExecutor:
         unet.set_texts(texts, settings.frame_stride)
         return unet
 
-    def decode(self, latents: Latents, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
+    def last_frame(self, clip: DeviceArray) -> DeviceArray:
+        videos, channels, frames, height, width = self._shape
+        last = self._memory.empty((videos, channels, 1, height, width), "float32")
+        for video in range(videos):
+            row = (video + 1) * frames - 1
+            self._memory.copy(last[video : video + 1], clip[row : row + 1])
+        return last
+
+    def decode(self, clips: Sequence[DeviceArray], on_frames: FramesCallback | None) -> Decoded:
         """In chunks of the decoder's batch; one whose numbers are not all finite is decoded again in float32."""
+        videos, stages = self._request.videos, self.stages
         with self._timings.measure("vae_decoder"):
-            session = self.stages.session("vae_decoder", self._shape)
-            if isinstance(session, DeviceSession):
-                frames = self._decoder_of(session).decode(latents, on_frames, self._decode_again)
-            else:
+            session = stages.session("vae_decoder", self._shape)
+            decoder = self._decoder_of(session) if isinstance(session, DeviceSession) else None
+            joined = self._join(clips, 0 if decoder is None else decoder.batch)
+            count = joined.shape[0] - (0 if decoder is None else decoder.batch)
+            rows = self._memory.download(joined[:count])
+            latents = np.ascontiguousarray(rows.reshape(videos, -1, *rows.shape[1:]).swapaxes(1, 2))
+            if not np.isfinite(latents).all():
+                raise UserError(
+                    "the denoised latents are not finite: try another --precision, and check the bundle with "
+                    "'consisti2v inspect'."
+                )
+            if decoder is None:
                 # It overflowed before, and runs in float32 on the processor from then on.
-                frames = self.stages.decode_frames(self._shape, latents, on_frames)
-        for used in self.stages.sessions.values():
+                frames = stages.decode_frames(self._shape, latents, on_frames)
+            else:
+                frames = decoder.decode(joined, videos, on_frames, self._decode_again)
+        for used in stages.sessions.values():
             if isinstance(used, DeviceSession):
                 used.finished()
-        return frames
+        return Decoded(frames, latents)
+
+    def _join(self, clips: Sequence[DeviceArray], more: int) -> DeviceArray:
+        """Clips -> [videos * frames + more, c, h, w], the rows behind the last frame zero; see :func:`join_clips`."""
+        videos, channels, frames, height, width = self._shape
+        total = len(clips) * (frames - 1) + 1
+        joined = self._memory.zeros((videos * total + more, channels, height, width), "float32")
+        for video in range(videos):
+            place = video * total
+            for number, clip in enumerate(clips):
+                part = clip[video * frames + min(number, 1) : (video + 1) * frames]
+                self._memory.copy(joined[place : place + part.shape[0]], part)
+                place += part.shape[0]
+        return joined
 
     def _decoder_of(self, session: DeviceSession) -> DeviceDecoder:
         return self._decoder.get(

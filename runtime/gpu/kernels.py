@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import UserError
+from ...errors import BackendError, UserError, first_line
 from ...kernels.cuda.launch import Kernels
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import KernelSpec
@@ -16,13 +16,25 @@ ELEMENT_SUFFIX = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 class GpuKernels(Kernels):
     """The launcher, with the cubins of a bundle.
 
-    :meth:`launch` raises :class:`UserError` where there is no kernel for this card and no compiler, or its file is
-    missing or damaged.
+    A source that cannot be loaded is a :class:`BackendError`: the driver refuses it, or there is no kernel for this
+    card and no compiler. A file that is missing or damaged is a :class:`UserError`.
     """
 
     def __init__(self, gpu: Gpu, bundle: Bundle) -> None:
         super().__init__(gpu.stream, self._cubin)
         self._gpu, self._bundle = gpu, bundle
+
+    def load(self, *sources: str) -> None:
+        for source in sources:
+            try:
+                super().load(source)
+            except UserError:
+                raise
+            except Exception as error:
+                raise BackendError(
+                    f"the CUDA driver refuses the kernels {source} of this bundle ({first_line(error)}): update the "
+                    "driver, or run 'consisti2v build BUNDLE --target current'."
+                ) from None
 
     def _cubin(self, name: str) -> bytes:
         spec = find_cubin(self._bundle.manifest.kernels, name, self._gpu.compute_capability)
@@ -34,7 +46,7 @@ class GpuKernels(Kernels):
 
             return compile_cubin(name, "sm_" + self._gpu.compute_capability.replace(".", ""))
         except Exception as error:
-            raise UserError(
+            raise BackendError(
                 f"the bundle has no kernels for compute capability {self._gpu.compute_capability}, and they cannot be "
                 f"compiled here ({str(error).splitlines()[0]}): run 'consisti2v build BUNDLE --target current', or "
                 f"{install_hint('kernels')}."

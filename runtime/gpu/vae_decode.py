@@ -13,7 +13,7 @@ from ..request.settings import FramesCallback
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels
-from .memory import GpuMemory
+from .memory import DeviceArray, GpuMemory
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,20 @@ class DeviceDecoder:
         self._memory = GpuMemory(gpu)
         self._copies = gpu.new_stream()
 
+    @property
+    def batch(self) -> int:
+        """Frames of a chunk."""
+        return self._session.device_inputs["latents"].shape[0]
+
     def decode(
         self,
-        latents: Latents,
+        latents: DeviceArray,
+        videos: int,
         on_frames: FramesCallback | None,
         decode_again: Callable[[Latents], NDArray[np.uint8]],
     ) -> NDArray[np.uint8]:
-        """Latents [videos, c, frames, h, w] -> uint8 [videos, frames, height, width, 3].
+        """Latents [videos * frames, c, h, w], and behind them rows to fill up a chunk -> uint8 [videos, frames, height,
+        width, 3].
 
         Args:
             on_frames: gets each chunk as soon as it is on the host, while the next ones decode.
@@ -64,24 +71,20 @@ class DeviceDecoder:
             CancelledError: the call was cancelled.
         """
         session, memory, stream = self._session, self._memory, self._gpu.stream
-        videos, channels, frames, height, width = latents.shape
-        batch = session.device_inputs["latents"].shape[0]
+        frames = (latents.shape[0] - self.batch) // videos
+        batch = self.batch
         image = session.device_outputs["image"]
         area = image.shape[2] * image.shape[3]
-        # Rows behind the last frame of a chunk that is not full are decoded and left out.
-        flat = np.zeros((videos * frames + batch, channels, height, width), np.float32)
-        flat[: videos * frames] = latents.transpose(0, 2, 1, 3, 4).reshape(-1, channels, height, width)
         parts = chunks(videos, frames, batch)
         pixels = memory.pinned((videos * frames, *image.shape[2:], 3), "uint8")
         # int32, one for each chunk: not 0 where its decoded numbers are not all finite.
         overflowed = memory.pinned((len(parts),), "int32")
         events = []
         try:
-            source = memory.upload(flat)
             decoded, flags = memory.empty(pixels.array.shape, "uint8"), memory.zeros((len(parts),), "int32")
             for number, chunk in enumerate(parts):
                 start = chunk.video * frames + chunk.first
-                memory.copy(session.device_inputs["latents"], source[start : start + batch])
+                memory.copy(session.device_inputs["latents"], latents[start : start + batch])
                 session.bind("latents", session.device_inputs["latents"])
                 session.bind("image", image)
                 session.enqueue()
@@ -105,7 +108,7 @@ class DeviceDecoder:
                 shown = result[chunk.video, chunk.first : chunk.first + chunk.count]
                 if overflowed.array[number]:
                     start = chunk.video * frames + chunk.first
-                    shown[...] = decode_again(flat[start : start + chunk.count])
+                    shown[...] = decode_again(memory.download(latents[start : start + chunk.count]))
                 if on_frames is not None:
                     on_frames(chunk.video, chunk.first, shown)
             # The pinned memory goes with this call.

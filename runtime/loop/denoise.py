@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,20 @@ from ..timings import Timings
 Latents = NDArray[np.float32]
 OnStep = Callable[[int, int, Latents], None]
 """Called after a step with its index, its timestep and the latents."""
+
+
+class Decoded(NamedTuple):
+    """What is left of a call's clips."""
+
+    frames: NDArray[np.uint8]
+    """[videos, frames, height, width, 3]."""
+    latents: Latents
+    """[videos, c, frames, h, w]."""
+
+
+def join_clips(clips: Sequence[Latents]) -> Latents:
+    """Clips -> one video; each clip but the first begins with the last frame of the one before, which counts once."""
+    return np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
 
 
 class NoisePredictor(Protocol):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels.ddim import SchedulerConfig
 from ...kernels.noise import base_noise_shape, mix_noise
@@ -18,7 +15,7 @@ from ..stages import Stages
 from ..text import Texts
 from ..timings import Timings
 from .batches import UNetRows
-from .denoise import FrameInitPlan, Guidance, Latents, OnStep, denoise_clip
+from .denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep, denoise_clip, join_clips
 from .feature_cache import FeatureCache
 
 
@@ -73,11 +70,15 @@ class CpuExecutor:
             cache = FeatureCache(settings.cache_interval, partial(stages.session, "unet_shallow", self._shape))
         return UNetRows(session, texts, settings.frame_stride, self._timings, resize, cache, stages.choice.precision)
 
-    def decode(self, latents: Latents, on_frames: FramesCallback | None) -> NDArray[np.uint8]:
+    def last_frame(self, clip: Latents) -> Latents:
+        return clip[:, :, -1:]
+
+    def decode(self, clips: Sequence[Latents], on_frames: FramesCallback | None) -> Decoded:
+        latents = join_clips(clips)
         with self._timings.measure("load"):
             self.stages.session("vae_decoder", self._shape)
         with self._timings.measure("vae_decoder"):
-            return self.stages.decode_frames(self._shape, latents, on_frames)
+            return Decoded(self.stages.decode_frames(self._shape, latents, on_frames), latents)
 
     def release(self) -> None:
         self.stages.sessions.clear()

@@ -169,9 +169,14 @@ class FakeSession(DeviceSession):
         self._turns.leave(self)
         self.releases += 1
 
+    def prepare(self) -> None:
+        self._turns.use(self)
+
     @property
-    def generation(self) -> tuple[int, ...]:
+    def address_version(self) -> tuple[int, ...]:
         return (self.releases,)
+
+    context_version = 0
 
 
 def _kernel_conftest() -> ModuleType:

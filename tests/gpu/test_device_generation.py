@@ -64,6 +64,43 @@ def test_a_second_call_captures_nothing(on_gpu, fake_cuda, photo):
     assert not np.array_equal(again.latents, first.latents), "the graph reads the new text"
 
 
+def test_a_graph_is_checked_once_for_an_engine_and_shape(on_gpu, fake_cuda, photo):
+    def step_launches(**options: Any) -> int:
+        before = fake_cuda.launches.count("guided_step_f32")
+        on_gpu(photo, "a cat", **{**FAST, **options})
+        return fake_cuda.launches.count("guided_step_f32") - before
+
+    assert step_launches() == 2, "once as it is, once captured"
+    assert step_launches(num_inference_steps=3) == 1, "captured for the new tables, not checked again"
+    assert step_launches(scheduler="dpmpp_2m") == 2, "another step"
+
+
+def test_a_batch_for_the_prompt_alone_is_made_when_a_step_needs_it(fake_cuda, dynamic_bundle, photo, monkeypatch):
+    animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
+    options = {**FAST, "guidance_scale_txt": 7.5}
+    animate(photo, "a cat", **options)
+    session = animate._executor.stages.sessions["unet"]
+    made: list[dict[str, int]] = []
+    with_dims = type(session).with_dims
+    monkeypatch.setattr(type(session), "with_dims", lambda self, dims: made.append(dims) or with_dims(self, dims))
+    animate(photo, "a cat", **options, num_videos_per_prompt=1)
+    assert made == []
+    animate(photo, "a cat", **{**options, "guidance_interval": (0.5, 1.0)})
+    assert [dims["rows"] for dims in made] == [1]
+
+
+def test_buffers_that_are_replaced_are_freed_at_once(on_gpu, photo):
+    """Not by a garbage collection some time later: the new ones may need the room."""
+    gc.disable()
+    try:
+        on_gpu(photo, "a cat", **FAST)
+        work = weakref.ref(on_gpu._executor.loop._work.value)
+        on_gpu(photo, "a cat", **{**FAST, "num_inference_steps": 3})
+        assert work() is None
+    finally:
+        gc.enable()
+
+
 def test_frames_are_handed_over_as_they_are_decoded(on_gpu, on_processor, photo):
     for animate in (on_gpu, on_processor):
         told: list[tuple[int, int, np.ndarray]] = []

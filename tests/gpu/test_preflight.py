@@ -116,11 +116,11 @@ def test_engines_count_plans_and_facts(bundle, tmp_path):
 def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):
     scratch = SharedScratch(gpu)
     scratch.reserve(1000)
-    place, generation = scratch.address, scratch.generation
+    place, version = scratch.address, scratch.version
     scratch.reserve(500)
-    assert (scratch.address, scratch.generation, scratch.nbytes) == (place, generation, 1000)
+    assert (scratch.address, scratch.version, scratch.nbytes) == (place, version, 1000)
     scratch.reserve(5000)
-    assert scratch.nbytes == 5000 and scratch.generation == generation + 1
+    assert scratch.nbytes == 5000 and scratch.version == version + 1
     assert scratch.address % 256 == 0
 
 
