@@ -56,15 +56,11 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
 _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
-_COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
-_BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
-
-for command in _COMMANDS:
-    app.command(cls=Command)(_cancellable(command))
-
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in _BENCH_COMMANDS:
-    bench.command()(_cancellable(command))
+for command in (generate, demo, export, build, inspect, evaluate, doctor):
+    app.command(cls=Command)(_cancellable(command))
+for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
+    bench.command()(_cancellable(measurement))
 app.add_typer(bench, name="bench")
 
 

@@ -54,17 +54,18 @@ class SchedulerConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known: choose {', '.join(allowed)}.")
-        for name, least, most in (("num_train_timesteps", 2, MAX_TRAIN_TIMESTEPS), ("steps_offset", 0, 1000)):
+        for name, (least, most) in {"num_train_timesteps": (2, MAX_TRAIN_TIMESTEPS), "steps_offset": (0, 1000)}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise ValueError(f"{name}={value!r} is not allowed: give a whole number from {least} to {most}.")
+            self._demand(name, type(value) is int and least <= value <= most, f"a whole number from {least} to {most}")
         for name in ("rescale_betas_zero_snr", "set_alpha_to_one"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give true or false.")
+            self._demand(name, isinstance(getattr(self, name), bool), "true or false")
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ValueError(f"{name}={value!r} is not allowed: give a number between 0 and 1.")
+            self._demand(name, isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1")
+
+    def _demand(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give {wanted}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SchedulerConfig:

@@ -97,7 +97,8 @@ class Bundle(OneProcess):
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])
-        bundle._check_graphs(bundle.manifest.stages.values())
+        for stage in manifest.stages.values():
+            check_graph(bundle.graph(stage), stage)
         check_sizes(manifest)
         check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
         return bundle
@@ -121,12 +122,10 @@ class Bundle(OneProcess):
         Raises:
             UserError: the file is not as recorded; a :class:`DerivedFileError` where ``consisti2v build`` made it.
         """
-        record = self.manifest.files[name]
+        is_hashed = self._hashed if hashed is None else hashed
         try:
-            file = self._open_file(name)
-            if file.size != record.bytes:
-                raise FileError(f"has {file.size} bytes instead of {record.bytes}")
-            return file.read(record.sha256 if (self._hashed if hashed is None else hashed) else None, limit)
+            file = self._sized(self._open_file(name), name)
+            return file.read(self.manifest.files[name].sha256 if is_hashed else None, limit)
         except FileError as fault:
             raise self._refusal(name, fault) from None
 
@@ -154,9 +153,12 @@ class Bundle(OneProcess):
                 self._opened[name] = OpenedFile(self.path, name)
             return self._opened[name]
 
-    def _check_graphs(self, stages: Iterable[StageSpec]) -> None:
-        for stage in stages:
-            check_graph(self.graph(stage), stage)
+    def _sized(self, file: OpenedFile, name: str) -> OpenedFile:
+        """The file itself, of which the size is as recorded."""
+        recorded = self.manifest.files[name].bytes
+        if file.size != recorded:
+            raise FileError(f"has {file.size} bytes instead of {recorded}")
+        return file
 
     def is_derived(self, name: str) -> bool:
         """Whether ``consisti2v build`` made the file, and makes it again."""
@@ -187,7 +189,8 @@ class Bundle(OneProcess):
         """
         self._verify(self.manifest.files, anew=True)
         for stages in (self.manifest.stages, *self.manifest.variants.values()):
-            self._check_graphs(stages.values())
+            for stage in stages.values():
+                check_graph(self.graph(stage), stage)
 
     def fault(self, name: str, *, hashed: bool | None = None, anew: bool = False) -> str | None:
         """What is wrong with a recorded file, such as "is missing"; None: nothing.
@@ -199,26 +202,22 @@ class Bundle(OneProcess):
         record = self.manifest.files[name]
         try:
             # What was built may be built again: only its use keeps it open.
-            file = OpenedFile(self.path, name) if anew or self.is_derived(name) else self._open_file(name)
+            opened = OpenedFile(self.path, name) if anew or self.is_derived(name) else self._open_file(name)
+            file = self._sized(opened, name)
+            if hashed is False or (hashed is None and (not self._hashed or name in self._sound)):
+                return None
+            if file.sha256() != (record.sha256, record.bytes):
+                return ALTERED
         except FileError as fault:
             return str(fault)
-        if file.size != record.bytes:
-            return f"has {file.size} bytes instead of {record.bytes}"
-        if hashed is False or (hashed is None and (not self._hashed or name in self._sound)):
-            return None
-        try:
-            digest = file.sha256()
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if digest != (record.sha256, record.bytes):
-            return ALTERED
         self._sound.add(name)
         return None
 
     def lost_files(self, hashed: Collection[str] = ()) -> dict[str, str]:
         """Derived files that are not as recorded, each with its :meth:`fault`; those in `hashed` are read for it."""
-        names = [name for name in self.manifest.files if self.is_derived(name)]
-        found = {name: self.fault(name, hashed=name in hashed) for name in names}
+        found = {name: self.fault(name, hashed=name in hashed) for name in self.manifest.files if self.is_derived(name)}
         return {name: fault for name, fault in found.items() if fault is not None}
 
     def require(self, names: Iterable[str], command: str) -> None:
@@ -240,12 +239,11 @@ class Bundle(OneProcess):
         """Hash files, and refuse in one sentence that names all that are not as recorded."""
         found = _in_parallel(lambda name: self.fault(name, hashed=True, anew=anew), names)
         faults = {name: fault for name, fault in found.items() if fault is not None}
-        if not faults:
-            return
-        told = ", ".join(f"{name} {fault}" for name, fault in faults.items())
-        mends = {True: "make it again with 'consisti2v build'", False: "copy it again, or export again"}
-        mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
-        raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
+        if faults:
+            told = ", ".join(f"{name} {fault}" for name, fault in faults.items())
+            mends = ("copy it again, or export again", "make it again with 'consisti2v build'")
+            mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
+            raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:

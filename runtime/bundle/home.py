@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -32,11 +33,8 @@ def bundle_home() -> Path:
 def named_bundles() -> dict[str, Path]:
     """Every bundle that a name finds, sorted; the demo is always there."""
     found = {DEMO: DEMO_FOLDER}
-    try:
-        folders = sorted(bundle_home().iterdir())
-    except OSError:
-        folders = []
-    found |= {folder.name: folder for folder in folders if _NAME.fullmatch(folder.name) and _is_bundle(folder)}
+    with suppress(OSError):
+        found |= {f.name: f for f in bundle_home().iterdir() if _NAME.fullmatch(f.name) and _is_bundle(f)}
     return dict(sorted(found.items()))
 
 
