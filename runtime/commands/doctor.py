@@ -71,16 +71,14 @@ def _line(extra: str, part: Part) -> str:
 
 def _judge(bundle: Bundle | None, device: str) -> tuple[list[Row], list[str]]:
     """Every backend with its reason, and a line for each that was tried and failed."""
-    failed: set[str] = set()
-    tried: list[str] = []
+    tried: dict[str, str] = {}
     while True:
-        rows = table(bundle, device, without=failed)
+        rows = table(bundle, device, without=set(tried))
         used = next((row for row in rows if row.used), None)
         refused = _does_not_load(bundle, used)
         if used is None or refused is None:
-            return rows, tried
-        failed.add(used.backend.name)
-        tried.append(f"{used.backend.title} was tried: {refused}")
+            return rows, list(tried.values())
+        tried[used.backend.name] = f"{used.backend.title} was tried: {refused}"
 
 
 def _does_not_load(bundle: Bundle | None, used: Row | None) -> str | None:

@@ -18,7 +18,7 @@ class Command(TyperCommand):
         params: list[Any] = list(super().get_params(ctx))
         if any(getattr(param, "rich_help_panel", None) for param in self.params):
             for param in params:
-                param.rich_help_panel = param.rich_help_panel or PANELS[-1]
+                param.rich_help_panel = getattr(param, "rich_help_panel", None) or PANELS[-1]
             params.sort(key=lambda param: PANELS.index(param.rich_help_panel))
         return params
 

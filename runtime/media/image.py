@@ -254,16 +254,15 @@ def _open(file: BinaryIO, in_memory: int, name: str) -> Image.Image:
         return image
     except UserError:
         raise
-    except Image.DecompressionBombError:
-        raise UserError(too_large(name)) from None
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image in a format that can be read here, so {_FORMATS_ADVICE}.") from None
-    except OSError as error:
-        if error.strerror is None:  # from a decoder, not from the operating system
-            raise UserError(f"{name} is not a readable image, so {_FORMATS_ADVICE}.") from None
-        raise UserError(f"{name} cannot be read ({error.strerror}), so check the file and its permissions.") from None
-    except Exception:  # a hostile header may raise anything at all inside a decoder
-        raise UserError(f"{name} is not a readable image, so {_FORMATS_ADVICE}.") from None
+    except Exception as error:  # a hostile header may raise anything at all inside a decoder
+        refusal = f"{name} is not a readable image, so {_FORMATS_ADVICE}."
+        if isinstance(error, Image.DecompressionBombError):
+            refusal = too_large(name)
+        elif isinstance(error, UnidentifiedImageError):
+            refusal = f"{name} is not an image in a format that can be read here, so {_FORMATS_ADVICE}."
+        elif isinstance(error, OSError) and error.strerror is not None:  # from the operating system
+            refusal = f"{name} cannot be read ({error.strerror}), so check the file and its permissions."
+        raise UserError(refusal) from None
 
 
 def _decode(image: Image.Image, name: str, *, owned: bool = False) -> Image.Image:
