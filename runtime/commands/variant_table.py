@@ -11,6 +11,10 @@ from ..bundle.bundle import Bundle
 from ..files.guarded_read import parse_json
 
 
+EXPERIMENTAL = " (experimental)"
+"""Engines of such graphs have not been timed on a card."""
+
+
 def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, Any]) -> Table:
     """Precision, stage, bytes, the largest relative L2 to float32, what the activations were calibrated on.
 
@@ -32,7 +36,13 @@ def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, A
                 on = spec.calibration
                 count = entry.get("graph", {}).get("quantised_activations", "some")
                 calibrated = f"{count}, calibrated on {on.name} ({on.samples} samples, {on.steps} steps each)"
-            table.add_row(precision, stage, size(bytes_held), _worst(entry), calibrated)
+            table.add_row(
+                precision + EXPERIMENTAL * (precision in ("int8", "fp8")),
+                stage,
+                size(bytes_held),
+                _worst(entry),
+                calibrated,
+            )
     return table
 
 
