@@ -114,21 +114,20 @@ def test_engine(work_bundle, target, record):
     """
     from consisti2v_rt.export.bundle_parts import rewrite_manifest
     from consisti2v_rt.export.engines.bundle_engines import build_engines
+    from consisti2v_rt.export.events import Events
     from consisti2v_rt.runtime.gpu.tensorrt_session import load_module
 
     reports: list[Any] = []
     try:
         stages = ["unet"] if target == "sm80" else None
-        built = build_engines(
-            work_bundle, target, stages=stages, events=Events(engine=lambda *report: reports.append(report))
-        )
+        events = Events(engine=lambda engine, facts: reports.append(facts))
+        built = build_engines(work_bundle, target, stages=stages, events=events)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     engine = next(engine for engine in built if engine.stage == "unet")
     record("capabilities", list(engine.compute_capabilities))
-    record(
-        "stages", {e.stage: [f["build_seconds"], f["plan_bytes"], len(f["attentions"]["fused"])] for e, f in reports}
-    )
+    stages = {f["stage"]: [f["build_seconds"], f["plan_bytes"], len(f["attentions"]["fused"])] for f in reports}
+    record("stages", stages)
     library = load_module(engine.flavour)
     open_gpu().make_current()
     runtime = library.Runtime(library.Logger(library.Logger.WARNING))

@@ -133,7 +133,7 @@ def test_inspect_shows_it(calibrated, consisti2v):
     entry = recorded(calibrated)
     loss, count = entry["losses"][0]["relative_l2"], entry["graph"]["quantised_activations"]
     assert f"{loss:.1e} (1 seed, batch 2) {count}, calibrated on photos.jsonl (4 samples, 2 steps each)" in said
-    assert "int8 unet" in said and "fp8 unet" in said
+    assert "int8, experimental unet" in said and "fp8, experimental unet" in said
 
 
 def test_video_of_the_calibrated_bundle(calibrated, photo):
