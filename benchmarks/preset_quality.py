@@ -49,7 +49,7 @@ def distance(videos: Any, exact: Any) -> dict[str, Any]:
     import numpy as np
 
     from .quality.evaluation import finite
-    from .quality.measures.fidelity import latent_relative_l2, mean_squared_errors, psnr
+    from .quality.formulas import latent_relative_l2, mean_squared_errors, psnr
 
     pairs = zip(videos.latents, exact.latents, strict=True)
     latents = np.mean([latent_relative_l2(a[:, 1:], b[:, 1:]).mean() for a, b in pairs])

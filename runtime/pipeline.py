@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, CancelledError, UserError
-from ..kernels.ddim import SchedulerConfig, alphas_cumprod
-from ..kernels.frame_init import frame_init_mask
-from ..kernels.guidance import BRANCHES
-from ..kernels.noise import base_noise_shape, mix_noise
+from ..errors import BackendError, UserError
+from ..kernels.ddim import SchedulerConfig
 from .backends import Choice, choose
 from .bundle.bundle import Bundle
 from .call_queue import CallQueue, CancelToken
-from .gpu.generation import GpuGeneration
+from .executor import Executor, open_executor
+from .generation import generate
 from .gpu.options import GpuOptions, check_gpu_options
-from .loop.denoise import FrameInitPlan, Guidance, Latents, denoise_clip
-from .loop.random_streams import RandomStreams
-from .media.camera_motion import camera_motion_crops
-from .media.fit import fit_photo
-from .media.image import ImageSource, check_image, load_image
+from .media.image import ImageSource, check_image
 from .one_process import OneProcess
 from .request.arguments import (
     check_bundle,
@@ -39,8 +32,8 @@ from .request.arguments import (
 )
 from .request.options import GenerationOptions
 from .request.request import Request, check_request
-from .request.settings import FramesCallback, GenerationSettings, ResolvedSettings, StepCallback, StepProgress
-from .stages import Stages, clip_shape
+from .request.settings import FramesCallback, GenerationSettings, StepCallback
+from .stages import clip_shape
 from .time_limit import check_time_limit
 from .time_limit import time_limit as limited
 from .timings import Timings
@@ -51,7 +44,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("consisti2v_rt")
 _PLAIN = GpuOptions()
-_FORKED: list[Stages] = []
+_FORKED: list[Executor] = []
 """Of models that the parent of this process opened, never released: that would wait for threads which only it has."""
 
 
@@ -93,20 +86,19 @@ class ImageToVideo(OneProcess):
         if choice is None:
             check_gpu_options(gpu, device)
         self._asked, self._failed = (threads, precision, gpu), set[str]()
-        self._use(choose(bundle, device, precision) if choice is None else choice)
         try:
             self._scheduler = SchedulerConfig.from_dict(bundle.manifest.scheduler)
         except ValueError as error:
             raise UserError(f"the bundle's scheduler cannot be used: {error}") from None
+        self._use(choose(bundle, device, precision) if choice is None else choice)
 
     def _use(self, choice: Choice) -> None:
         """Run everything by this choice from now on."""
         threads, _, gpu = self._asked
-        self.backend = choice
-        self._gpu = None if choice.backend.device != "cuda" else GpuGeneration(self.bundle, choice, gpu)
-        if self._gpu is None and gpu.device_noise:
+        if gpu.device_noise and choice.backend.device != "cuda":
             raise UserError("device_noise needs a GPU: pass device cuda, or leave it off.")
-        self._stages = Stages(self.bundle, choice, threads, self._gpu)
+        self.backend = choice
+        self._executor = open_executor(self.bundle, choice, self._scheduler, threads, gpu)
 
     @classmethod
     def from_bundle(
@@ -182,8 +174,9 @@ class ImageToVideo(OneProcess):
         request = self.check(image, prompt, settings=settings, **options)
         if time_limit is not None:
             check_time_limit(time_limit)
+        noise = None
         if latents is not None:
-            checked_latents(latents, self._clip_shape(request))
+            noise = checked_latents(latents, clip_shape(self.bundle.manifest.model, request.videos, request.settings))
         for source in request.images:
             check_image(source)
         self._check_open()
@@ -193,8 +186,11 @@ class ImageToVideo(OneProcess):
             while True:
                 timings = Timings()
                 try:
-                    with self._running(token) as stop, limited(time_limit, stop, timings):
-                        return self._animate(image, prompt, settings, latents, callback, on_frames, timings, options)
+                    with self._executor.hold(token) as stop, limited(time_limit, stop, timings):
+                        request = self.check(image, prompt, settings=settings, **options)
+                        for notice in self.new_notices(request):
+                            _log.warning("%s", notice)
+                        return generate(self._executor, request, noise, callback, on_frames, timings)
                 except BackendError as error:
                     # A stage is loaded before the first step and the first frame: the caller saw nothing of this try.
                     if not self._automatic:
@@ -202,98 +198,6 @@ class ImageToVideo(OneProcess):
                     self._failed.add(self.backend.backend.name)
                     _log.warning("%s is not used: %s", self.backend.backend.title, error)
                     self._use(choose(self.bundle, "auto", self._asked[1], self._failed))
-
-    @contextmanager
-    def _running(self, token: CancelToken) -> Iterator[Callable[[], None]]:
-        """Hold the device during the block, and stop what runs when the token is cancelled; gives the stop itself."""
-        gpu, stages = self._gpu, self._stages
-
-        def stop() -> None:
-            stages.cancel()
-            if gpu is not None:
-                gpu.cancel()
-
-        with nullcontext() if gpu is None else gpu.calls.turn(token):
-            # First, so that a cancellation from here on is not taken back.
-            stages.resume()
-            if gpu is not None:
-                gpu.resume()
-            with token.listening(stop):
-                yield stop
-
-    def _animate(
-        self,
-        image: ImageSource | Sequence[ImageSource],
-        prompt: str | Sequence[str],
-        asked: GenerationSettings | None,
-        latents: NDArray[np.float32] | None,
-        callback: StepCallback | None,
-        on_frames: FramesCallback | None,
-        timings: Timings,
-        options: GenerationOptions,
-    ) -> GeneratedVideos:
-        """One attempt with the chosen backend; arguments as :meth:`__call__`."""
-        request = self.check(image, prompt, settings=asked, **options)
-        for notice in self.new_notices(request):
-            _log.warning("%s", notice)
-        settings, prompts, streams = request.settings, request.prompts, request.streams
-        clip_shape = self._clip_shape(request)
-        if latents is not None:
-            latents = checked_latents(latents, clip_shape)
-
-        if self._gpu is not None:
-            self._gpu.begin(self._stages.dims(clip_shape, BRANCHES[settings.guidance]), request)
-        with timings.measure("image"):
-            pixels = [self._pixels(load_image(source), settings) for source in request.images]
-        static = self._stages.encode_images(pixels, prompts, settings, streams, timings)
-        first_frame = static[:, :, :1]
-        texts = self._stages.texts(prompts, request.negatives, settings, timings)
-        with timings.measure("load"):
-            if self._gpu is not None:
-                # One that does not load is found before the loop, not after it.
-                self._stages.session("vae_decoder", clip_shape)
-            unet = self._stages.unet_rows(texts, clip_shape, settings, timings)
-
-        clips = []
-        for clip in range(settings.autoregress_steps):
-            with timings.measure("noise"):
-                given = latents if clip == 0 else None
-                noise = self._noise(clip_shape, settings, streams, clip) if given is None else given
-
-            def report(step: int, timestep: int, current: Latents, clip: int = clip) -> None:
-                assert callback is not None
-                clips, steps = settings.autoregress_steps, settings.num_inference_steps
-                answer = callback(StepProgress(clip, clips, step, steps, timestep, current))
-                # Comparisons of arrays give NumPy's own False.
-                if isinstance(answer, bool | np.bool_) and not answer:
-                    where = f"step {step + 1} of {steps}" + (f" of clip {clip + 1} of {clips}" if clips > 1 else "")
-                    raise CancelledError(f"the callback stopped the call after {where}")
-
-            # What is left of it beside the U-Net and FrameInit: guidance and the scheduler.
-            with timings.measure("loop"):
-                clips.append(
-                    self._denoise_clip(
-                        unet,
-                        first_frame,
-                        static,
-                        noise,
-                        table=request.table,
-                        guidance=self._guidance(settings),
-                        frame_init_plan=self._frame_init(settings, clip_shape),
-                        draw_noise=streams.randn,
-                        timings=timings,
-                        **({} if callback is None else {"on_step": report}),
-                    )
-                )
-            if self._gpu is not None and self._stages.decodes_on_gpu:
-                # Where the memory allows it decodes beside the next clip, which shows this one's last frame once more.
-                self._gpu.decode(self._stages.session("vae_decoder", clip_shape), clips[-1][:, :, min(clip, 1) :])
-            # The next clip begins with the last latent frame, neither decoded nor encoded again.
-            static = first_frame = clips[-1][:, :, -1:]
-
-        result = np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
-        frames = self._stages.decode(result, timings, on_frames)
-        return GeneratedVideos(frames, result, settings, timings)
 
     def check(
         self,
@@ -343,10 +247,9 @@ class ImageToVideo(OneProcess):
         self._closed = True
         self._calls.cancel()
         with self._calls.turn(None):
-            if hasattr(self, "_stages"):
-                self._stages.release()
-                del self._stages
-                self._gpu = None
+            if hasattr(self, "_executor"):
+                self._executor.release()
+                del self._executor
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -359,10 +262,10 @@ class ImageToVideo(OneProcess):
 
     def forked(self) -> None:
         """The child has neither the stages' threads nor the calls that other threads made."""
-        if hasattr(self, "_stages"):
-            _FORKED.append(self._stages)
-            del self._stages
-        self._gpu, self._calls = None, CallQueue()
+        if hasattr(self, "_executor"):
+            _FORKED.append(self._executor)
+            del self._executor
+        self._calls = CallQueue()
         self._closed = self._is_forked = True
 
     def _check_open(self) -> None:
@@ -373,52 +276,3 @@ class ImageToVideo(OneProcess):
             )
         if self._closed:
             raise UserError("this ImageToVideo is closed: open the bundle again with ImageToVideo.from_bundle(...).")
-
-    # -- parts of a call ----------------------------------------------------------------------------------------------
-
-    def _pixels(self, image: Any, settings: ResolvedSettings) -> NDArray[np.float32]:
-        """[1 or f, 3, height, width] in [-1, 1]: the photo, or the crops of a camera motion."""
-        if settings.camera_motion is None:
-            return fit_photo(image, settings.height, settings.width, settings.fit)
-        return camera_motion_crops(
-            image, settings.camera_motion, settings.video_length, settings.height, settings.width, settings.fit
-        )
-
-    def _clip_shape(self, request: Request) -> tuple[int, ...]:
-        """[videos, c, frames, h, w]."""
-        settings = request.settings
-        return clip_shape(self.bundle.manifest.model, request.videos, settings.height, settings.width)
-
-    @property
-    def gpu(self) -> GpuGeneration | None:
-        """What runs on the GPU, and how; None on a processor."""
-        return self._gpu
-
-    @property
-    def _denoise_clip(self) -> Callable[..., Latents]:
-        return denoise_clip if self._gpu is None else self._gpu.denoise_clip
-
-    def _noise(self, shape: tuple[int, ...], settings: ResolvedSettings, streams: RandomStreams, clip: int) -> Any:
-        """The initial noise of a clip; on the GPU where it is drawn there."""
-        kind = settings.noise_sampling_method
-        if self._gpu is not None and self._gpu.options.device_noise:
-            return self._gpu.noise(kind, settings.noise_alpha, shape, clip)
-        base_shape = base_noise_shape(kind, shape)
-        base, independent = streams.noise(base_shape, shape)
-        return mix_noise(kind, base, independent, settings.noise_alpha)
-
-    def _guidance(self, settings: ResolvedSettings) -> Guidance:
-        return Guidance(
-            settings.guidance,
-            settings.guidance_scale_txt,
-            settings.guidance_scale_img,
-            settings.guidance_rescale,
-            settings.guided_steps,
-        )
-
-    def _frame_init(self, settings: ResolvedSettings, clip_shape: tuple[int, ...]) -> FrameInitPlan | None:
-        if not settings.use_frameinit:
-            return None
-        d_s, d_t, order = settings.frameinit_d_s, settings.frameinit_d_t, settings.frameinit_order
-        mask = frame_init_mask(settings.frameinit_filter, *clip_shape[2:], d_s, d_t, order)
-        return FrameInitPlan(float(alphas_cumprod(self._scheduler)[settings.frameinit_noise_level]), mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -20,6 +21,9 @@ from .session import Array, Session
 
 _log = logging.getLogger("consisti2v_rt")
 KeyValues = dict[str, Array]
+"""Of one prompt: each key or value of the text attention by name, [1, heads, 77, c / heads]."""
+Texts = Sequence[Sequence[KeyValues]]
+"""By guidance branch and video, the prompt's branch last."""
 
 
 class PromptTokenizer:

@@ -22,6 +22,8 @@ from consisti2v_rt.runtime.bundle.bundle import hash_files
 DATA = Path(__file__).parent / "data"
 ASSETS = Path(cli.__file__).parent / "assets"
 GOLDEN = DATA / "golden"
+DYNAMIC_BUNDLE = "DYNAMIC_BUNDLE"
+"""Variable with the folder of the fixture `dynamic_bundle`, where a process that started this one made it."""
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +72,8 @@ def signals_as_on_a_terminal() -> None:
 @pytest.fixture(scope="session")
 def dynamic_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of ``random_model("tiny")`` with open batch and size, 64 by 64 by default."""
+    if DYNAMIC_BUNDLE in os.environ:  # made by the process that started this one
+        return Path(os.environ[DYNAMIC_BUNDLE])
     pytest.importorskip("torch")
     from consisti2v_rt.export.bundle_writer import write_bundle
     from consisti2v_rt.export.random_model import random_model

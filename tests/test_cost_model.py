@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consisti2v_rt.benchmarks.cost import kinds
+from consisti2v_rt.benchmarks.cost import graph as kinds
 from consisti2v_rt.benchmarks.cost.command import predict
 from consisti2v_rt.benchmarks.cost.fit import Timing, fit_efficiencies, read_fit
-from consisti2v_rt.benchmarks.cost.gpus import describe_gpu, find_gpu
-from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, count_bundle, load_costs, save_table
-from consisti2v_rt.benchmarks.cost.prediction import PUBLISHED_TFLOP, predict_model
-from consisti2v_rt.benchmarks.cost.roofline import Machine, floor_by_kind
-from consisti2v_rt.benchmarks.cost.stage_costs import Work, totals_by_kind
+from consisti2v_rt.benchmarks.cost.gpus import Machine, describe_gpu, seconds_by_kind
+from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, save_table
+from consisti2v_rt.benchmarks.cost.prediction import predict_model
+from consisti2v_rt.benchmarks.cost.work import Work, totals_by_kind
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.cards import CARDS
@@ -46,7 +46,7 @@ def test_unet_and_conditioning_cost_what_torch_counts(demo_bundle: Path) -> None
     from consisti2v_rt.export.unet import VideoUNet
 
     model = Bundle.open(demo_bundle, verify=False).manifest.model
-    costs, rows = count_bundle(demo_bundle), model.rows
+    costs, rows = load_costs(demo_bundle), model.rows
     size = (model.height // model.vae_scale_factor, model.width // model.vae_scale_factor)
     with torch.device("meta"):
         unet = VideoUNet.from_config(model.unet_config)
@@ -62,8 +62,8 @@ def test_unet_and_conditioning_cost_what_torch_counts(demo_bundle: Path) -> None
 
 def test_an_exported_stage_costs_what_torch_counts(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from consisti2v_rt.benchmarks.cost.graph_shapes import read_graph
-    from consisti2v_rt.benchmarks.cost.stage_costs import count_stage
+    from consisti2v_rt.benchmarks.cost.graph import read_graph
+    from consisti2v_rt.benchmarks.cost.work import count_stage
     from consisti2v_rt.export.onnx_graph import write_graph
     from consisti2v_rt.export.random_model import random_model
     from consisti2v_rt.export.stages import stages
@@ -75,32 +75,16 @@ def test_an_exported_stage_costs_what_torch_counts(tmp_path: Path) -> None:
     assert count_stage(read_graph(tmp_path / "stage.onnx")).flops == pytest.approx(counted, rel=0.005)
 
 
-def full_size_forward(unet_class: Any, batch: int) -> Callable[[], Any]:
-    import torch
-
-    with torch.device("meta"):
-        unet = unet_class()
-        sample, first = torch.empty(batch, 4, 15, 32, 32), torch.empty(batch, 4, 1, 32, 32)
-        text = torch.empty(batch, 77, 1024)
-    return lambda: unet(sample, torch.tensor([981]), text, first, torch.tensor([3]))
-
-
-def test_published_formulation_costs_what_is_recorded() -> None:
-    pytest.importorskip("torch")
-    from consisti2v_rt.benchmarks.published import PublishedUNet
-
-    counted = torch_flops(full_size_forward(lambda: PublishedUNet({}), 2))
-    assert counted / 1e12 == pytest.approx(PUBLISHED_TFLOP[2], rel=2e-4)
-    assert PUBLISHED_TFLOP[2] == 10.879
-
-
 def test_the_stored_full_size_table_is_the_full_size_model() -> None:
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from consisti2v_rt.export.unet import VideoUNet
 
     costs = load_costs(FULL_SIZE)
+    with torch.device("meta"):
+        unet, text = VideoUNet.from_config({}), torch.empty(2, 77, 1024)
+        sample, first = torch.empty(2, 4, 15, 32, 32), torch.empty(2, 4, 1, 32, 32)
     # The torch forward makes the text's keys and values too, which the bundle does once per prompt.
-    counted = torch_flops(full_size_forward(lambda: VideoUNet.from_config({}), 2))
+    counted = torch_flops(lambda: unet(sample, torch.tensor([981]), text, first, torch.tensor([3])))
     own = costs.stages["unet"].flops + 2 * costs.stages["conditioning"].flops
     assert own == pytest.approx(counted, rel=0.005)
 
@@ -112,8 +96,8 @@ def test_the_stored_full_size_table_is_the_full_size_model() -> None:
 def count(tmp_path: Path) -> Callable[..., Any]:
     """Counts a graph given as (op, inputs, outputs, attributes), with the shapes of its inputs and weights."""
     onnx = pytest.importorskip("onnx")
-    from consisti2v_rt.benchmarks.cost.graph_shapes import read_graph
-    from consisti2v_rt.benchmarks.cost.stage_costs import count_stage
+    from consisti2v_rt.benchmarks.cost.graph import read_graph
+    from consisti2v_rt.benchmarks.cost.work import count_stage
 
     def run(
         nodes: Sequence[tuple[str, str, str, dict[str, Any]]],
@@ -128,20 +112,13 @@ def count(tmp_path: Path) -> Callable[..., Any]:
             "small",
             [helper.make_tensor_value_info(name, float32, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(last, float32, None)],
-            [helper.make_tensor(n, float32, s, [0.0] * _size(s)) for n, s in weights.items()],
+            [helper.make_tensor(n, float32, s, [0.0] * prod(s)) for n, s in weights.items()],
         )
         path = tmp_path / "small.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), path)
         return count_stage(read_graph(path))
 
     return run
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
 
 
 def test_flops_of_each_operation(count: Callable[..., Any]) -> None:
@@ -197,7 +174,7 @@ def test_dynamic_sizes_are_refused(count: Callable[..., Any]) -> None:
 
 def test_kinds_of_the_demo_unet(demo_bundle: Path) -> None:
     pytest.importorskip("onnx")
-    totals = {total.kind: total for total in totals_by_kind(count_bundle(demo_bundle).stages["unet"].kernels)}
+    totals = {total.kind: total for total in totals_by_kind(load_costs(demo_bundle).stages["unet"].kernels)}
     # Three spatial and three temporal transformers with a spatial one in the middle: each self-attention runs twice,
     # for the first frame and for the others.
     assert totals[kinds.TEMPORAL_ATTENTION].kernels == 3
@@ -214,7 +191,7 @@ def test_kinds_of_the_demo_unet(demo_bundle: Path) -> None:
 
 
 def test_peaks_are_the_published_ones() -> None:
-    laptop = find_gpu("rtx-4060-laptop")
+    laptop = describe_gpu("rtx-4060-laptop")
     assert laptop.power == 50 and laptop.clock == pytest.approx(1.6e9, rel=0.01)
     peaks = [laptop.peak(*arithmetic) / 1e12 for arithmetic in (("fp16", "fp16"), ("fp16", "fp32"), ("fp8", "fp16"))]
     assert peaks == pytest.approx([39.2, 19.6, 78.5], rel=0.01)
@@ -225,23 +202,23 @@ def test_peaks_are_the_published_ones() -> None:
         ("rtx-5090", 419),
         ("h100", 989.4),
     ):
-        assert find_gpu(name).peak("fp16", "fp16") / 1e12 == pytest.approx(tera, rel=2e-3), name
-    assert find_gpu("rtx-4090").peak("fp16", "fp32") / 1e12 == pytest.approx(165.2, rel=1e-3)
-    assert find_gpu("h200").peak("fp16", "fp32") == find_gpu("h100").peak("fp16", "fp16")
+        assert describe_gpu(name).peak("fp16", "fp16") / 1e12 == pytest.approx(tera, rel=2e-3), name
+    assert describe_gpu("rtx-4090").peak("fp16", "fp32") / 1e12 == pytest.approx(165.2, rel=1e-3)
+    assert describe_gpu("h200").peak("fp16", "fp32") == describe_gpu("h100").peak("fp16", "fp16")
     assert all(card.performance.source for card in CARDS if card.performance is not None)
-    clocks = [find_gpu("rtx-4060-laptop", power).clock for power in (35, 40, 50, 60, 80, 115)]
+    clocks = [describe_gpu("rtx-4060-laptop", power).clock for power in (35, 40, 50, 60, 80, 115)]
     assert clocks == sorted(clocks) and clocks[0] == 1.47e9 and clocks[-1] == 2.37e9
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: find_gpu("rtx-9090"), "not in the table"),
-        (lambda: find_gpu("rtx-4060-laptop", 20), "35 to 115 W"),
+        (lambda: describe_gpu("rtx-9090"), "not in the table"),
+        (lambda: describe_gpu("rtx-4060-laptop", 20), "35 to 115 W"),
         (lambda: describe_gpu("own", architecture="ada", multiprocessors=10), "--clock, --bandwidth, --memory"),
         (lambda: describe_gpu("rtx-4090", clock_ghz=-1.0), "positive"),
         (lambda: describe_gpu("rtx-4090", architecture="volta"), "ampere"),
-        (lambda: find_gpu("rtx-3060").peak("fp8", "fp16"), "no fp8"),
+        (lambda: describe_gpu("rtx-3060").peak("fp8", "fp16"), "no fp8"),
     ],
 )
 def test_refusals_name_what_is_allowed(call: Callable[[], Any], words: str) -> None:
@@ -261,7 +238,7 @@ def test_floor_is_the_slower_of_compute_and_memory() -> None:
     half = Machine(gpu, "fp16", "fp32")
     busy, idle = Work(kinds.LINEAR, 512_000_000_000, 10, 10, 10), Work(kinds.LINEAR, 10, 0, 10**9, 0)
     assert half.floor(busy) == pytest.approx(1.0) and half.floor(idle) == pytest.approx(2.0)
-    assert floor_by_kind({busy: 2, idle: 1}, half) == {kinds.LINEAR: pytest.approx(4.0)}
+    assert seconds_by_kind({busy: 2, idle: 1}, half.floor) == {kinds.LINEAR: pytest.approx(4.0)}
     # FP8: weights of products take a byte, activations two; attention stays FP16.
     eighth = Machine(gpu, "fp8", "fp32")
     assert eighth.traffic(Work(kinds.LINEAR, 1, 100, 10, 10)) == 100 + 40
@@ -278,13 +255,13 @@ def test_fit_finds_the_efficiencies_that_made_the_timings() -> None:
     timings = []
     for mix in mixes:
         floors = dict(zip(true, map(float, mix), strict=True))
-        timings.append(Timing("", floors, sum(floors[kind] / true[kind] for kind in true)))
+        timings.append(Timing(floors, sum(floors[kind] / true[kind] for kind in true)))
     fit = fit_efficiencies(timings)
     assert fit.efficiency == pytest.approx(true, rel=0.01)
     assert fit.residual < 0.005 and fit.left_out_residual is not None and fit.left_out_residual < 0.02
     # A kind that was not timed takes the common efficiency, and errors show in the residuals.
     assert fit.seconds({kinds.NORMALISATION: 1.0}) == {kinds.NORMALISATION: pytest.approx(1 / fit.common)}
-    wrong = [*timings, Timing("", timings[0].floors, 3 * timings[0].seconds)]
+    wrong = [*timings, Timing(timings[0].floors, 3 * timings[0].seconds)]
     assert fit_efficiencies(wrong).residual > 0.1
 
 
@@ -296,7 +273,7 @@ def test_one_timing_scales_everything_alike(tmp_path: Path) -> None:
     assert fit.left_out_residual is None and fit.residual < 1e-6
     assert len({round(value, 6) for value in fit.efficiency.values()}) == 1
     # The run it was fitted to comes out again; a card with half the arithmetic and bandwidth takes twice as long.
-    again = predict_model(costs, find_gpu("rtx-4090"), fit=fit)
+    again = predict_model(costs, describe_gpu("rtx-4090"), fit=fit)
     halved = predict_model(costs, describe_gpu("rtx-4090", multiprocessors=64, bandwidth_gb=504), fit=fit)
     seconds = {stage.name: stage.fitted for stage in again.stages}
     assert seconds["unet"] == pytest.approx(0.2, rel=1e-5)

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from consisti2v_rt.benchmarks.cost import kinds, video_plans
+from consisti2v_rt.benchmarks.cost import graph as kinds
+from consisti2v_rt.benchmarks.cost import prediction as module
 from consisti2v_rt.benchmarks.cost.fit import read_fit
-from consisti2v_rt.benchmarks.cost.gpus import find_gpu
-from consisti2v_rt.benchmarks.cost.layers import layer_work
-from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, stage_graph, unet_nodes
-from consisti2v_rt.benchmarks.cost.prediction import predict_model
-from consisti2v_rt.benchmarks.cost.record_timings import table_name
-from consisti2v_rt.benchmarks.cost.video_plans import plan_of_steps, preset_plans
+from consisti2v_rt.benchmarks.cost.gpus import describe_gpu
+from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, stage_graph
+from consisti2v_rt.benchmarks.cost.prediction import plan_of_steps, predict_model, preset_plans
+from consisti2v_rt.benchmarks.cost.work import layer_work, node_works
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.request.presets import PRESETS
@@ -50,7 +49,7 @@ def test_a_record_of_bench_is_fitted_to(tmp_path: Path) -> None:
     fit = read_fit(save(tmp_path / "record.json", record()), costs)
     assert fit.timings == 2 and fit.residual < 0.05
     # Half a second a step, and on the same card, at its limit of then, again.
-    again = predict_model(costs, find_gpu("rtx-4060-laptop", 60), plans=[plan_of_steps(50)], fit=fit)
+    again = predict_model(costs, describe_gpu("rtx-4060-laptop", 60), plans=[plan_of_steps(50)], fit=fit)
     assert {stage.name: stage.fitted for stage in again.stages}["unet"] == pytest.approx(0.5, rel=0.05)
 
 
@@ -69,32 +68,18 @@ def test_records_that_say_nothing_of_the_gpu(tmp_path: Path, changes: dict[str, 
         read_fit(save(tmp_path / "record.json", record(**changes)), load_costs(FULL_SIZE))
 
 
-@pytest.mark.parametrize(
-    ("reported", "name"),
-    [
-        ("NVIDIA GeForce RTX 4060 Laptop GPU", "rtx-4060-laptop"),
-        ("NVIDIA GeForce RTX 4060", "rtx-4060"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-    ],
-)
-def test_names_that_the_driver_reports(reported: str, name: str) -> None:
-    assert table_name(reported) == name
-
-
 def test_layers_of_a_profile(demo_bundle: Path, tmp_path: Path) -> None:
     """A layer's work is that of its nodes; what passes between them is not traffic."""
     pytest.importorskip("onnx")
     graph = stage_graph(Bundle.open(demo_bundle, verify=False), "unet")
-    single = dict(unet_nodes(demo_bundle))
-    conv = next(
-        node for node in graph.nodes if node.op == "Conv" and graph.consumers[node.outputs[0]][0].name in single
-    )
-    follower = graph.consumers[conv.outputs[0]][0]
+    single = dict(node_works(graph))
+    conv = next(node for node in graph if node.op_type == "Conv" and node.successors()[0].name in single)
+    follower = conv.successors()[0]
     alone, pair = layer_work(graph, conv.name), layer_work(graph, f"{{{conv.name} + {follower.name}}}")
     assert alone == single[conv.name]
     assert pair.kind == alone.kind and pair.flops == alone.flops + single[follower.name].flops
     assert pair.weights == alone.weights + single[follower.name].weights
-    lone_consumer = len(graph.consumers[conv.outputs[0]]) == 1
+    lone_consumer = len(conv.successors()) == 1
     assert pair.read <= alone.read + single[follower.name].read - alone.written
     assert pair.written == single[follower.name].written + (0 if lone_consumer else alone.written)
     with pytest.raises(UserError, match="names no node"):
@@ -114,17 +99,17 @@ def test_presets_cost_their_steps_and_branches(monkeypatch: pytest.MonkeyPatch) 
     assert list(plans) == list(PRESETS) and plans["exact"].forwards == plans["exact"].steps == 50
     # A preset that guides in half of its steps runs one row of two in the other half.
     half = {"halved": {"num_inference_steps": 20, "guidance_interval": (0.0, 0.5)}}
-    monkeypatch.setattr(video_plans, "PRESETS", half)
+    monkeypatch.setattr(module, "PRESETS", half)
     assert [(plan.steps, plan.forwards) for plan in preset_plans("text")] == [(20, 15)]
     # With a single branch no step is cheaper than another.
     assert all(plan.forwards == plan.steps for plan in preset_plans("none"))
-    prediction = predict_model(load_costs(FULL_SIZE), find_gpu("rtx-4060-laptop"), plans=list(plans.values()))
+    prediction = predict_model(load_costs(FULL_SIZE), describe_gpu("rtx-4060-laptop"), plans=list(plans.values()))
     seconds = {video.name: video.stated for video in prediction.videos}
     assert seconds["exact"] == max(seconds.values()) < 900 and seconds["balanced"] < 0.75 * seconds["exact"]
 
 
 def test_memory_of_each_stage_is_judged_alone() -> None:
-    prediction = predict_model(load_costs(FULL_SIZE), find_gpu("rtx-4060-laptop"))
+    prediction = predict_model(load_costs(FULL_SIZE), describe_gpu("rtx-4060-laptop"))
     for stage in prediction.stages:
         assert stage.memory == stage.weights + stage.activations + stage.scratch < prediction.memory_needed
     assert max(prediction.stages, key=lambda stage: stage.memory).name == "unet"

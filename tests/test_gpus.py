@@ -9,7 +9,7 @@ import pytest
 
 import consisti2v_rt
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.cost.gpus import ARCHITECTURES, describe_gpu, find_gpu
+from consisti2v_rt.benchmarks.cost.gpus import ARCHITECTURES, describe_gpu
 from consisti2v_rt.export.engines.libraries import check_machine, find_flavour
 from consisti2v_rt.export.engines.targets import TARGETS, check_precision, find_target
 from consisti2v_rt.runtime.gpu.cards import CARDS, DATA_CENTRE, FAMILIES, closest, find_card, normalised, table
@@ -65,7 +65,7 @@ def test_every_card_is_a_target_and_a_prediction_or_refused_by_name() -> None:
         else:
             check_machine(rtx, target, NO_GPU)
         if card.performance is not None:
-            assert card.performance.architecture in ARCHITECTURES and find_gpu(card.target).name == card.name
+            assert card.performance.architecture in ARCHITECTURES and describe_gpu(card.target).name == card.name
         else:
             with pytest.raises(UserError, match=f"no clock, bandwidth and memory of the {card.name}"):
                 describe_gpu(card.name)
@@ -85,8 +85,8 @@ def test_suggestions() -> None:
 def test_peaks_are_the_published_ones() -> None:
     """TFLOP/s in FP16 with FP16 accumulation, dense, as NVIDIA's architecture papers give them."""
     for name, tera in (("rtx2080ti", 107.6), ("rtx3080", 119), ("rtx3090", 142), ("rtx4080", 194.9)):
-        assert find_gpu(name).peak("fp16", "fp16") / 1e12 == pytest.approx(tera, rel=5e-3), name
-    assert find_gpu("rtx5080").peak("fp16", "fp16") / 1e12 == pytest.approx(225.1, rel=5e-3)
+        assert describe_gpu(name).peak("fp16", "fp16") / 1e12 == pytest.approx(tera, rel=5e-3), name
+    assert describe_gpu("rtx5080").peak("fp16", "fp16") / 1e12 == pytest.approx(225.1, rel=5e-3)
 
 
 def test_precisions() -> None:

@@ -243,7 +243,7 @@ def test_the_constructor_refuses_wrong_types(animate):
         with pytest.raises(UserError) as refusal:
             call()
         assert sentence in str(refusal.value)
-    assert ImageToVideo(bundle, gpu=GpuOptions()).gpu is None
+    assert ImageToVideo(bundle, gpu=GpuOptions()).backend.backend.device == "cpu"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
@@ -422,7 +422,7 @@ def test_a_cancelled_call_says_so():
 def test_a_with_block_closes(demo_bundle, photo):
     with ImageToVideo.from_bundle(demo_bundle, verify=False) as animate:
         animate(photo, "a cat", **FAST)
-        sessions = [weakref.ref(session) for session in animate._stages.sessions.values()]
+        sessions = [weakref.ref(session) for session in animate._executor.stages.sessions.values()]
         assert len(sessions) == 5
     gc.collect()
     assert [session() for session in sessions] == [None] * 5
@@ -449,7 +449,7 @@ def test_close_ends_the_running_call_and_those_that_wait(demo_bundle, photo):
         thread.start()
     assert running.wait(60)
     animate.close()
-    assert not hasattr(animate, "_stages"), "the running call has ended before close returns"
+    assert not hasattr(animate, "_executor"), "the running call has ended before close returns"
     for thread in threads:
         thread.join(60)
     # A call that had not even arrived is refused.

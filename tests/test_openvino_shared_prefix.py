@@ -11,7 +11,7 @@ from consisti2v_rt.errors import CancelledError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.openvino import backend
 from consisti2v_rt.runtime.openvino.session import OpenVinoSession, WholeGraph
-from consisti2v_rt.runtime.openvino.shared_prefix import TEXTLESS_INPUTS, SharedPrefixGraph
+from consisti2v_rt.runtime.openvino.shared_prefix import TEXTLESS_INPUTS, SharedPrefixGraph, cut_before_text, same_cut
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 pytest.importorskip("openvino")
@@ -123,3 +123,34 @@ def test_other_graphs_stay_whole(dynamic_bundle, tiny_bundle, case):
     stage = "vae_decoder" if case == "no text" else "unet"
     session = backend.load(bundle, stage, {**DIMS, "rows": 1 if case == "one row" else 2}, None, "fp32")
     assert isinstance(session._graph, WholeGraph)
+
+
+def test_a_scalar_is_handed_over_whole():
+    """Asked for a size of a scalar, OpenVINO ends the process."""
+    import openvino
+    from openvino import opset13 as op
+
+    def cut(rows: int) -> Any:
+        sample, text = (op.parameter([rows, 2], np.float32, name=name) for name in ("sample", "text"))
+        for parameter in (sample, text):
+            parameter.output(0).set_names({parameter.get_friendly_name()})
+        product = op.matmul(sample, op.constant(np.eye(2, dtype=np.float32)), False, False)
+        zero, last = op.constant(np.int64(0)), op.constant(np.int64(1))
+        width = op.gather(op.convert(op.shape_of(sample), np.float32), last, zero)
+        for name, node in (("product", product), ("width", width)):
+            node.set_friendly_name(name)
+        result = op.add(op.multiply(text, width), product)
+        result.output(0).set_names({"noise_pred"})
+        return cut_before_text(openvino.Model([op.result(result)], [sample, text], "model"), {"sample"})
+
+    one, both = cut(1), cut(2)
+    assert same_cut(one, both, 2)
+    core = openvino.Core()
+    graph = SharedPrefixGraph(one, both, lambda model: core.compile_model(model, "CPU").create_infer_request())
+    sample, text = np.ones((2, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)
+    found = np.zeros((2, 2), np.float32)
+    for name, array in {"sample": sample, "text": text, "noise_pred": found}.items():
+        graph.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+    for step in graph.steps():
+        step()
+    assert found.tolist() == [[3, 5], [7, 9]]

@@ -142,7 +142,7 @@ def test_the_batch_changes_no_number(animate, fixed_demo):
 
 def batches(animate: ImageToVideo) -> int:
     """Rows of the U-Net's last run."""
-    return animate._stages.sessions["unet"].inputs["sample"].shape[0]
+    return animate._executor.stages.sessions["unet"].inputs["sample"].shape[0]
 
 
 def test_a_long_video_goes_on_from_the_last_frame(animate, size):

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from consisti2v_rt import ImageToVideo  # noqa: E402
 from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
-from consisti2v_rt.benchmarks.published.sampling import sample  # noqa: E402
+from consisti2v_rt.benchmarks.published.pipeline import sample  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.runtime.media.image import load_image, preprocess  # noqa: E402

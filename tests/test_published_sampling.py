@@ -13,23 +13,16 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from consisti2v_rt.benchmarks.published import (  # noqa: E402
+from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
+from consisti2v_rt.benchmarks.published.pipeline import (  # noqa: E402
     FrameInitOptions,
-    PublishedUNet,
-    SchedulerOptions,
-    sample,
-    sample_autoregressive,
-)
-from consisti2v_rt.benchmarks.published.frame_init import (  # noqa: E402
+    ddim,
     draw_noise,
+    guide,
     low_pass_filter,
     mix_frequencies,
-)
-from consisti2v_rt.benchmarks.published.sampling import guide  # noqa: E402
-from consisti2v_rt.benchmarks.published.scheduler import (  # noqa: E402
-    DDIMScheduler,
-    alphas_cumprod,
-    spaced_timesteps,
+    sample,
+    sample_autoregressive,
 )
 from consisti2v_rt.errors import UserError  # noqa: E402
 
@@ -51,9 +44,9 @@ LOOPS = (
     "text_cfg_rescale07",
     "text_cfg_trailing_zsnr_v",
 )
-SCHEDULES = {
-    "shipped": SchedulerOptions(),
-    "zsnr": SchedulerOptions(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"),
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "zsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
 }
 
 
@@ -66,15 +59,14 @@ def unet(golden: Path) -> PublishedUNet:
 
 def load_options(golden: Path, tag: str) -> dict[str, Any]:
     entry = json.loads((golden / "pipeline" / "index.json").read_text())[tag]
-    kwargs, scheduler = entry["kwargs"], dict(entry["scheduler"])
-    assert scheduler.pop("clip_sample") is False
+    kwargs = entry["kwargs"]
     frame_init = None
     if kwargs["use_frameinit"]:
         kind, order, d_s, d_t = entry["filter"]
         frame_init = FrameInitOptions(kind, order or 4, d_s, d_t, kwargs["frameinit_noise_level"])
     names = ("num_inference_steps", "guidance_scale_txt", "guidance_scale_img", "guidance_rescale")
     options = {name: kwargs[name] for name in (*names, "frame_stride", "eta")}
-    return {**options, "frame_init": frame_init, "scheduler": SchedulerOptions(**scheduler)}
+    return {**options, "frame_init": frame_init, "scheduler": entry["scheduler"]}
 
 
 @pytest.mark.parametrize("tag", LOOPS)
@@ -150,10 +142,10 @@ def test_scheduler_matches(golden: Path, name: str, relative_l2: Relative) -> No
     tensors = load_file(golden / "pipeline" / "scheduler.safetensors")
     listed = json.loads((golden / "pipeline" / "scheduler.json").read_text())[name]
     for count in (5, 25, 30, 50):
-        assert spaced_timesteps(options, count) == listed[f"timesteps{count}"]
-    assert relative_l2(alphas_cumprod(options), tensors[f"{name}.alphas_cumprod"]) <= EXACT
+        assert ddim(count, **options).timesteps.tolist() == listed[f"timesteps{count}"]
+    assert relative_l2(ddim(**options).alphas_cumprod, tensors[f"{name}.alphas_cumprod"]) <= EXACT
     x, prediction, noise = (tensors[f"{name}.{part}"] for part in ("x", "e", "variance_noise"))
-    ddim = DDIMScheduler(options, 50)
+    scheduler = ddim(**options)
     checked = 0
     for key, expected in tensors.items():
         kind, _, rest = key.removeprefix(f"{name}.").partition("_t")
@@ -161,10 +153,10 @@ def test_scheduler_matches(golden: Path, name: str, relative_l2: Relative) -> No
             continue
         timestep, _, eta = rest.partition(".eta")
         if kind == "add_noise":
-            result = ddim.add_noise(x, noise, int(timestep))
+            result = scheduler.add_noise(x, noise, torch.tensor([int(timestep)]))
         else:
             amount = float(eta.replace("p", "."))
-            result = ddim.step(prediction, int(timestep), x, eta=amount, noise=noise)
+            result = scheduler.step(prediction, int(timestep), x, eta=amount, variance_noise=noise).prev_sample
         assert relative_l2(result, expected) <= EXACT, key
         checked += 1
     assert checked == 9
@@ -199,9 +191,7 @@ def test_what_the_original_cannot_run_is_refused() -> None:
     with pytest.raises(UserError, match="3 text embeddings"):
         sample(torch.nn.Identity(), first, text, noise, guidance_scale_img=1.5)
     with pytest.raises(UserError, match="filter must be one of"):
-        FrameInitOptions("bessel")
+        low_pass_filter((4, 8, 8), FrameInitOptions("bessel"))
     with pytest.raises(UserError, match="noise method"):
         draw_noise((1, 4, 2, 8, 8), "white")
-    with pytest.raises(UserError, match="num_inference_steps"):
-        DDIMScheduler(SchedulerOptions(), 0)
     assert torch.equal(guide(noise, 1.0, 1.0, 0.0), noise)

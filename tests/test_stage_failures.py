@@ -158,7 +158,7 @@ def test_memory_that_runs_out(consisti2v, demo_bundle, photo, tmp_path, monkeypa
     def fail(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Stages, "decode", fail)
+    monkeypatch.setattr(Stages, "decode_frames", fail)
     outcome = consisti2v("generate", "-b", demo_bundle, "-i", photo, "-o", tmp_path / "a.mp4", "--steps", "1")
     assert "not enough memory" in outcome.refusal() and not list(tmp_path.iterdir())
 

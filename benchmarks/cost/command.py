@@ -46,33 +46,28 @@ def predict(
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
     from ...errors import UserError
+    from ...runtime.bundle.bundle import Bundle
     from ...runtime.commands.console import echo, make_console
     from ...runtime.request.settings import whole
     from ..bench.record import write_text
     from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu
-    from .model_costs import FULL_SIZE, load_costs, save_table, unet_nodes
-    from .prediction import predict_model
+    from .model_costs import FULL_SIZE, load_costs, save_table, stage_graph
+    from .prediction import plan_of_steps, predict_model, preset_plans
     from .report import as_json, node_table, print_report
-    from .video_plans import plan_of_steps, preset_plans
+    from .work import node_works
 
     for count in steps or ():
         whole(count, "steps", 1, 1000)
     if precision not in PRECISIONS:
         raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
-    if nodes and bundle is None:
-        raise UserError("--nodes lists the nodes of a bundle: give --bundle too.")
-    described = describe_gpu(
-        gpu,
-        power,
-        architecture=architecture,
-        multiprocessors=sm,
-        clock_ghz=clock,
-        bandwidth_gb=bandwidth,
-        memory_gb=memory,
-    )
-    costs = load_costs(bundle or FULL_SIZE)
-    single = unet_nodes(bundle) if nodes and bundle is not None else None
+    if nodes and (bundle is None or bundle.is_file()):
+        raise UserError("--nodes lists the nodes of a bundle's graph: give its folder with --bundle.")
+    flags = {"architecture": architecture, "multiprocessors": sm, "clock_ghz": clock, "bandwidth_gb": bandwidth}
+    described = describe_gpu(gpu, power, **flags, memory_gb=memory)  # type: ignore[arg-type]
+    costs, single = load_costs(bundle or FULL_SIZE), None
+    if nodes and bundle is not None:
+        single = list(node_works(stage_graph(Bundle.open(bundle, verify=False), "unet")))
     if save_costs is not None:
         try:
             save_table(costs, save_costs)
@@ -81,15 +76,14 @@ def predict(
     fit = None if measured is None else read_fit(measured, costs, bundle)
     plans = [plan_of_steps(count) for count in steps] if steps else preset_plans(costs.guidance)
     prediction = predict_model(costs, described, precision, plans, fit)
-    if json or output is not None:
-        text = json_text.dumps(as_json(prediction, single), indent=2)
-        if output is not None:
-            write_text(output, text + "\n")
-        if json:
-            echo(text)
-            return
-    # Names of GPUs and bundles may hold brackets: they are text, not markup.
-    console = make_console()
-    print_report(prediction, console)
-    if single is not None:
-        console.print(node_table(single, nodes))
+    text = json_text.dumps(as_json(prediction, single), indent=2)
+    if output is not None:
+        write_text(output, text + "\n")
+    if json:
+        echo(text)
+    elif output is None:
+        # Names of GPUs and bundles may hold brackets: they are text, not markup.
+        console = make_console()
+        print_report(prediction, console)
+        if single is not None:
+            console.print(node_table(single, nodes))

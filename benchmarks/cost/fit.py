@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,11 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.files.guarded_read import RECORD, read_json
-from .gpus import describe_gpu
-from .graph_shapes import Graph
-from .kinds import KINDS
-from .layers import layer_work
+from ...runtime.gpu.cards import find_card
+from .gpus import Machine, describe_gpu, seconds_by_kind
+from .graph import KINDS
 from .model_costs import ModelCosts, load_costs, stage_graph
-from .record_timings import timings_of_record
-from .roofline import Machine, floor_by_kind
+from .work import layer_work
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,6 @@ _PULL = (0.03 / 0.5) ** 2
 class Timing:
     """One measured run of a stage, or of one kind of work in it: roofline floor by kind, and seconds taken."""
 
-    label: str
     floors: Mapping[str, float]
     seconds: float
 
@@ -62,38 +61,27 @@ def fit_efficiencies(timings: Sequence[Timing], accumulation: str = "fp32") -> F
     floors = np.array([[timing.floors.get(kind, 0.0) for kind in kinds] for timing in timings])
     seconds = np.array([timing.seconds for timing in timings])
     slowdown, common = _solve(floors, seconds)
-    residual = _relative_errors(floors @ slowdown, seconds)
     left_out = None
     if len(timings) >= 3:
-        errors = []
-        for index in range(len(timings)):
-            rest = np.arange(len(timings)) != index
-            # A kind that only this timing holds takes the others' common slowdown.
-            others, _ = _solve(floors[rest], seconds[rest])
-            errors.append(floors[index] @ others / seconds[index] - 1)
-        left_out = float(np.sqrt(np.mean(np.square(errors))))
-    return Fit(
-        {kind: float(1 / value) for kind, value in zip(kinds, slowdown, strict=True)},
-        1 / common,
-        residual,
-        left_out,
-        len(timings),
-        accumulation,
-    )
+        # A kind that only the timing left out holds takes the others' common slowdown.
+        rests = [np.arange(len(timings)) != index for index in range(len(timings))]
+        others = np.array([_solve(floors[rest], seconds[rest])[0] for rest in rests])
+        left_out = _relative_error((floors * others).sum(axis=1), seconds)
+    efficiency = {kind: float(1 / value) for kind, value in zip(kinds, slowdown, strict=True)}
+    residual = _relative_error(floors @ slowdown, seconds)
+    return Fit(efficiency, 1 / common, residual, left_out, len(timings), accumulation)
 
 
 def _solve(floors: Array, seconds: Array) -> tuple[Array, float]:
     """Slowdown of every kind, and the common one."""
     common = float(seconds.sum() / floors.sum())
-    relative = floors * common / seconds[:, None]
-    pull = np.sqrt(_PULL) * np.eye(floors.shape[1])
-    factors, *_ = np.linalg.lstsq(
-        np.vstack([relative, pull]), np.concatenate([np.ones(len(seconds)), pull.sum(axis=1)]), rcond=None
-    )
+    relative, pull = floors * common / seconds[:, None], np.sqrt(_PULL) * np.eye(floors.shape[1])
+    wanted = np.concatenate([np.ones(len(seconds)), pull.sum(axis=1)])
+    factors, *_ = np.linalg.lstsq(np.vstack([relative, pull]), wanted, rcond=None)
     return common * np.maximum(factors, 0.01), common
 
 
-def _relative_errors(predicted: Array, seconds: Array) -> float:
+def _relative_error(predicted: Array, seconds: Array) -> float:
     return float(np.sqrt(np.mean(np.square(predicted / seconds - 1))))
 
 
@@ -121,45 +109,82 @@ def read_fit(path: Path, default: ModelCosts, bundle: Path | None = None) -> Fit
         gpu, power = data["gpu"], data.get("power")
         found = describe_gpu(gpu, power) if isinstance(gpu, str) else describe_gpu(**{"power": power, **gpu})
         machine = Machine(found, data.get("precision", "fp16"), data.get("accumulation", "fp32"))
+        costs, source = default, bundle
         if "costs" in data:
-            bundle = path.parent / data["costs"]
-        costs = load_costs(bundle) if "costs" in data and bundle is not None else default
-        graphs = _Graphs(bundle)
-        timings = [_timing(entry, costs, graphs, machine) for entry in data["timings"]]
+            source = path.parent / data["costs"]
+            costs = load_costs(source)
+
+        @cache
+        def graph(stage: str) -> Any:
+            if source is None or not source.is_dir():
+                raise UserError("timings of layers need the graph they are of: give its --bundle.")
+            return stage_graph(Bundle.open(source, verify=False), stage)
+
+        timings = []
+        for entry in data["timings"]:
+            label, seconds = entry["stage"], float(entry["seconds"])
+            works = costs.stages[label].kernels
+            if "layer" in entry:
+                works = {layer_work(graph(label), entry["layer"]): 1}
+            floors = seconds_by_kind(works, machine.floor)
+            if "kind" in entry:
+                floors = {entry["kind"]: floors[entry["kind"]]}
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{label}: seconds {seconds}")
+            timings.append(Timing(floors, seconds))
         if not timings:
             raise ValueError("no timings")
-    except UserError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a file of timings ({error}): it needs gpu, and timings by stage.") from None
     return fit_efficiencies(timings, machine.accumulation)
 
 
-class _Graphs:
-    """A bundle's graphs, each read when a layer of it comes up."""
-
-    def __init__(self, bundle: Path | None) -> None:
-        self._bundle = bundle
-        self._read: dict[str, Graph] = {}
-
-    def __getitem__(self, stage: str) -> Graph:
-        if self._bundle is None or not self._bundle.is_dir():
-            raise UserError("timings of layers need the graph they are of: give its --bundle.")
-        if stage not in self._read:
-            self._read[stage] = stage_graph(Bundle.open(self._bundle, verify=False), stage)
-        return self._read[stage]
+_STAGES = {
+    "text encoder": "text_encoder",
+    "conditioning": "conditioning",
+    "VAE encoder": "vae_encoder",
+    "U-Net": "unet",
+    "VAE decoder": "vae_decoder",
+    "forward": "unet",
+}
+"""Rows of a record -> stages."""
 
 
-def _timing(entry: Mapping[str, Any], costs: ModelCosts, graphs: _Graphs, machine: Machine) -> Timing:
-    works = costs.stages[entry["stage"]].kernels
-    label, seconds = entry["stage"], float(entry["seconds"])
-    if "layer" in entry:
-        works = {layer_work(graphs[entry["stage"]], entry["layer"]): 1}
-        label += f", {entry['layer']}"
-    floors = floor_by_kind(works, machine)
-    if "kind" in entry:
-        floors = {entry["kind"]: floors[entry["kind"]]}
-        label += f", {entry['kind']}"
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{label}: seconds {seconds}")
-    return Timing(label, floors, seconds)
+def timings_of_record(data: Mapping[str, Any], costs: ModelCosts) -> dict[str, Any]:
+    """A fit's timings from a record of ``bench BUNDLE`` or ``bench side-by-side`` on a GPU.
+
+    Args:
+        data: the record, as JSON has it.
+        costs: of the bundle that was measured.
+
+    Raises:
+        UserError: measured on no GPU of the table, nothing of it on the GPU, or another size than `costs`.
+    """
+    bundle, gpus = data["bundle"], data["machine"]["gpus"]
+    if any(bundle[key] != getattr(costs, key) for key in ("frames", "height", "width")):
+        raise UserError(
+            f"the timings are of {bundle['frames']} frames of {bundle['width']}x{bundle['height']}, the costs of "
+            f"{costs.frames} of {costs.width}x{costs.height}: give the measured bundle with --bundle."
+        )
+    if not gpus:
+        raise UserError("the timings were measured on a processor: a GPU's efficiencies need a GPU's timings.")
+    for subject in data["subjects"]:
+        ran = subject["device"] == "cuda" and subject["unavailable"] is None
+        if ran and not subject["backend"].startswith("torch"):
+            break
+    else:
+        raise UserError("none of the record's sessions ran on the GPU: measure with --device cuda.")
+    timings = [
+        {"stage": _STAGES[row["name"]], "seconds": median(row.get("device_seconds") or row["seconds"]) / row["runs"]}
+        for row in subject["rows"]
+        if row["name"] in _STAGES
+    ]
+    card = find_card(gpus[0]["name"])
+    if card is None or card.performance is None:
+        raise UserError(
+            f"{gpus[0]['name']} is not in the table with its clock and bandwidth (docs/gpus.md): give the timings in a "
+            "file that describes the GPU."
+        )
+    # Only where the table knows the card at several limits is the limit a choice.
+    power = gpus[0]["power_limit_watts"] if len(card.performance.clocks) > 1 else None
+    return {"gpu": card.slug, "power": power, "precision": subject["precision"], "timings": timings}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ...kernels.guidance import BRANCHES, guided_steps
+from ...runtime.request.presets import PRESETS
 from .fit import Fit
-from .gpus import Gpu
-from .kinds import KINDS
-from .model_costs import ROWS, ModelCosts
-from .roofline import WIDTHS, Machine, floor_by_kind, stated_by_kind
-from .stage_costs import KindTotal, totals_by_kind
-from .video_plans import VideoPlan, plan_of_steps
+from .gpus import WIDTHS, Gpu, Machine, seconds_by_kind
+from .graph import KINDS
+from .model_costs import ModelCosts
+from .work import KindTotal, StageCosts, totals_by_kind
 
 ORIGINAL_REPORT_SECONDS = 900.0
 """What the original project report measured: 50 steps, RTX 4060 Laptop at 50 W."""
@@ -23,17 +24,51 @@ RESERVED = 768 * 2**20
 
 
 @dataclass(frozen=True)
-class KindPrediction:
-    """One kind of work in one U-Net forward; seconds."""
+class VideoPlan:
+    """One way to make a video."""
+
+    name: str
+    steps: int
+    forwards: float
+    """Of the U-Net: steps, each by its share of the guided batch: without guidance the prompt's branch runs alone. The
+    work is then counted in proportion to the rows, which holds while the weights' traffic is small beside it.
+    """
+
+
+def plan_of_steps(steps: int) -> VideoPlan:
+    """Every step guided."""
+    return VideoPlan(f"{steps} steps", steps, float(steps))
+
+
+def preset_plans(guidance: str) -> list[VideoPlan]:
+    """Every preset of :mod:`consisti2v_rt.runtime.request.presets` for a model of this guidance."""
+    plans = []
+    for name, options in PRESETS.items():
+        steps, (start, end) = options["num_inference_steps"], options["guidance_interval"]
+        guided = len(guided_steps(start, end, steps))
+        plans.append(VideoPlan(name, steps, guided + (steps - guided) / BRANCHES[guidance]))
+    return plans
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What some work takes, by four ways of telling."""
+
+    floor_fp16: float
+    """At the peaks with FP16 accumulation, which in FP32 is the same as with FP32's."""
+    floor_fp32: float
+    stated: float
+    fitted: float | None
+    """None without a fit."""
+
+
+@dataclass(frozen=True)
+class KindPrediction(Seconds):
+    """One kind of work in one U-Net forward."""
 
     total: KindTotal
     traffic_bytes: int
     weight_bytes: int
-    floor_fp16: float
-    """With FP16 accumulation, which in FP32 is the same as with FP32's."""
-    floor_fp32: float
-    stated: float
-    fitted: float | None
 
     @property
     def intensity(self) -> float:
@@ -42,17 +77,13 @@ class KindPrediction:
 
 
 @dataclass(frozen=True)
-class StagePrediction:
-    """One stage: one run's seconds, and bytes."""
+class StagePrediction(Seconds):
+    """One run of a stage; sizes in bytes."""
 
     name: str
     runs: float
     """In the first of the videos asked for."""
     flops: int
-    floor_fp16: float
-    floor_fp32: float
-    stated: float
-    fitted: float | None
     weights: int
     activations: int
     scratch: int
@@ -64,19 +95,14 @@ class StagePrediction:
 
 
 @dataclass(frozen=True)
-class VideoPrediction:
-    """Seconds of all stages for one video."""
+class VideoPrediction(Seconds):
+    """All stages for one video."""
 
     name: str
     steps: int
     forwards: float
-    """Of the U-Net, as :class:`VideoPlan` counts them."""
     compute_floor: float
     """All FLOPs at the peak with FP16 accumulation: no kernel can beat it."""
-    floor_fp16: float
-    floor_fp32: float
-    stated: float
-    fitted: float | None
 
 
 @dataclass(frozen=True)
@@ -96,15 +122,11 @@ class Prediction:
         return sum(stage.weights for stage in self.stages) + working + RESERVED
 
     @property
-    def fits(self) -> bool:
-        return self.memory_needed <= self.gpu.memory
-
-    @property
     def published_tflop(self) -> float | None:
         """The published formulation's FLOPs for the same forward, where this is its size."""
-        unet = self.costs.stages["unet"]
         full = (self.costs.frames, self.costs.height, self.costs.width) == (16, 256, 256)
-        return PUBLISHED_TFLOP.get(self.costs.rows) if full and unet.memory.weights > 1e9 else None
+        large = self.costs.stages["unet"].memory.weights > 1e9
+        return PUBLISHED_TFLOP.get(self.costs.rows) if full and large else None
 
     @property
     def original_seconds(self) -> float | None:
@@ -112,14 +134,6 @@ class Prediction:
         same_gpu = self.gpu.name == ORIGINAL_REPORT_GPU and self.gpu.power == 50.0
         same_work = self.published_tflop is not None and self.costs.guidance == "text"
         return ORIGINAL_REPORT_SECONDS if same_gpu and same_work else None
-
-    @property
-    def published_seconds(self) -> tuple[float, float] | None:
-        """Least seconds of 50 steps of the published formulation's FLOPs, in FP32 and in FP16."""
-        if self.published_tflop is None:
-            return None
-        flops = 50 * PUBLISHED_TFLOP[ROWS[self.costs.guidance]] * 1e12
-        return flops / self.gpu.peak("fp32", "fp32"), flops / self.gpu.peak("fp16", "fp16")
 
 
 def predict_model(
@@ -135,74 +149,60 @@ def predict_model(
         UserError: the GPU has no arithmetic of that precision.
     """
     wide, narrow = Machine(gpu, precision, "fp32"), Machine(gpu, precision, "fp16")
-    fitted_on = narrow if fit is not None and fit.accumulation == "fp16" else wide
-    plans = plans or [plan_of_steps(50)]
-    stages = []
-    for name, stage in costs.stages.items():
-        fitted = sum(fit.seconds(floor_by_kind(stage.kernels, fitted_on)).values()) if fit else None
-        # In FP8 the weights of products, nearly all, take one byte.
-        weight_width = 1 if precision == "fp8" else WIDTHS[precision]
-        stages.append(
-            StagePrediction(
-                name,
-                _runs(costs, plans[0])[name],
-                stage.flops,
-                sum(floor_by_kind(stage.kernels, narrow).values()),
-                sum(floor_by_kind(stage.kernels, wide).values()),
-                sum(stated_by_kind(stage.nodes, wide).values()),
-                fitted,
-                stage.memory.weights * weight_width,
-                stage.memory.activations * WIDTHS[precision],
-                stage.memory.scratch * WIDTHS[precision],
-            )
+    plans, width = plans or [plan_of_steps(50)], WIDTHS[precision]
+
+    def times(stage: StageCosts) -> dict[str, dict[str, float]]:
+        """The entries of :class:`Seconds`, by kind."""
+        found = {
+            "floor_fp16": seconds_by_kind(stage.kernels, narrow.floor),
+            "floor_fp32": seconds_by_kind(stage.kernels, wide.floor),
+            "stated": seconds_by_kind(stage.nodes, wide.stated),
+        }
+        return found if fit is None else {**found, "fitted": fit.seconds(found[f"floor_{fit.accumulation}"])}
+
+    def runs(plan: VideoPlan) -> dict[str, float]:
+        once = costs.runs(1)
+        return {**once, "unet": once["unet"] * plan.forwards}
+
+    stages = [
+        StagePrediction(
+            **_seconds({column: sum(by_kind.values()) for column, by_kind in times(stage).items()}),
+            name=name,
+            runs=runs(plans[0])[name],
+            flops=stage.flops,
+            # In FP8 the weights of products, nearly all, take one byte.
+            weights=stage.memory.weights * (1 if precision == "fp8" else width),
+            activations=stage.memory.activations * width,
+            scratch=stage.memory.scratch * width,
         )
-    videos = [_video(costs, stages, narrow, plan) for plan in plans]
-    return Prediction(costs, gpu, precision, _kinds(costs, wide, narrow, fit), stages, videos, fit)
+        for name, stage in costs.stages.items()
+    ]
+    videos = []
+    for plan in plans:
+        count = runs(plan)
+        columns = [column for column in Seconds.__annotations__ if column != "fitted" or fit is not None]
+        summed = {column: sum(getattr(stage, column) * count[stage.name] for stage in stages) for column in columns}
+        compute = sum(stage.flops * count[stage.name] for stage in stages) / gpu.peak(precision, "fp16")
+        named = {"name": plan.name, "steps": plan.steps, "forwards": plan.forwards}
+        videos.append(VideoPrediction(**_seconds(summed), **named, compute_floor=compute))  # type: ignore[arg-type]
+    return Prediction(costs, gpu, precision, _kinds(costs.stages["unet"], times, wide), stages, videos, fit)
 
 
-def _runs(costs: ModelCosts, plan: VideoPlan) -> dict[str, float]:
-    """How often each stage runs for one video."""
-    once = costs.runs(1)
-    return {**once, "unet": once["unet"] * plan.forwards}
+def _seconds(found: Mapping[str, float]) -> dict[str, Any]:
+    return {"fitted": None, **found}
 
 
-def _video(costs: ModelCosts, stages: list[StagePrediction], narrow: Machine, plan: VideoPlan) -> VideoPrediction:
-    runs = _runs(costs, plan)
-    peak = narrow.gpu.peak(narrow.precision, narrow.accumulation)
-    return VideoPrediction(
-        plan.name,
-        plan.steps,
-        plan.forwards,
-        sum(stage.flops * runs[stage.name] for stage in stages) / peak,
-        sum(stage.floor_fp16 * runs[stage.name] for stage in stages),
-        sum(stage.floor_fp32 * runs[stage.name] for stage in stages),
-        sum(stage.stated * runs[stage.name] for stage in stages),
-        sum(stage.fitted * runs[stage.name] for stage in stages if stage.fitted is not None) or None,
-    )
-
-
-def _kinds(costs: ModelCosts, wide: Machine, narrow: Machine, fit: Fit | None) -> list[KindPrediction]:
-    unet = costs.stages["unet"]
-    totals = {total.kind: total for total in totals_by_kind(unet.kernels)}
-    floor_narrow, floor_wide = floor_by_kind(unet.kernels, narrow), floor_by_kind(unet.kernels, wide)
-    stated = stated_by_kind(unet.nodes, wide)
-    fitted = fit.seconds(floor_narrow if fit.accumulation == "fp16" else floor_wide) if fit else {}
+def _kinds(
+    unet: StageCosts, times: Callable[[StageCosts], dict[str, dict[str, float]]], wide: Machine
+) -> list[KindPrediction]:
+    totals, columns = {total.kind: total for total in totals_by_kind(unet.kernels)}, times(unet)
     rows = []
     for kind in KINDS:
         total = totals.get(kind, KindTotal(kind, 0, 0, 0, 0))
-        if not total.kernels and kind not in stated:
-            continue
-        weights = total.weights * wide.weight_width(kind)
-        traffic = weights + (total.traffic - total.weights) * WIDTHS[wide.precision]
-        rows.append(
-            KindPrediction(
-                total,
-                traffic,
-                weights,
-                floor_narrow.get(kind, 0.0),
-                floor_wide.get(kind, 0.0),
-                stated.get(kind, 0.0),
-                fitted.get(kind),
-            )
-        )
+        if total.kernels or kind in columns["stated"]:
+            weights = total.weights * wide.weight_width(kind)
+            traffic = weights + (total.traffic - total.weights) * WIDTHS[wide.precision]
+            # A kind that is all fused away has seconds by its nodes alone.
+            taken = {column: by_kind.get(kind, 0.0) for column, by_kind in columns.items()}
+            rows.append(KindPrediction(**_seconds(taken), total=total, traffic_bytes=traffic, weight_bytes=weights))
     return rows

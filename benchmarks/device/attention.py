@@ -20,6 +20,7 @@ from ...errors import UserError
 from ...export.engines.libraries import find_flavour, load_library
 from ...export.engines.plan import Messages, make_logger
 from ...kernels.cuda.compile import compile_cubin
+from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window_attention import rotation_table, window_positions
 from ...runtime.commands.console import make_console
 from ...runtime.gpu.device import Gpu, open_gpu, probe
@@ -74,11 +75,10 @@ def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str,
         gpu.copy(blocks[name].address, array.ctypes.data, array.nbytes, gpu.stream)
     gpu.stream.sync()
     addresses = {name: block.address for name, block in blocks.items()}
-    kernels = gpu.load_kernels(KERNEL, compile_cubin(KERNEL, "sm_" + gpu.compute_capability.replace(".", "")))
+    architecture = "sm_" + gpu.compute_capability.replace(".", "")
+    kernels = Kernels(gpu.stream, lambda name: compile_cubin(name, architecture))
     sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
-    call = partial(
-        kernels.launch, gpu.stream, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes
-    )
+    call = partial(kernels.launch, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes)
     row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}
     try:
         plan = build_attention(attention_graph(CLIPS, FRAMES, side, HEADS, head_size), gpu.compute_capability)

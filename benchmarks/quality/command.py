@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,14 +58,11 @@ def evaluate(
     from ...runtime.files.replace_files import replacing
     from ...runtime.media.read_video import Video
     from ...runtime.request.settings import parse_settings
-    from .contact_sheet import contact_sheet
-    from .evaluation import evaluate_set, record
+    from .evaluation import contact_sheet, evaluate_set, record, results_table
     from .generation import generate_videos
     from .measures import choose_measures
     from .media_set import MediaSet, match_originals, read_videos
-    from .networks import Networks
-    from .networks.sources import NetworkSources
-    from .table import results_table
+    from .networks import Networks, NetworkSources
 
     console = make_console()
     choose_measures(measure)
@@ -88,34 +85,31 @@ def evaluate(
     sources = NetworkSources(clip, dino, raft, amt, fvd, fvd_weights, lite0, download, device)
     sources.check()
     judged: Sequence[Video]
-    made_by: dict[str, Any] = {"kind": "files", "source": videos.name if videos else ""}
     if bundle is not None and inputs is not None:
         with console.status("generating") as status:
-            judged, made_by = generate_videos(
-                bundle,
-                inputs,
-                output,
-                parse_settings(setting or []),
-                lambda done, total: status.update(f"generating video {min(done + 1, total)} of {total}"),
-                max_rows=max_rows,
-            )
+
+            def show(done: int, total: int) -> None:
+                status.update(f"generating video {min(done + 1, total)} of {total}")
+
+            options = parse_settings(setting or [])
+            judged, made_by = generate_videos(bundle, inputs, output, options, show, max_rows=max_rows)
     else:
         assert videos is not None
         files = read_videos(videos, frames, max_rows)
         judged = files.with_captions(captions, max_rows) if captions else files
+        made_by = {"kind": "files", "source": videos.name}
     media = MediaSet(judged, reference_videos, match_originals(judged, originals) if against else {})
-    networks = Networks(sources)
     with console.status("measuring") as status:
-        results = evaluate_set(media, networks, measure, lambda chosen: status.update(chosen.title))
+        results = evaluate_set(media, Networks(sources), measure, lambda chosen: status.update(chosen.title))
 
     console.print(results_table(results, len(media.videos)))
     evaluation = {"measures": measure or "all", "max_frames": frames, "networks": sources.record()}
     entries = record(media, results, made_by, evaluation)
-    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     report, sheet = output / "quality.json", output / "contact_sheet.png"
     try:
         with replacing([report, sheet]) as (new_report, new_sheet):
-            new_report.write_text(text, encoding="utf-8")
+            text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False)
+            new_report.write_text(text + "\n", encoding="utf-8")
             contact_sheet(media.videos).save(new_sheet, "PNG")
     except OSError as error:
         raise UserError(f'"{report}" cannot be written ({error.strerror}): check space and permissions.') from None

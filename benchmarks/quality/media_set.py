@@ -75,8 +75,7 @@ class VideoFiles(Sequence[Video]):
         for name, _, _ in self._files:
             if Path(name).name not in captions:
                 raise UserError(f'the listing "{listing}" has no caption for {name}: add a row for it.')
-        files = [(name, path, captions[Path(name).name]) for name, path, _ in self._files]
-        return VideoFiles(files, self._max_frames)
+        return VideoFiles([(n, path, captions[Path(n).name]) for n, path, _ in self._files], self._max_frames)
 
 
 def read_videos(source: str | os.PathLike[str], max_frames: int | None = None, max_rows: int = MAX_ROWS) -> VideoFiles:

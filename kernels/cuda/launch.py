@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from .signatures import EntryPoint
 from .sources import SOURCES
 
 
-class LoadedKernels:
-    """The entry points of one kernel source, loaded on the current device.
+class Kernels:
+    """Launches kernels by the name of their entry point; a source is loaded when one of its is first asked for.
 
     Args:
-        name: a kernel of :data:`~.sources.SOURCES`.
-        cubin: from :func:`~.compile.compile_cubin`, for this device's architecture.
-
-    Raises:
-        ValueError: there is no such kernel.
+        stream: where they run, in order: cuda.core's Stream.
+        cubin_of: name of a source -> its cubin for this device's architecture.
     """
 
-    def __init__(self, name: str, cubin: bytes) -> None:
+    def __init__(self, stream: Any, cubin_of: Callable[[str], bytes]) -> None:
+        self._stream, self._cubin_of = stream, cubin_of
+        self._entries: dict[str, tuple[EntryPoint, str]] = {
+            entry.name: (entry, source.name) for source in SOURCES.values() for entry in source.entry_points
+        }
+        self._code: dict[str, Any] = {}
+
+    def load(self, *sources: str) -> None:
+        """Load sources now, so that what cannot be loaded is found before anything runs."""
         from cuda.core import ObjectCode
 
-        if name not in SOURCES:
-            raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(SOURCES)}.")
-        self.source = SOURCES[name]
-        self._code = ObjectCode.from_cubin(cubin, name=name)
-        self._kernels = {entry.name: self._code.get_kernel(entry.name) for entry in self.source.entry_points}
+        for source in sources:
+            if source not in self._code:
+                self._code[source] = ObjectCode.from_cubin(self._cubin_of(source), name=source)
 
-    def launch(self, stream: Any, entry: str, /, **values: Any) -> None:
-        """Launch an entry point on a stream (or into a graph being captured); sizes of 0 launch nothing.
+    def launch(self, name: str, /, **values: Any) -> None:
+        """Enqueue an entry point (or put it into a graph being captured); sizes of 0 launch nothing.
 
         Args:
-            stream: cuda.core's Stream or GraphBuilder.
-            entry: its name.
-            values: all its arguments by name; pointers as ints, cuda.core Buffers, or None for null.
+            name: of the entry point.
+            values: all its arguments by name; pointers as ints or objects with ``__int__``, None for null.
 
         Raises:
-            ValueError: as :meth:`~.signatures.EntryPoint.call`.
+            ValueError: there is no such entry point, or as :meth:`~.signatures.EntryPoint.call`.
         """
         from cuda.core import LaunchConfig, launch
 
-        addressed = {name: int(value.handle) if hasattr(value, "handle") else value for name, value in values.items()}
-        call = self.source.entry_point(entry).call(**addressed)
-        if not call.is_empty:
-            launch(stream, LaunchConfig(grid=call.grid, block=call.threads), self._kernels[entry], *call.values)
+        if name not in self._entries:
+            raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(self._entries)}.")
+        entry, source = self._entries[name]
+        call = entry.call(**values)
+        if call.is_empty:
+            return
+        self.load(source)
+        kernel = self._code[source].get_kernel(name)
+        launch(self._stream, LaunchConfig(grid=call.grid, block=call.threads), kernel, *call.values)

@@ -7,22 +7,29 @@ from events. Nothing waits for a step but the slot it needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-
-from ...errors import CancelledError, UserError
 from ...kernels.sampler import StepTable
-from ..loop.denoise import FrameInitPlan, Guidance, Latents
+from ..loop.denoise import FrameInitPlan, Guidance, Latents, OnStep
 from ..timings import Timings
 from .device import Gpu
 from .frame_init import DeviceFrameInit
+from .kept import Kept
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory
 from .pacing import IN_FLIGHT, Pacer
 from .step_work import StepKey, StepWork
 from .unet_on_device import DeviceUNet
 
-OnStep = Callable[[int, int, Latents], None]
+
+@dataclass(frozen=True)
+class DeviceNoise:
+    """A scheduler's fresh noise, drawn on the GPU by the Philox kernel."""
+
+    stream: int
+    """Offset of the clip's Philox streams."""
+    seeds: list[int]
+    """One for each video."""
 
 
 class DeviceLoop:
@@ -30,92 +37,85 @@ class DeviceLoop:
 
     Args:
         gpu, kernels: where and with what.
+        check_cancelled: raises :class:`CancelledError` once the call is cancelled; asked before each step.
         use_graph: False enqueues every step as it is.
     """
 
-    def __init__(self, gpu: Gpu, kernels: GpuKernels, *, use_graph: bool = True) -> None:
+    def __init__(
+        self, gpu: Gpu, kernels: GpuKernels, check_cancelled: Callable[[], None], *, use_graph: bool = True
+    ) -> None:
         self._gpu, self._kernels, self._memory, self._use_graph = gpu, kernels, GpuMemory(gpu), use_graph
-        self._cancelled = False
-        self._frame_init: tuple[tuple[int, ...], DeviceFrameInit] | None = None
-        self._work: tuple[DeviceUNet, StepWork] | None = None
-
-    def cancel(self) -> None:
-        """Stop before the next step is enqueued."""
-        self._cancelled = True
-
-    def resume(self) -> None:
-        self._cancelled = False
+        self._check_cancelled = check_cancelled
+        self._frame_init = Kept[DeviceFrameInit]()
+        self._work = Kept[StepWork]()
 
     @property
     def graph_reasons(self) -> dict[str, str]:
         """Kind of step -> why it runs without a CUDA graph; empty text where it runs with one."""
-        return self._work[1].graph_reasons() if self._work else {}
+        return self._work.value.graph_reasons() if self._work.value else {}
 
     def denoise_clip(
         self,
         unet: DeviceUNet,
-        first_frame: Latents,
-        static_video: Latents,
+        first_frame: Latents | DeviceArray,
+        static_video: Latents | DeviceArray,
         noise: Latents | DeviceArray,
         *,
         table: StepTable,
         guidance: Guidance,
         frame_init_plan: FrameInitPlan | None,
-        draw_noise: Callable[[tuple[int, ...]], Latents],
+        draw_noise: Callable[[tuple[int, ...]], Latents] | DeviceNoise,
         on_step: OnStep | None = None,
         timings: Timings | None = None,
-        device_noise: tuple[int, list[int]] | None = None,
-    ) -> Latents:
-        """Latents of one clip per video; arguments and result as of :func:`~..denoise.denoise_clip`.
+    ) -> DeviceArray:
+        """Latents of one clip per video, float32 [videos * f, c, h, w]: frame by frame, as the decoder reads them.
+        Arguments as of :func:`~..loop.denoise.denoise_clip`; arrays are on the host or the device.
 
         Args:
-            noise: on the host or the device.
+            draw_noise: draws on the host, or says how the device does.
             on_step: told each step once it is done, a few steps late; None: no latents are copied to the host.
             timings: "unet" is the GPU's time for all steps, guidance and scheduler included.
-            device_noise: offset of the Philox streams and a seed per video: fresh noise is drawn on the device, and
-                `draw_noise` is not called.
 
         Raises:
-            CancelledError: :meth:`cancel` was called.
-            UserError: the result is not finite.
+            CancelledError: the call was cancelled.
         """
         timings = Timings() if timings is None else timings
-        work = self._prepare(unet, noise.shape, table, guidance, device_noise)
+        on_device = draw_noise if isinstance(draw_noise, DeviceNoise) else None
+        work = self._work_for(unet, noise.shape, table, guidance, on_device)
         with timings.measure("frame_init"):
-            noisy = self._frame_init_for(noise.shape).initial_latents(
-                static_video, noise, frame_init_plan, work.latents
-            )
-        clean = self._memory.upload(first_frame.astype(np.float32, copy=False))
+            init = self._frame_init.get(noise.shape, lambda: DeviceFrameInit(self._gpu, self._kernels, noise.shape))
+            noisy = init.initial_latents(static_video, noise, frame_init_plan, work.latents)
+        clean = self._memory.on_device(first_frame)
         unet.set_first_frames(clean, noisy if guidance.mode == "both" else None)
-        work.start(table, guidance, device_noise[1] if device_noise else None)
+        work.start(table, guidance, on_device.seeds if on_device else None)
+        from_host = None if isinstance(draw_noise, DeviceNoise) or not table.needs_noise else draw_noise
         try:
-            seconds = self._run_steps(work, table, guidance, None if device_noise else draw_noise, on_step)
+            seconds = self._run_steps(work, table, guidance, from_host, on_step)
         except BaseException:
             # Steps under way still use the buffers that the next call will write.
             self._gpu.stream.sync()
             raise
         timings.add("unet", seconds)
-        latents = self._memory.download(work.latents)
-        if not np.isfinite(latents).all():
-            raise UserError(
-                "the denoised latents are not finite: try another --precision, and check the bundle with "
-                "'consisti2v inspect'."
-            )
-        return np.concatenate([first_frame, latents], axis=2)
+        videos, channels, frames, height, width = noise.shape
+        result = self._memory.empty((videos * frames, channels, height, width), "float32")
+        for video in range(videos):
+            first = video * frames
+            self._memory.copy_frames(result[first : first + 1], clean[video : video + 1])
+            self._memory.copy_frames(result[first + 1 : first + frames], work.latents[video : video + 1])
+        return result
 
     def _run_steps(
         self,
         work: StepWork,
         table: StepTable,
         guidance: Guidance,
-        draw_noise: Callable[[tuple[int, ...]], Latents] | None,
+        from_host: Callable[[tuple[int, ...]], Latents] | None,
         on_step: OnStep | None,
     ) -> float:
         """All steps; seconds of GPU time."""
         shape = work.key.shape
         timesteps = [int(timestep) for timestep in table.timesteps]
         previews = [self._memory.pinned(shape, "float32") for _ in range(IN_FLIGHT)] if on_step else []
-        from_host = draw_noise if table.needs_noise else None
         fresh = [self._memory.pinned(shape, "float32") for _ in range(IN_FLIGHT)] if from_host else []
 
         def finished(step: int) -> None:
@@ -126,8 +126,7 @@ class DeviceLoop:
         pacer.start()
         for step in range(len(timesteps)):
             pacer.make_room()
-            if self._cancelled:
-                raise CancelledError
+            self._check_cancelled()
             if from_host is not None and work.noise is not None:
                 fresh[step % IN_FLIGHT].array[...] = from_host(shape)
                 self._memory.copy(work.noise, fresh[step % IN_FLIGHT])
@@ -138,31 +137,21 @@ class DeviceLoop:
         pacer.drain()
         return pacer.seconds()
 
-    def _prepare(
+    def _work_for(
         self,
         unet: DeviceUNet,
         clip_shape: tuple[int, ...],
         table: StepTable,
         guidance: Guidance,
-        device_noise: tuple[int, list[int]] | None,
+        on_device: DeviceNoise | None,
     ) -> StepWork:
         videos, channels, frames, height, width = clip_shape
-        offset = device_noise[0] if device_noise and table.needs_noise else None
         key = StepKey(
             steps=len(table.timesteps),
             states=table.states,
             shape=(videos, channels, frames - 1, height, width),
             rescale=guidance.rescale,
             needs_noise=table.needs_noise,
-            device_noise_stream=offset,
+            device_noise_stream=on_device.stream if on_device and table.needs_noise else None,
         )
-        if self._work is None or self._work[0] is not unet or self._work[1].key != key:
-            self._work = None  # freed before the new buffers are made
-            self._work = (unet, StepWork(self._gpu, self._kernels, unet, key, self._use_graph))
-        return self._work[1]
-
-    def _frame_init_for(self, shape: tuple[int, ...]) -> DeviceFrameInit:
-        if self._frame_init is None or self._frame_init[0] != shape:
-            self._frame_init = None
-            self._frame_init = (shape, DeviceFrameInit(self._gpu, self._kernels, shape))
-        return self._frame_init[1]
+        return self._work.get((unet, key), lambda: StepWork(self._gpu, self._kernels, unet, key, self._use_graph))

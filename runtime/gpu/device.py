@@ -1,12 +1,12 @@
 """The GPU: whether there is one, and the few driver calls that the rest of this folder is built on.
 
-Everything that touches the driver is a method of :class:`Gpu`. Tests put a stand-in with the same methods in its place,
-which keeps its "device memory" in NumPy arrays, so that all the code above it runs without a GPU.
+Everything that touches the driver is a method of :class:`Gpu`, but for the launch of a kernel.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -197,26 +197,42 @@ class Gpu:
 
         _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))
 
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Copy `rows` pieces of `width` bytes, a pitch from one to the next, in the order of :attr:`stream`."""
+        from cuda.bindings import driver
+
+        shape = driver.CUDA_MEMCPY2D()
+        shape.srcMemoryType = shape.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        shape.srcDevice, shape.srcPitch = source, source_pitch
+        shape.dstDevice, shape.dstPitch = target, target_pitch
+        shape.WidthInBytes, shape.Height = width, rows
+        _check(driver.cuMemcpy2DAsync(shape, self.stream.handle))
+
     def fill(self, address: int, nbytes: int, byte: int, stream: Any) -> None:
         """Set every byte."""
         from cuda.bindings import driver
 
         _check(driver.cuMemsetD8Async(address, byte, nbytes, stream.handle))
 
-    # -- graphs and kernels --------------------------------------------------------------------------------------------
+    # -- graphs --------------------------------------------------------------------------------------------
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` enqueues on :attr:`stream`, as a graph; nothing of it runs now.
+
+        Garbage is collected before and not meanwhile: it may hold device memory, which is freed on the stream.
 
         Raises:
             Exception: whatever `work` raises, or the driver where it does something that cannot be captured.
         """
         from cuda.bindings import driver
 
+        gc.collect()
         # Not by cuda.core's builder: what it does after an invalidated capture destroys a graph that is gone.
         stream = self.stream.handle
         # Relaxed: a runtime may allocate or query on the way; what that breaks, the check of the graph finds.
         _check(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+        collects = gc.isenabled()
+        gc.disable()
         try:
             work()
         except BaseException:
@@ -225,17 +241,14 @@ class Gpu:
             if int(status) == 0:
                 driver.cuGraphDestroy(graph)
             raise
+        finally:
+            if collects:
+                gc.enable()
         (graph,) = _check(driver.cuStreamEndCapture(stream))
         try:
             return Graph(*_check(driver.cuGraphInstantiate(graph, 0)))
         finally:
             driver.cuGraphDestroy(graph)
-
-    def load_kernels(self, name: str, cubin: bytes) -> Any:
-        """A kernel source's entry points: ``launch(stream, entry, **values)``."""
-        from ...kernels.cuda.launch import LoadedKernels
-
-        return LoadedKernels(name, cubin)
 
 
 class Graph:

@@ -49,8 +49,12 @@ class DeviceSession(ABC):
         """Read or write this tensor at the array's address from the next run on."""
 
     @abstractmethod
-    def _enqueue(self, stream: Any) -> None:
-        """Put one run on the stream and return."""
+    def prepare(self) -> None:
+        """Bring the weights to the GPU and make the context, unless they are there."""
+
+    @abstractmethod
+    def enqueue(self) -> None:
+        """Put one run on the GPU's stream and return."""
 
     @abstractmethod
     def with_dims(self, dims: Mapping[str, int]) -> DeviceSession:
@@ -70,8 +74,13 @@ class DeviceSession(ABC):
 
     @property
     @abstractmethod
-    def generation(self) -> tuple[int, ...]:
+    def address_version(self) -> tuple[int, ...]:
         """Changes when something moved in memory, so that work captured before must not be replayed."""
+
+    @property
+    @abstractmethod
+    def context_version(self) -> int:
+        """Changes when :meth:`prepare` made a context anew: its first run may compile, and must not be captured."""
 
     # -- the device side -----------------------------------------------------------------------------------------------
 
@@ -115,10 +124,6 @@ class DeviceSession(ABC):
         if previous is None or previous.address != array.address:
             self._set_address(name, array)
 
-    def enqueue(self, stream: Any = None) -> None:
-        """Run once, in the order of the stream (the GPU's own where none is given); returns at once."""
-        self._enqueue(stream or self._gpu.stream)
-
     # -- the host side: the Session protocol ---------------------------------------------------------------------------
 
     @property
@@ -158,7 +163,7 @@ class DeviceSession(ABC):
             self.bind(name, self.device_inputs[name])
         for name, device in self.device_outputs.items():
             self.bind(name, device)
-        self.enqueue(stream)
+        self.enqueue()
         for name, array in self.outputs.items():
             self._gpu.copy(array.ctypes.data, self.device_outputs[name].address, array.nbytes, stream)
         stream.sync()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from ...errors import DerivedFileError, UserError
 from ..bundle.bundle import Bundle
@@ -19,6 +20,10 @@ from . import onnx_cuda_start
 from .device import Gpu, open_gpu, probe
 from .jit_cache import CacheKey, JitCache
 from .memory import SharedScratch, WeightTurns
+from .preflight import Need, need_of_engines, need_of_graphs
+
+if TYPE_CHECKING:
+    from ..backends import Choice
 
 TITLES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 _EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
@@ -160,3 +165,18 @@ def load_onnx(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int 
     gpu.make_current()
     spec = stage_graph(bundle, stage, precision)
     return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, turns, bundle.graph(spec), precision), spec, dims)
+
+
+def need(bundle: Bundle, choice: Choice, stages: tuple[str, ...], dims: Mapping[str, int], rows: int) -> Need:
+    """What these stages need of the GPU's memory as the chosen backend runs them.
+
+    Args:
+        dims: sizes of dynamic dimensions.
+        rows: of the loop's buffers: guidance branches times videos.
+    """
+    name, precision = choice.backend.name, choice.precision
+    if name not in TITLES:
+        graphs = {stage: stage_graph(bundle, stage, precision) for stage in stages}
+        return need_of_graphs(bundle, graphs, dims, rows)
+    found = {stage: find_engine(bundle.manifest, stage, name, precision, machine(name)) for stage in stages}
+    return need_of_engines(bundle, {s: e for s, e in found.items() if e is not None}, dims, rows)

@@ -40,13 +40,17 @@ class DeviceFrameInit:
         """Whether the last transform ran there."""
 
     def initial_latents(
-        self, static_video: Latents, noise: Latents | DeviceArray, plan: FrameInitPlan | None, latents: DeviceArray
+        self,
+        static_video: Latents | DeviceArray,
+        noise: Latents | DeviceArray,
+        plan: FrameInitPlan | None,
+        latents: DeviceArray,
     ) -> DeviceArray:
         """Write the frames to denoise, [videos, c, f-1, h, w], into `latents`.
 
         Args:
-            static_video: [videos, c, 1 or f, h, w] on the host.
-            noise: [videos, c, f, h, w], on the host or the device.
+            static_video: [videos, c, 1 or f, h, w], on the host or the device.
+            noise: [videos, c, f, h, w], likewise.
             plan: None: the noise is all there is.
 
         Returns:
@@ -54,8 +58,8 @@ class DeviceFrameInit:
         """
         transform = None if plan is None else self._prepare()
         if plan is not None and transform is None:
-            host = noise if isinstance(noise, np.ndarray) else self._memory.download(noise)
-            noise, plan = frame_init(static_video, host, plan.alpha_cumprod, plan.mask), None
+            static, drawn = self._memory.on_host(static_video), self._memory.on_host(noise)
+            noise, plan = frame_init(static, drawn, plan.alpha_cumprod, plan.mask), None
         self.on_device = plan is not None
         if isinstance(noise, np.ndarray):
             self._memory.upload(noise, self._noise)
@@ -76,11 +80,13 @@ class DeviceFrameInit:
         )
         return first_frame
 
-    def _correction(self, static_video: Latents, plan: FrameInitPlan, transform: RealTransform) -> DeviceArray:
+    def _correction(
+        self, static_video: Latents | DeviceArray, plan: FrameInitPlan, transform: RealTransform
+    ) -> DeviceArray:
         """IFFT(M F(z - noise)), unnormalised, in the difference's memory."""
         assert self._spectrum is not None
         alpha = np.float32(plan.alpha_cumprod)
-        static = self._memory.upload(static_video.astype(np.float32, copy=False))
+        static = self._memory.on_device(static_video)
         self._kernels.launch(
             "frame_init_difference",
             static_latents=static,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ...errors import UserError
-from ...kernels.cuda.sources import SOURCES
+from ...errors import BackendError, UserError, first_line
+from ...kernels.cuda.launch import Kernels
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import KernelSpec
 from ..install import install_hint
@@ -15,27 +13,28 @@ ELEMENT_SUFFIX = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """dtype of a U-Net's or decoder's arrays -> suffix of the entry points that take it."""
 
 
-class GpuKernels:
-    """Launches kernels by the name of their entry point; a source is loaded when one of its is first asked for."""
+class GpuKernels(Kernels):
+    """The launcher, with the cubins of a bundle.
+
+    A source that cannot be loaded is a :class:`BackendError`: the driver refuses it, or there is no kernel for this
+    card and no compiler. A file that is missing or damaged is a :class:`UserError`.
+    """
 
     def __init__(self, gpu: Gpu, bundle: Bundle) -> None:
+        super().__init__(gpu.stream, self._cubin)
         self._gpu, self._bundle = gpu, bundle
-        self._loaded: dict[str, Any] = {}
-        self._home = {entry.name: source.name for source in SOURCES.values() for entry in source.entry_points}
 
-    def launch(self, entry: str, on: Any = None, /, **values: Any) -> None:
-        """Enqueue an entry point on a stream, the GPU's own where none is given.
-
-        Arrays are given as :class:`~.memory.DeviceArray`; None is null.
-
-        Raises:
-            UserError: there is no kernel for this card and no compiler, or its file is missing or damaged.
-        """
-        name = self._home[entry]
-        if name not in self._loaded:
-            self._loaded[name] = self._gpu.load_kernels(name, self._cubin(name))
-        addressed = {key: int(value) if hasattr(value, "address") else value for key, value in values.items()}
-        self._loaded[name].launch(on or self._gpu.stream, entry, **addressed)
+    def load(self, *sources: str) -> None:
+        for source in sources:
+            try:
+                super().load(source)
+            except UserError:
+                raise
+            except Exception as error:
+                raise BackendError(
+                    f"the CUDA driver refuses the kernels {source} of this bundle ({first_line(error)}): update the "
+                    "driver, or run 'consisti2v build BUNDLE --target current'."
+                ) from None
 
     def _cubin(self, name: str) -> bytes:
         spec = find_cubin(self._bundle.manifest.kernels, name, self._gpu.compute_capability)
@@ -47,7 +46,7 @@ class GpuKernels:
 
             return compile_cubin(name, "sm_" + self._gpu.compute_capability.replace(".", ""))
         except Exception as error:
-            raise UserError(
+            raise BackendError(
                 f"the bundle has no kernels for compute capability {self._gpu.compute_capability}, and they cannot be "
                 f"compiled here ({str(error).splitlines()[0]}): run 'consisti2v build BUNDLE --target current', or "
                 f"{install_hint('kernels')}."

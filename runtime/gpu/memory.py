@@ -118,6 +118,24 @@ class GpuMemory:
             raise ValueError(f"{sizes[1]} bytes do not fit {sizes[0]}")
         self._gpu.copy(target.address, source.address, sizes[0], stream or self._gpu.stream)
 
+    def copy_frames(self, target: DeviceArray, source: DeviceArray) -> None:
+        """Latents [1, c, frames, h, w] of a video -> [frames, c, h, w], as the VAE takes them; returns at once."""
+        _, channels, frames = source.shape[:3]
+        if (target.shape[:2], target.nbytes) != ((frames, channels), source.nbytes):
+            raise ValueError(f"latents {list(source.shape)} do not fit {list(target.shape)}")
+        plane = source.nbytes // (channels * frames)
+        for frame in range(frames):
+            to, start = target.address + frame * channels * plane, source.address + frame * plane
+            self._gpu.copy_rows(to, plane, start, frames * plane, plane, channels)
+
+    def on_device(self, array: Array | DeviceArray) -> DeviceArray:
+        """The array itself, or a float32 copy of a host array."""
+        return array if isinstance(array, DeviceArray) else self.upload(array.astype(np.float32, copy=False))
+
+    def on_host(self, array: Array | DeviceArray) -> Array:
+        """The array itself, or a copy of a device array; waits for the stream."""
+        return self.download(array) if isinstance(array, DeviceArray) else array
+
     def fill(self, array: DeviceArray, byte: int) -> None:
         """Set every byte: 0, or 255, which is NaN in every float type."""
         self._gpu.fill(array.address, array.nbytes, byte, self._gpu.stream)
@@ -156,13 +174,13 @@ class WeightTurns:
 class SharedScratch:
     """One block of working memory for engines that run in turn on one stream, as large as the largest asks for.
 
-    It only grows. Growing moves it: :attr:`generation` then counts up, and whoever keeps the address asks again.
+    It only grows. Growing moves it: :attr:`version` then counts up, and whoever keeps the address asks again.
     """
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._block: Block | None = None
-        self.generation = 0
+        self.version = 0
 
     def reserve(self, nbytes: int) -> None:
         """Make it at least this large."""
@@ -171,7 +189,7 @@ class SharedScratch:
         # Freed first: the old and the new block need not both fit.
         self._block = None
         self._block = self._gpu.allocate(nbytes)
-        self.generation += 1
+        self.version += 1
 
     @property
     def address(self) -> int:

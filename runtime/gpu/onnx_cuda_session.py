@@ -45,7 +45,7 @@ class OnnxCudaGraph:
     def __init__(self, gpu: Gpu, turns: WeightTurns, graph: GraphSource | Path, precision: str) -> None:
         self._gpu, self._turns, self.source, self._precision = gpu, turns, GraphSource.of(graph), precision
         self._session: Any | None = None
-        self.moves = 0
+        self.weights_version = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
         self.bindings: dict[int, Any] = {}
         """Of the sessions over this graph, by their identity."""
@@ -65,7 +65,7 @@ class OnnxCudaGraph:
         if self._session is not None:
             self._session = None
             self.bindings.clear()  # they keep the session alive
-            self.moves += 1
+            self.weights_version += 1
 
     def _load(self) -> None:
         import onnxruntime
@@ -100,7 +100,7 @@ class OnnxCudaGraph:
                 ", ".join(f"{count} {kind}" for kind, count in elsewhere.items()),
             )
         self._session = session
-        self.moves += 1
+        self.weights_version += 1
 
 
 class OnnxCudaSession(DeviceSession):
@@ -135,17 +135,22 @@ class OnnxCudaSession(DeviceSession):
         element_type: Any = _BFLOAT16 if array.dtype == "bfloat16" else STORAGE[array.dtype]
         bind(name, "cuda", 0, element_type, list(array.shape), array.address)
 
-    def _enqueue(self, stream: Any) -> None:
-        if stream is not self._gpu.stream:
-            raise ValueError("ONNX Runtime runs on the stream it was loaded with")
-        session = self._graph.session
+    def prepare(self) -> None:
+        self._binding()
+
+    def _binding(self) -> Any:
+        session = self._graph.session  # loads the weights where they are gone, and the bindings are gone with them
         binding = self._graph.bindings.get(id(self))
         if binding is None:
             self._graph.bindings[id(self)] = binding = session.io_binding()
             for name, array in self._bound.items():
                 self._bind(binding, name, array)
+        return binding
+
+    def enqueue(self) -> None:
+        binding = self._binding()
         with stage_failures(stage_of(self._graph.source.file_name), "ONNX Runtime CUDA"):
-            session.run_with_iobinding(binding, self._run_options)
+            self._graph.session.run_with_iobinding(binding, self._run_options)
 
     def with_dims(self, dims: Mapping[str, int]) -> OnnxCudaSession:
         return OnnxCudaSession(self._gpu, self._graph, self._stage, dims)
@@ -154,8 +159,12 @@ class OnnxCudaSession(DeviceSession):
         self._graph.release()
 
     @property
-    def generation(self) -> tuple[int, ...]:
-        return (self._graph.moves,)
+    def address_version(self) -> tuple[int, ...]:
+        return (self._graph.weights_version,)
+
+    @property
+    def context_version(self) -> int:
+        return self._graph.weights_version
 
 
 def left_on_processor(session: Any) -> dict[str, int]:

@@ -46,11 +46,6 @@ class Need:
         largest = max(self.weights.values(), default=0)
         return largest + max(self.scratch.values(), default=0) + self.buffers + RESERVE
 
-    @property
-    def overlapped(self) -> int:
-        """All weights, and working memory for a decoder that runs beside the U-Net."""
-        return self.resident + self.scratch.get("vae_decoder", 0)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,9 +53,11 @@ class Plan:
 
     low_vram: bool
     """Only one stage's weights on the GPU at a time."""
-    overlap: bool
-    """The VAE decodes a clip beside the next one's denoising."""
-    told: str
+    needed: int
+    """Bytes."""
+    known: bool
+    """Whether `needed` is all of it, or the least."""
+    message: str
     """Needed against free memory, in one line."""
     warning: str | None = None
 
@@ -95,14 +92,10 @@ def plan(need: Need, free: int, total: int, low_vram: bool | None) -> Plan:
             warning = (
                 f"{full} of GPU memory would be needed to keep all stages there, and {there}: going on as --low-vram"
             )
-        return Plan(True, False, _told(lean, there), warning)
+        return Plan(True, need.one_stage, need.known, f"GPU memory: {lean} needed, {there}", warning)
     if low_vram:
-        return Plan(True, False, _told(lean, there))
-    return Plan(False, need.known and need.overlapped <= free, _told(full, there))
-
-
-def _told(needed: str, there: str) -> str:
-    return f"GPU memory: {needed} needed, {there}"
+        return Plan(True, need.one_stage, need.known, f"GPU memory: {lean} needed, {there}")
+    return Plan(False, need.resident, need.known, f"GPU memory: {full} needed, {there}")
 
 
 def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Mapping[str, int], rows: int) -> Need:

@@ -1,21 +1,23 @@
 """A denoising step as one CUDA graph: enqueued once as it is, captured, checked, then replayed for every step.
 
-The check is there because a capture can go wrong without a word: work on another stream or device leaves an EMPTY
-graph. So the outputs are poisoned with NaN, the graph is replayed on the same input as the eager step, and both
-results are compared. A graph that fails is not used; the loop then runs as it is, and the reason is kept.
+The check is there because a capture can fail silently: work on another stream or device leaves an EMPTY graph. So the
+outputs are poisoned with NaN, the graph is replayed on the same input as the eager step, and both results are compared.
+A graph that fails is not used; the loop then runs without, and the reason is kept. The check costs two steps and is
+made once for each engine and shape.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...errors import CancelledError, UserError
+from ...errors import CancelledError, UserError, first_line
 from ..loop.finite import is_finite
-from .device import Gpu
+from .device import Gpu, Graph
 from .memory import DeviceArray, GpuMemory
 
 _log = logging.getLogger("consisti2v_rt")
@@ -23,90 +25,82 @@ _log = logging.getLogger("consisti2v_rt")
 _TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
 class StepGraph:
-    """One step's work, replayable.
+    """A captured step, or why there is none."""
+
+    graph: Graph | None
+    reason: str = ""
+    """Why steps run without a graph; empty where they run with it."""
+
+
+def capture_step(gpu: Gpu, enqueue: Callable[[], None]) -> StepGraph:
+    """Capture a step that was checked before on the same engine; it does not run now.
 
     Args:
-        gpu: where it runs.
         enqueue: puts the step's work on the GPU's stream; the same work on the same memory each time.
+    """
+    try:
+        return StepGraph(gpu.capture(enqueue))
+    except (CancelledError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        return _without(f"the step cannot be captured ({first_line(error)})")
+
+
+def capture_and_check(
+    gpu: Gpu,
+    enqueue: Callable[[], None],
+    *,
+    changes: Sequence[DeviceArray],
+    poisoned: Sequence[DeviceArray],
+    compared: Sequence[DeviceArray],
+) -> StepGraph:
+    """Run a step once as it is, capture it, replay it, and compare; all arrays are afterwards what they were before.
+
+    Args:
         changes: every array that the step changes: put back after the check.
         poisoned: those of them that the step writes in full, whatever they held.
         compared: the result, compared between eager and graph.
-        use_graph: False runs the step as it is.
+
+    Raises:
+        UserError: the step's result is not finite.
     """
+    memory = GpuMemory(gpu)
+    before = [memory.download(array) for array in changes]
 
-    def __init__(
-        self,
-        gpu: Gpu,
-        enqueue: Callable[[], None],
-        *,
-        changes: Sequence[DeviceArray],
-        poisoned: Sequence[DeviceArray],
-        compared: Sequence[DeviceArray],
-        use_graph: bool = True,
-    ) -> None:
-        self._gpu, self._memory, self._enqueue = gpu, GpuMemory(gpu), enqueue
-        self._changes, self._poisoned, self._compared = changes, poisoned, compared
-        self._graph: Any | None = None
-        self.reason = "switched off"
-        """Why steps run without a graph; empty where they run with it."""
-        if use_graph:
-            self._prepare()
+    def put_back() -> None:
+        for array, host in zip(changes, before, strict=True):
+            memory.upload(host, array)
+        gpu.stream.sync()
 
-    @property
-    def captured(self) -> bool:
-        return self._graph is not None
+    # The first run compiles kernels and allocates: that must not be captured.
+    enqueue()
+    eager = [memory.download(array) for array in compared]
+    put_back()
+    if not all(is_finite(result) for result in eager):
+        raise UserError(
+            "the first denoising step gave numbers that are not finite: try another --precision, and check the "
+            "bundle with 'consisti2v inspect'."
+        )
+    captured = capture_step(gpu, enqueue)
+    if captured.graph is None:
+        return captured
+    for array in poisoned:
+        memory.fill(array, 255)
+    captured.graph.launch(gpu.stream)
+    replayed = [memory.download(array) for array in compared]
+    put_back()
+    for name, expected, result in zip(("prediction", "latents"), eager, replayed, strict=False):
+        problem = difference(expected, result)
+        if problem:
+            return _without(f"the captured step's {name} {problem}")
+    return captured
 
-    def run(self) -> None:
-        """Enqueue one step; returns at once."""
-        if self._graph is not None:
-            self._graph.launch(self._gpu.stream)
-        else:
-            self._enqueue()
 
-    def _prepare(self) -> None:
-        """Capture and check; all arrays are afterwards what they were before."""
-        before = [self._memory.download(array) for array in self._changes]
-        # The first run compiles kernels and allocates: that must not be captured.
-        self._enqueue()
-        eager = self._results()
-        self._put_back(before)
-        if not all(is_finite(result) for result in eager):
-            raise UserError(
-                "the first denoising step gave numbers that are not finite: try another --precision, and check the "
-                "bundle with 'consisti2v inspect'."
-            )
-        try:
-            graph = self._gpu.capture(self._enqueue)
-        except (CancelledError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            self._fall_back(f"the step cannot be captured ({lines[0]})")
-            return
-        for array in self._poisoned:
-            self._memory.fill(array, 255)
-        graph.launch(self._gpu.stream)
-        replayed = self._results()
-        self._put_back(before)
-        for name, expected, result in zip(("prediction", "latents"), eager, replayed, strict=False):
-            problem = difference(expected, result)
-            if problem:
-                self._fall_back(f"the captured step's {name} {problem}")
-                return
-        self._graph, self.reason = graph, ""
-
-    def _results(self) -> list[Any]:
-        return [self._memory.download(array) for array in self._compared]
-
-    def _put_back(self, before: list[Any]) -> None:
-        for array, host in zip(self._changes, before, strict=True):
-            self._memory.upload(host, array)
-        self._gpu.stream.sync()
-
-    def _fall_back(self, reason: str) -> None:
-        self.reason = reason
-        _log.warning("steps run without a CUDA graph: %s", reason)
+def _without(reason: str) -> StepGraph:
+    _log.warning("steps run without a CUDA graph: %s", reason)
+    return StepGraph(None, reason)
 
 
 def difference(expected: Any, result: Any) -> str:

@@ -19,7 +19,7 @@ from ..loop.denoise import Guidance
 from .device import Gpu
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory
-from .step_graph import StepGraph
+from .step_graph import StepGraph, capture_and_check, capture_step
 from .unet_on_device import DeviceUNet
 
 FRESH_NOISE = 2
@@ -63,6 +63,7 @@ class StepWork:
         self._seeds = memory.zeros((videos,), "uint64") if key.device_noise_stream is not None else None
         self._moments = memory.zeros((videos, MOMENT_BLOCKS, 4), "float64") if key.rescale > 0 else None
         self._graphs: dict[tuple[bool, bool], tuple[Any, StepGraph]] = {}
+        """(guided, shallow) -> the graph, and the version of the addresses that it was captured with."""
 
     @property
     def latents(self) -> DeviceArray:
@@ -89,7 +90,12 @@ class StepWork:
 
     def run(self, guided: bool) -> None:
         """Enqueue the next step, with guidance or the prompt's branch alone, whole or shallow; returns at once."""
-        self._graph(guided, self._unet.cache.reuses(guided)).run()
+        reuse = self._unet.cache.reuses(guided)
+        graph = self._graph(guided, reuse).graph
+        if graph is None:
+            self._enqueue(guided, reuse)
+        else:
+            graph.launch(self._gpu.stream)
 
     def graph_reasons(self) -> dict[str, str]:
         """Kind of step -> why it runs without a graph; empty text where it runs with one."""
@@ -99,19 +105,33 @@ class StepWork:
         }
 
     def _graph(self, guided: bool, reuse: bool) -> StepGraph:
+        self._unet.prepare(guided)
+        version = self._unet.address_version(guided)
         known = self._graphs.get((guided, reuse))
-        if known is None or known[0] != self._unet.generation:
-            graph = StepGraph(
-                self._gpu,
-                lambda: self._enqueue(guided, reuse),
-                changes=[self.state, self._step, self._unet.timestep, self._unet.rows, self._unet.predictions],
-                poisoned=[self._unet.predictions],
-                compared=[self._used_predictions(guided), self.latents],
-                use_graph=self._use_graph,
-            )
-            # The first run may have brought weights back: what was captured is of the generation after it.
-            self._graphs[guided, reuse] = known = (self._unet.generation, graph)
+        if known is None or known[0] != version:
+            captured = self._capture(guided, reuse) if self._use_graph else StepGraph(None, "switched off")
+            self._graphs[guided, reuse] = known = (version, captured)
         return known[1]
+
+    def _capture(self, guided: bool, reuse: bool) -> StepGraph:
+        unet, key = self._unet, self.key
+        kind = (reuse, key.states, key.rescale > 0, key.needs_noise, key.device_noise_stream is None)
+
+        def enqueue() -> None:
+            self._enqueue(guided, reuse)
+
+        if unet.was_checked(guided, kind):
+            return capture_step(self._gpu, enqueue)
+        captured = capture_and_check(
+            self._gpu,
+            enqueue,
+            changes=[self.state, self._step, unet.timestep, unet.rows, unet.predictions],
+            poisoned=[unet.predictions],
+            compared=[self._used_predictions(guided), self.latents],
+        )
+        if captured.graph is not None:
+            unet.set_checked(guided, kind)
+        return captured
 
     def _used_predictions(self, guided: bool) -> DeviceArray:
         rows = self._unet.videos * (self._unet.branches if guided else 1)

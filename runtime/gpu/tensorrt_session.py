@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakSet
@@ -66,14 +67,13 @@ class Engine:
         self._read = plan.read_bytes if isinstance(plan, Path) else plan
         self.spec, self.module, self._turns, self._onnx = spec, module, turns, GraphSource.of(onnx)
         self._jit_cache = jit_cache
-        self._saved = False
         self.sessions: WeakSet[TensorRTSession] = WeakSet()
         self._logger = _collecting_logger(module)
         self._runtime = module.Runtime(self._logger)
         self._engine: Any | None = None
-        self.generation = 0
+        self.context_version = 0
         """Counts up when contexts made before cannot be used any more."""
-        self.moves = 0
+        self.weights_version = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
         self._load()
 
@@ -97,8 +97,8 @@ class Engine:
         # An engine built for weight streaming keeps on the GPU what fits there; others have nothing to stream.
         if getattr(self._engine, "streamable_weights_size", 0) > 0:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
-        self.generation += 1
-        self.moves += 1
+        self.context_version += 1
+        self.weights_version += 1
         if self._deferred:
             self._load_weights(plan)
 
@@ -111,7 +111,7 @@ class Engine:
     def _load_weights(self, plan: Any) -> None:
         assert self._engine is not None
         if not self._engine.load_weights(plan):
-            raise UserError(
+            raise BackendError(
                 f"the weights of {self.name} cannot be loaded ({self.failure()}): close other programs that use "
                 "the GPU, or pass --low-vram."
             )
@@ -125,7 +125,7 @@ class Engine:
         assert self._engine is not None
         if self._deferred and not self._engine.weights_loaded:
             self._load_weights(self._read())
-            self.moves += 1
+            self.weights_version += 1
         return self._engine
 
     def release(self) -> None:
@@ -133,7 +133,7 @@ class Engine:
         self._turns.leave(self)
         if self._engine is None:
             return
-        self.moves += 1
+        self.weights_version += 1
         if self._deferred:
             if self._engine.weights_loaded:
                 self._engine.unload_weights()
@@ -147,7 +147,7 @@ class Engine:
         """An execution context without working memory of its own.
 
         Raises:
-            UserError: the library makes none, for want of memory for example.
+            BackendError: the library makes none, for want of memory for example.
         """
         engine, strategy = self.engine, self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(engine, "create_runtime_config"):
@@ -163,14 +163,16 @@ class Engine:
         else:
             context = engine.create_execution_context(strategy)
         if context is None:
-            raise UserError(f"{self.name} cannot be prepared for running ({self._logger.last()}).")
+            raise BackendError(
+                f"{self.name} cannot be prepared for running ({self.failure()}): close other programs that use the "
+                "GPU, or build it for this machine with 'consisti2v build BUNDLE --target current'."
+            )
         return context
 
     def save_jit_cache(self) -> None:
-        """Keep what was compiled for this card, once: later runs compile nothing."""
-        if self._jit_cache is not None and not self._saved:
+        """Keep what was compiled for this card: later processes compile nothing."""
+        if self._jit_cache is not None:
             self._jit_cache.save()
-            self._saved = True
 
     def tensors(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs as the engine itself names them; dynamic sizes as in the manifest, by name."""
@@ -217,6 +219,8 @@ class TensorRTSession(DeviceSession):
         super().__init__(gpu, inputs, outputs)
         self._engine, self._stage, self._scratch = engine, stage, scratch
         self._context: Any | None = None
+        self._contexts = 0
+        """How many were made."""
         self._made_for = -1
         self._scratch_set = -1
         self._profile = 0
@@ -231,7 +235,7 @@ class TensorRTSession(DeviceSession):
         self._context = None
 
     def _set_address(self, name: str, array: DeviceArray) -> None:
-        if self._context is None or self._made_for != self._engine.generation:
+        if self._context is None or self._made_for != self._engine.context_version:
             self._ready_context()  # takes every bound array, this one included
         elif not self._context.set_tensor_address(name, array.address):
             raise RuntimeError(f"{self._engine.name} does not take an address for {name}")
@@ -239,9 +243,10 @@ class TensorRTSession(DeviceSession):
     def _ready_context(self) -> Any:
         """The context, made anew where the sizes or the engine changed."""
         engine = self._engine.engine
-        if self._context is None or self._made_for != self._engine.generation:
+        if self._context is None or self._made_for != self._engine.context_version:
             self._context = self._engine.create_context()
-            self._made_for, self._scratch_set = self._engine.generation, -1
+            self._contexts += 1
+            self._made_for, self._scratch_set = self._engine.context_version, -1
             if self._profile and not self._context.set_optimization_profile_async(
                 self._profile, int(self._gpu.stream.handle)
             ):
@@ -255,21 +260,24 @@ class TensorRTSession(DeviceSession):
                 self._set_address(name, array)
         return self._context
 
-    def _enqueue(self, stream: Any) -> None:
-        with stage_failures(stage_of(PurePosixPath(self._stage.file).name), "TensorRT"):
+    def prepare(self) -> None:
+        with self._failures():
+            self._ready_context()
+
+    def _failures(self) -> AbstractContextManager[None]:
+        return stage_failures(stage_of(PurePosixPath(self._stage.file).name), "TensorRT")
+
+    def enqueue(self) -> None:
+        with self._failures():
             context = self._ready_context()
-            if self._scratch_set != self._scratch.generation:
+            if self._scratch_set != self._scratch.version:
                 context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-                self._scratch_set = self._scratch.generation
-            if not context.execute_async_v3(int(stream.handle)):
+                self._scratch_set = self._scratch.version
+            if not context.execute_async_v3(int(self._gpu.stream.handle)):
                 raise RuntimeError(f"{self._engine.name} did not run: {self._engine.failure()}")
 
     def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
         return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)
-
-    def on_scratch(self, scratch: SharedScratch) -> TensorRTSession:
-        """The same stage with working memory of its own, to run beside others on another stream."""
-        return TensorRTSession(self._gpu, self._engine, self._stage, self._dims or {}, scratch)
 
     def forget_context(self) -> None:
         """Let go of the engine's context; the next run makes another."""
@@ -282,8 +290,12 @@ class TensorRTSession(DeviceSession):
         self._engine.save_jit_cache()
 
     @property
-    def generation(self) -> tuple[int, ...]:
-        return self._engine.moves, self._scratch.generation
+    def address_version(self) -> tuple[int, ...]:
+        return self._engine.weights_version, self._scratch.version
+
+    @property
+    def context_version(self) -> int:
+        return self._contexts
 
 
 def choose_profile(spec: EngineSpec, dims: Mapping[str, int]) -> int:

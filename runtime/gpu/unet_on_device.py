@@ -6,7 +6,6 @@ batch they run in turns, each turn reading and writing its own part of the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,15 +13,14 @@ import numpy as np
 
 from ...errors import UserError
 from ..loop.feature_cache import CachePolicy
+from ..text import Texts
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels
-from .memory import Array, DeviceArray, GpuMemory
+from .memory import DeviceArray, GpuMemory
 
 _ALIGNMENT = 256
 """Bytes, of the memory an engine reads and writes."""
-
-Texts = Sequence[Sequence[Mapping[str, Array]]]
 
 
 class DeviceUNet:
@@ -68,10 +66,22 @@ class DeviceUNet:
         self._frame_suffix = ELEMENT_SUFFIX[frame.dtype]
         self.timestep = self.memory.zeros((1,), "int64")
         self._guided = self._row_set(session, self._all, 0)
-        self._alone = self._guided if branches == 1 else self._prompt_rows()
+        self._alone: _RowSet | None = self._guided if branches == 1 else None
+        self._texts: tuple[Texts, int] | None = None
+        self._checked: set[Any] = set()
 
     def _prompt_rows(self) -> _RowSet:
-        """The prompt's rows, the last ones, for steps without guidance; in a batch of their own where there is one."""
+        """The prompt's rows, the last ones, for steps without guidance; in a batch of their own where there is one.
+
+        Made when a step first needs them: a context for another batch takes memory and time to compile.
+        """
+        if self._alone is None:
+            self._alone = self._make_prompt_rows()
+            if self._texts is not None:
+                self._alone.set_texts(self.memory, *self._texts)
+        return self._alone
+
+    def _make_prompt_rows(self) -> _RowSet:
         session, first = self._session, (self.branches - 1) * self.videos
         batch = session.device_inputs["sample"].shape[0]
         if batch > self.videos and "rows" in session.dims:
@@ -88,9 +98,10 @@ class DeviceUNet:
 
     def set_texts(self, texts: Texts, frame_stride: int) -> None:
         """Keys and values of every branch and video, and the frame stride of all rows; kept until set again."""
-        flat = [text for branch in texts for text in branch]
-        for rows in {id(r): r for r in (self._guided, self._alone)}.values():
-            rows.set_texts(self.memory, flat, frame_stride)
+        self._texts = texts, frame_stride
+        for rows in (self._guided, self._alone):
+            if rows is not None:
+                rows.set_texts(self.memory, texts, frame_stride)
 
     def set_first_frames(self, clean: DeviceArray, noisy: DeviceArray | None) -> None:
         """What each branch sees as frame 0, float32 [videos, c, 1, h, w]: the noisy one in the first branch where it is
@@ -114,12 +125,31 @@ class DeviceUNet:
 
         With `reuse` by a shallow step, from the deep features of the last whole step of the same kind.
         """
-        (self._guided if guided else self._alone).enqueue(self, reuse)
+        self._rows(guided).enqueue(self, reuse)
 
-    @property
-    def generation(self) -> tuple[Any, ...]:
-        """Changes when captured work must not be replayed."""
-        return (*self._guided.generation, *self._alone.generation)
+    def prepare(self, guided: bool) -> None:
+        """Bring the weights and contexts of a kind of step to the GPU, before its addresses are captured."""
+        for session in self._rows(guided).sessions():
+            session.prepare()
+
+    def address_version(self, guided: bool) -> tuple[Any, ...]:
+        """Changes when a captured step must not be replayed."""
+        return tuple(session.address_version for session in self._rows(guided).sessions())
+
+    def was_checked(self, guided: bool, kind: Any) -> bool:
+        """Whether a captured step of this kind was compared with the eager one, and no context was made since; after
+        :meth:`prepare`.
+        """
+        return self._check_key(guided, kind) in self._checked
+
+    def set_checked(self, guided: bool, kind: Any) -> None:
+        self._checked.add(self._check_key(guided, kind))
+
+    def _check_key(self, guided: bool, kind: Any) -> tuple[Any, ...]:
+        return (guided, kind, *(session.context_version for session in self._rows(guided).sessions()))
+
+    def _rows(self, guided: bool) -> _RowSet:
+        return self._guided if guided else self._prompt_rows()
 
 
 class _Turns:
@@ -142,12 +172,11 @@ class _RowSet:
             features = session.device_outputs["deep_features"]
             self._features = [memory.zeros(features.shape, features.dtype) for _ in range(turns.turns)]
 
-    @property
-    def generation(self) -> tuple[Any, ...]:
-        sessions = (self._session,) if self._shallow is None else (self._session, self._shallow)
-        return tuple(session.generation for session in sessions)
+    def sessions(self) -> tuple[DeviceSession, ...]:
+        return (self._session,) if self._shallow is None else (self._session, self._shallow)
 
-    def set_texts(self, memory: GpuMemory, flat: Sequence[Mapping[str, Array]], frame_stride: int) -> None:
+    def set_texts(self, memory: GpuMemory, texts: Texts, frame_stride: int) -> None:
+        flat = [text for branch in texts for text in branch]
         last = self._first + self._turns.count - 1
         batch = self._turns.batch
         fresh = not self._texts

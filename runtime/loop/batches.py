@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +11,12 @@ from ...errors import UserError
 from ...kernels.guidance import BRANCHES
 from ..bundle.manifest import Manifest
 from ..request.settings import ResolvedSettings
-from ..session import Array, Session
+from ..session import Session
+from ..text import Texts
 from ..timings import Timings
 from .denoise import Latents
 from .feature_cache import FeatureCache
 from .finite import check_finite, is_finite
-
-Texts = Sequence[Sequence[Mapping[str, Array]]]
 
 
 class UNetRows:

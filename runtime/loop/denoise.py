@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.frame_init import frame_init
+from ...kernels.ddim import SchedulerConfig, alphas_cumprod
+from ...kernels.frame_init import frame_init, frame_init_mask
 from ...kernels.guidance import GuidanceMode, combine_guidance
 from ...kernels.sampler import StepTable, linear_step
+from ..request.settings import ResolvedSettings
 from ..timings import Timings
 
 Latents = NDArray[np.float32]
+OnStep = Callable[[int, int, Latents], None]
+"""Called after a step with its index, its timestep and the latents."""
+
+
+class Decoded(NamedTuple):
+    """What is left of a call's clips."""
+
+    frames: NDArray[np.uint8]
+    """[videos, frames, height, width, 3]."""
+    latents: Latents
+    """[videos, c, frames, h, w]."""
+
+
+def join_clips(clips: Sequence[Latents]) -> Latents:
+    """Clips -> one video; each clip but the first begins with the last frame of the one before, which counts once."""
+    return np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
 
 
 class NoisePredictor(Protocol):
@@ -44,6 +62,17 @@ class Guidance:
     rescale: float = 0.0
     steps: range | None = None
 
+    @classmethod
+    def of(cls, settings: ResolvedSettings) -> Guidance:
+        """What the settings of a call ask for."""
+        return cls(
+            settings.guidance,
+            settings.guidance_scale_txt,
+            settings.guidance_scale_img,
+            settings.guidance_rescale,
+            settings.guided_steps,
+        )
+
     def acts_in(self, step: int) -> bool:
         return self.steps is None or step in self.steps
 
@@ -54,6 +83,15 @@ class FrameInitPlan:
 
     alpha_cumprod: float
     mask: Latents
+
+    @classmethod
+    def of(cls, settings: ResolvedSettings, scheduler: SchedulerConfig, shape: tuple[int, ...]) -> FrameInitPlan | None:
+        """What the settings ask for, for latents [videos, c, f, h, w]; None: FrameInit is off."""
+        if not settings.use_frameinit:
+            return None
+        d_s, d_t, order = settings.frameinit_d_s, settings.frameinit_d_t, settings.frameinit_order
+        mask = frame_init_mask(settings.frameinit_filter, *shape[2:], d_s, d_t, order)
+        return cls(float(alphas_cumprod(scheduler)[settings.frameinit_noise_level]), mask)
 
 
 def denoise_clip(
@@ -66,7 +104,7 @@ def denoise_clip(
     guidance: Guidance,
     frame_init_plan: FrameInitPlan | None,
     draw_noise: Callable[[tuple[int, ...]], Latents],
-    on_step: Callable[[int, int, Latents], None] = lambda step, timestep, latents: None,
+    on_step: OnStep | None = None,
     timings: Timings | None = None,
 ) -> Latents:
     """Latents of one clip per video.
@@ -75,13 +113,14 @@ def denoise_clip(
         unet: predicts the noise.
         first_frame: [videos, c, 1, h, w] clean latents of the photo.
         static_video: [videos, c, 1 or f, h, w]: the photo held still, or moved by the camera; FrameInit's low
-        frequencies. noise: [videos, c, f, h, w], frame 0 included.
+            frequencies.
+        noise: [videos, c, f, h, w], frame 0 included.
         table: timesteps, and one linear map per step.
         guidance: branches, scales, and the steps they act in.
         frame_init_plan: None switches FrameInit off.
         draw_noise: standard normal noise of a shape, in the published order; called at every step of a table that
             needs noise.
-        on_step: called after each step with its index, its timestep and the latents.
+        on_step: called after each step; None: nobody is.
         timings: FrameInit's time is counted as "frame_init".
 
     Returns:
@@ -110,5 +149,6 @@ def denoise_clip(
         )
         fresh = draw_noise(noise_pred.shape) if table.needs_noise else None
         state = linear_step(state, noise_pred, table.matrices[step], fresh)
-        on_step(step, int(timestep), state[0])
+        if on_step is not None:
+            on_step(step, int(timestep), state[0])
     return np.concatenate([first_frame, state[0]], axis=2)

@@ -21,7 +21,6 @@ from ..install import install_hint
 from ..session import Array, resolve_shape
 from ..stage_failure import stage_failures, stage_of
 from .graph_in_memory import read_in_memory
-from .rewrites import fold_constants, rewrite
 from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -108,7 +107,6 @@ class OpenVinoSession:
         threads: None leaves the choice to OpenVINO (one per physical core).
         precision: what float32 operations are computed in: fp32, or bf16 and fp16 where the processor has them.
         cache: folder for compiled graphs; None: nothing is written. A full U-Net takes as much there as its weights.
-        winograd: 3-tap convolutions by minimal filtering, in fp32 only; see :mod:`.rewrites`.
         textless: inputs that are the same for all guidance branches; what reads nothing else is computed once for rows
             that agree in them, see :mod:`.shared_prefix`.
 
@@ -126,7 +124,6 @@ class OpenVinoSession:
         *,
         precision: str = "fp32",
         cache: Path | None = None,
-        winograd: bool = True,
         textless: Collection[str] = (),
     ) -> None:
         self._openvino = runtime()
@@ -136,7 +133,6 @@ class OpenVinoSession:
             self._config["INFERENCE_NUM_THREADS"] = threads
         if cache is not None:
             self._config["CACHE_DIR"] = os.fspath(cache)
-        self._winograd = winograd and precision == "fp32"
         self._textless = textless
         source = GraphSource.of(graph)
         self._file_name, self._stage = source.file_name, stage
@@ -210,15 +206,18 @@ class OpenVinoSession:
         return WholeGraph(self._request(self._fixed(dims)))
 
     def _fixed(self, dims: Mapping[str, int]) -> Any:
-        """A copy of the graph for these sizes."""
+        """A copy of the graph for these sizes; what follows from them alone is constant."""
+        from openvino.passes import ConstantFolding, Manager
+
         model = self._model.clone()
         if model.is_dynamic():
             model.reshape({spec.name: list(resolve_shape(spec, dims)) for spec in self._stage.inputs})
-        fold_constants(model)
+        passes = Manager()
+        passes.register_pass(ConstantFolding())
+        passes.run_passes(model)
         return model
 
     def _request(self, model: Any) -> Any:
-        rewrite(model, winograd=self._winograd)
         return core().compile_model(model, "CPU", self._config).create_infer_request()
 
     def bind_input(self, name: str, array: Array) -> None:

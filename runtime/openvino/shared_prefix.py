@@ -107,14 +107,15 @@ class SharedPrefixGraph:
         self._one = compile_model(one_row.prefix)
         self._all: Any = None
         self._rest = compile_model(all_rows.rest)
-        self._first_rows = {port.any_name: port.shape[0] for port in one_row.prefix.inputs}
+        self._first_rows = {port.any_name: next(iter(port.shape)) for port in one_row.prefix.inputs}
         self._bound: dict[str, Array] = {}
         self._joints: list[Array] = []
         self._repeated: list[tuple[Array, Array]] = []
         for index, name in enumerate(all_rows.joints):
             port, first_port = all_rows.prefix.outputs[index], one_row.prefix.outputs[index]
             joint: Array = np.zeros(list(port.shape), port.element_type.to_dtype())
-            first = joint[: first_port.shape[0]]
+            # A scalar has no rows; OpenVINO ends the process where a size is asked for that is not there.
+            first = joint[: next(iter(first_port.shape))] if joint.ndim else joint
             self._one.set_output_tensor(index, Tensor(first, shared_memory=True))
             self._rest.set_tensor(name, Tensor(joint, shared_memory=True))
             self._joints.append(joint)

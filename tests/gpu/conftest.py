@@ -1,10 +1,8 @@
-"""A stand-in for the GPU: device memory in NumPy arrays, streams that run late, the kernels' own source through g++.
+"""What stands in for a GPU: a driver that runs on the host; for TensorRT, ONNX Runtime on the CPU; for cuFFT, NumPy.
 
-Work is queued and runs only when something waits for it, so that reading a result too early, reusing a buffer too soon
-or forgetting to order two streams gives garbage here as it would on a GPU. Stages run in ONNX Runtime on the CPU.
-
-In a process that test_driver_on_host.py starts, with a driver that runs on the host, the real driver layer takes the
-stand-in's place, cuda.core included.
+test_driver_on_host.py starts a process with that driver, in which the tests with the fixture ``gpu`` run; elsewhere
+they are skipped. Work is queued there and runs only when something waits for it, so that reading a result too early,
+reusing a buffer too soon or forgetting to order two streams gives garbage as it would on a GPU.
 """
 
 from __future__ import annotations
@@ -14,185 +12,66 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from consisti2v_rt.kernels.cuda.compile import compile_cubin
-from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle.stage_graphs import Availability, has_graphs, stage_graph
 from consisti2v_rt.runtime.gpu import entry, frame_init
-from consisti2v_rt.runtime.gpu.device import Block, Gpu
+from consisti2v_rt.runtime.gpu.device import Gpu
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
 from consisti2v_rt.runtime.gpu.kernels import GpuKernels
 from consisti2v_rt.runtime.gpu.memory import STORAGE, DeviceArray, SharedScratch, WeightTurns
 
-GARBAGE = 0xFF  # NaN in every float type
+ON_HOST_DRIVER = "DRIVER_ON_HOST_KERNELS" in os.environ
 
 
-class FakeEvent:
-    def __init__(self, stream: FakeStream, place: int) -> None:
-        self._stream, self._place = stream, place
-
-    @property
-    def is_done(self) -> bool:
-        return self._stream.done >= self._place
-
-    def sync(self) -> None:
-        self._stream.run_until(self._place)
-
-    def __sub__(self, other: FakeEvent) -> float:
-        assert self.is_done and other.is_done, "asked for the time between events that are not over"
-        return 1.0
-
-
-class FakeStream:
-    """A queue of work that runs when somebody waits."""
-
-    def __init__(self, gpu: FakeGpu, number: int) -> None:
-        self._gpu, self.handle = gpu, number
-        self._queue: list[Callable[[], None]] = []
-        self.enqueued = self.done = 0
-
-    def push(self, work: Callable[[], None]) -> None:
-        if self._gpu.captured is not None:
-            if self is self._gpu.stream:
-                self._gpu.captured.append(work)
-            return
-        self._queue.append(work)
-        self.enqueued += 1
-
-    def run_until(self, place: int) -> None:
-        assert self._gpu.captured is None, "waited while capturing"
-        while self.done < place:
-            self.done += 1
-            self._queue.pop(0)()
-
-    def sync(self) -> None:
-        self.run_until(self.enqueued)
-
-    def wait(self, event: FakeEvent) -> None:
-        self.push(event.sync)
-
-
-class FakeGraph:
-    def __init__(self, work: list[Callable[[], None]]) -> None:
-        self.work = work
-
-    def launch(self, stream: FakeStream) -> None:
-        for item in self.work:
-            stream.push(item)
-
-
-class FakeGpu:
-    """The methods of :class:`consisti2v_rt.runtime.gpu.device.Gpu`."""
-
-    name, compute_capability = "stand-in", "8.9"
-
-    def __init__(self, host: Any) -> None:
-        self._host = host
-        self.captured: list[Callable[[], None]] | None = None
-        self.streams: list[FakeStream] = []
-        self.stream = self.new_stream()
-        self._blocks: list[tuple[int, int, Any]] = []
-        self.launches: list[str] = []
-        self.captures = 0
-        self.total, self.used = 8 << 30, 0
-
-    def make_current(self) -> None: ...
-
-    def free_and_total(self) -> tuple[int, int]:
-        return self.total - self.used, self.total
-
-    def new_stream(self) -> FakeStream:
-        self.streams.append(FakeStream(self, len(self.streams) + 1))
-        return self.streams[-1]
-
-    def wait(self, stream: FakeStream, event: FakeEvent) -> None:
-        stream.wait(event)
-
-    def record(self, stream: FakeStream) -> FakeEvent:
-        return FakeEvent(stream, stream.enqueued)
-
-    def allocate(self, nbytes: int) -> Block:
-        assert self.captured is None, "allocated while capturing"
-        memory = np.full(nbytes + 512, GARBAGE, np.uint8)
-        address = -(-memory.ctypes.data // 256) * 256
-        # Kept for good: work that runs late still uses memory that its owner has let go.
-        self._blocks.append((address, nbytes, memory))
-        return Block(address, nbytes, memory)
-
-    def allocate_pinned(self, nbytes: int) -> tuple[Block, Any]:
-        block = self.allocate(nbytes)
-        return block, np.frombuffer((ctypes.c_ubyte * nbytes).from_address(block.address), np.uint8)
-
-    def _is_own(self, address: int) -> bool:
-        return any(start <= address < start + nbytes for start, nbytes, _ in self._blocks)
-
-    def copy(self, target: int, source: int, nbytes: int, stream: FakeStream) -> None:
-        # Late, from ordinary host memory too: the driver may read that before the call returns, or not.
-        stream.push(lambda: ctypes.memmove(target, source, nbytes) and None)
-
-    def fill(self, address: int, nbytes: int, byte: int, stream: FakeStream) -> None:
-        stream.push(lambda: ctypes.memset(address, byte, nbytes) and None)
-
-    def capture(self, work: Callable[[], None]) -> FakeGraph:
-        self.captured = []
-        self.captures += 1
-        try:
-            work()
-            return FakeGraph(self.captured)
-        finally:
-            self.captured = None
-
-    def load_kernels(self, name: str, cubin: bytes) -> Any:
-        assert cubin[:4] == b"\x7fELF"
-        return FakeKernels(self, name)
-
-    def run_kernel(self, name: str, entry_name: str, values: Mapping[str, Any]) -> None:
-        call = SOURCES[name].entry_point(entry_name).call(**values)
-        if call.is_empty:
-            return
-        cells = [np.array(np.uintp(value) if isinstance(value, int) else value) for value in call.values]
-        pointers = (ctypes.c_void_p * len(cells))(*[cell.ctypes.data for cell in cells])
-        launch = self._host.library(name)[f"launch_{entry_name}"]
-        assert launch((ctypes.c_uint * 3)(*call.grid), ctypes.c_uint(call.threads), pointers, 0) == 0
-
-
-class FakeKernels:
-    def __init__(self, gpu: FakeGpu, name: str) -> None:
-        self._gpu, self._name = gpu, name
-
-    def launch(self, stream: FakeStream, entry_name: str, /, **values: Any) -> None:
-        self._gpu.launches.append(entry_name)
-        stream.push(lambda: self._gpu.run_kernel(self._name, entry_name, values))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The fixture ``gpu`` is the driver on the host: what asks for it runs in the process with that driver alone."""
+    here = Path(__file__).parent
+    own = [item for item in items if here in item.path.parents]
+    needs = [item for item in own if "gpu" in getattr(item, "fixturenames", ())]
+    marked = [item for item in own if item.get_closest_marker("gpu")]
+    left_out = [item for item in own if item not in needs and item not in marked] if ON_HOST_DRIVER else needs
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class GpuOnHost(Gpu):
-    """The real driver layer over a driver that runs on the host; counts what the tests ask about."""
+    """The driver layer over a driver that runs on the host; counts what the tests ask about."""
 
     def __init__(self) -> None:
+        self.streams: list[Any] = []
         super().__init__()
-        self.captures, self.launches = 0, []
+        self.captures, self.capturing = 0, False
+        self.launches: list[str] = []
+
+    def new_stream(self) -> Any:
+        self.streams.append(super().new_stream())
+        return self.streams[-1]
 
     def capture(self, work: Callable[[], None]) -> Any:
         self.captures += 1
-        return super().capture(work)
+        self.capturing = True
+        try:
+            return super().capture(work)
+        finally:
+            self.capturing = False
 
-    def load_kernels(self, name: str, cubin: bytes) -> Any:
-        kernels = super().load_kernels(name, cubin)
+    def is_idle(self) -> bool:
+        """Whether nothing is still to run on the other streams; on its own stream memory is freed in order."""
+        from cuda.bindings import driver
 
-        def launch(stream: Any, entry: str, /, **values: Any) -> None:
-            self.launches.append(entry)
-            kernels.launch(stream, entry, **values)
-
-        return SimpleNamespace(launch=launch)
+        others = self.streams[1:]
+        return all(driver.cuStreamQuery(stream.handle)[0] == driver.CUresult.CUDA_SUCCESS for stream in others)
 
 
 _host_functions: list[Any] = []
@@ -201,9 +80,6 @@ _host_functions: list[Any] = []
 
 def push(stream: Any, work: Callable[[], None]) -> None:
     """Let Python work at its place in the stream."""
-    if isinstance(stream, FakeStream):
-        stream.push(work)
-        return
     from cuda.bindings import driver
 
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
@@ -222,7 +98,7 @@ def view(array: DeviceArray) -> Any:
 class FakeTransform:
     """cuFFT's place: NumPy, at the time the stream gets there; the inverse unnormalised and its input spoilt."""
 
-    def __init__(self, shape: tuple[int, int, int], batch: int, stream: FakeStream) -> None:
+    def __init__(self, shape: tuple[int, int, int], batch: int, stream: Any) -> None:
         self._half = (batch, *shape[:2], shape[2] // 2 + 1)
         self._real, self._stream = (batch, *shape), stream
 
@@ -264,7 +140,7 @@ class FakeSession(DeviceSession):
             self._loaded[path] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._session = self._loaded[path]
         self.addresses: dict[str, DeviceArray] = {}
-        self.runs = self.releases = 0
+        self.releases = 0
         self._turns.use(self)
         self.allocate(dims)
 
@@ -273,18 +149,18 @@ class FakeSession(DeviceSession):
     def _set_address(self, name: str, array: DeviceArray) -> None:
         self.addresses[name] = array
 
-    def _enqueue(self, stream: Any) -> None:
+    def enqueue(self) -> None:
         self._turns.use(self)
-        arrays = dict(self.addresses)
+        # Not the object itself: the function is kept for good.
+        arrays, stage, session = dict(self.addresses), self._stage, self._session
 
         def work() -> None:
-            self.runs += 1
-            feed = {spec.name: view(arrays[spec.name]) for spec in self._stage.inputs}
-            names = [spec.name for spec in self._stage.outputs]
-            for name, value in zip(names, self._session.run(names, feed), strict=True):
+            feed = {spec.name: view(arrays[spec.name]) for spec in stage.inputs}
+            names = [spec.name for spec in stage.outputs]
+            for name, value in zip(names, session.run(names, feed), strict=True):
                 view(arrays[name])[...] = value
 
-        push(stream, work)
+        push(self._gpu.stream, work)
 
     def with_dims(self, dims: Mapping[str, int]) -> FakeSession:
         return FakeSession(self._gpu, self._turns, self._path, self._stage, dims)
@@ -293,9 +169,14 @@ class FakeSession(DeviceSession):
         self._turns.leave(self)
         self.releases += 1
 
+    def prepare(self) -> None:
+        self._turns.use(self)
+
     @property
-    def generation(self) -> tuple[int, ...]:
+    def address_version(self) -> tuple[int, ...]:
         return (self.releases,)
+
+    context_version = 0
 
 
 def _kernel_conftest() -> ModuleType:
@@ -316,23 +197,19 @@ def kernels_on_host(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return _kernel_conftest().HostMachine(tmp_path_factory.mktemp("gpu_kernels"))
 
 
-ON_HOST_DRIVER = "DRIVER_ON_HOST_KERNELS" in os.environ
-
-
 @cache
 def cubin(name: str) -> bytes:
-    """What the driver takes; the stand-in only looks whether it is there, and compiling takes half a second each."""
-    return compile_cubin(name, "sm_89") if ON_HOST_DRIVER else b"\x7fELF"
+    return compile_cubin(name, "sm_89")
 
 
 @pytest.fixture
-def gpu(kernels_on_host: Any) -> Any:
-    return GpuOnHost() if ON_HOST_DRIVER else FakeGpu(kernels_on_host)
+def gpu() -> GpuOnHost:
+    return GpuOnHost()
 
 
 @pytest.fixture
-def fake_cuda(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """``device="cuda"`` runs on the stand-in."""
+def fake_cuda(gpu: GpuOnHost, monkeypatch: pytest.MonkeyPatch) -> GpuOnHost:
+    """``device="cuda"`` runs on the driver on the host, its stages in ONNX Runtime on the CPU."""
     turns = WeightTurns(gpu)
 
     def load(bundle: Any, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> FakeSession:
@@ -342,11 +219,24 @@ def fake_cuda(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     stand_in = backends.Backend(
         "stand-in", "Stand-in", "cuda", ("fp32",), True, lambda: Availability(True, "stand-in"), has_graphs, load
     )
+    launch = GpuKernels.launch
+
+    def counted(self: GpuKernels, name: str, /, **values: Any) -> None:
+        gpu.launches.append(name)
+        launch(self, name, **values)
+
     monkeypatch.setattr(backends, "BACKENDS", (stand_in, *backends.BACKENDS))
     monkeypatch.setattr(entry, "shared", lambda: (gpu, SharedScratch(gpu), turns))
     monkeypatch.setattr(frame_init, "RealTransform", FakeTransform)
     monkeypatch.setattr(GpuKernels, "_cubin", lambda self, name: cubin(name))
-    yield gpu
+    monkeypatch.setattr(GpuKernels, "launch", counted)
+    return gpu
+
+
+@pytest.fixture
+def push_work() -> Callable[[Any, Callable[[], None]], None]:
+    """Let Python work at its place in a stream."""
+    return push
 
 
 @pytest.fixture

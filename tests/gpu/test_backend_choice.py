@@ -14,7 +14,7 @@ from consisti2v_rt.runtime.bundle.engine_choice import Machine, engines_fit, fin
 from consisti2v_rt.runtime.bundle.manifest import STAGES, EngineSpec, KernelSpec, ProfileSpec, ShapeRange, TensorSpec
 from consisti2v_rt.runtime.bundle.stage_graphs import Availability
 from consisti2v_rt.runtime.gpu.entry import with_nearest_rows
-from consisti2v_rt.runtime.gpu.generation import video_seeds
+from consisti2v_rt.runtime.gpu.executor import video_seeds
 from consisti2v_rt.runtime.gpu.kernels import find_cubin
 from consisti2v_rt.runtime.gpu.tensorrt_session import choose_profile
 from consisti2v_rt.runtime.gpu.unet_on_device import _Turns

@@ -1,4 +1,4 @@
-"""A whole generation on the stand-in GPU gives what the processor gives, whatever is asked for."""
+"""A whole generation on a GPU gives what the processor gives, whatever is asked for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from consisti2v_rt.errors import CancelledError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle.stage_graphs import Availability
 from consisti2v_rt.runtime.call_queue import CancelToken
-from consisti2v_rt.runtime.gpu import frame_init, generation
-from consisti2v_rt.runtime.gpu.device_session import DeviceSession
+from consisti2v_rt.runtime.gpu import entry, frame_init
 from consisti2v_rt.runtime.gpu.options import GpuOptions
-from consisti2v_rt.runtime.gpu.preflight import Plan
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 CASES: dict[str, dict[str, Any]] = {
@@ -54,7 +52,7 @@ def test_it_makes_the_processor_s_video(case, on_processor, on_gpu, photo, relat
     assert result.frames.shape == expected.frames.shape and result.frames.dtype == np.uint8
     # Truncation to 8 bits turns a last-bit difference into one level now and then.
     assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
-    assert set(on_gpu._gpu.loop.graph_reasons.values()) == {""}, "the graph was not used"
+    assert set(on_gpu._executor.loop.graph_reasons.values()) == {""}, "the graph was not used"
 
 
 def test_a_second_call_captures_nothing(on_gpu, fake_cuda, photo):
@@ -64,6 +62,43 @@ def test_a_second_call_captures_nothing(on_gpu, fake_cuda, photo):
     again = on_gpu(photo, "a dog", **FAST)
     assert fake_cuda.captures == captures
     assert not np.array_equal(again.latents, first.latents), "the graph reads the new text"
+
+
+def test_a_graph_is_checked_once_for_an_engine_and_shape(on_gpu, fake_cuda, photo):
+    def step_launches(**options: Any) -> int:
+        before = fake_cuda.launches.count("guided_step_f32")
+        on_gpu(photo, "a cat", **{**FAST, **options})
+        return fake_cuda.launches.count("guided_step_f32") - before
+
+    assert step_launches() == 2, "once as it is, once captured"
+    assert step_launches(num_inference_steps=3) == 1, "captured for the new tables, not checked again"
+    assert step_launches(scheduler="dpmpp_2m") == 2, "another step"
+
+
+def test_a_batch_for_the_prompt_alone_is_made_when_a_step_needs_it(fake_cuda, dynamic_bundle, photo, monkeypatch):
+    animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
+    options = {**FAST, "guidance_scale_txt": 7.5}
+    animate(photo, "a cat", **options)
+    session = animate._executor.stages.sessions["unet"]
+    made: list[dict[str, int]] = []
+    with_dims = type(session).with_dims
+    monkeypatch.setattr(type(session), "with_dims", lambda self, dims: made.append(dims) or with_dims(self, dims))
+    animate(photo, "a cat", **options, num_videos_per_prompt=1)
+    assert made == []
+    animate(photo, "a cat", **{**options, "guidance_interval": (0.5, 1.0)})
+    assert [dims["rows"] for dims in made] == [1]
+
+
+def test_buffers_that_are_replaced_are_freed_at_once(on_gpu, photo):
+    """Not by a garbage collection some time later: the new ones may need the room."""
+    gc.disable()
+    try:
+        on_gpu(photo, "a cat", **FAST)
+        work = weakref.ref(on_gpu._executor.loop._work.value)
+        on_gpu(photo, "a cat", **{**FAST, "num_inference_steps": 3})
+        assert work() is None
+    finally:
+        gc.enable()
 
 
 def test_frames_are_handed_over_as_they_are_decoded(on_gpu, on_processor, photo):
@@ -93,7 +128,7 @@ def test_the_command_writes_videos_whose_clips_take_turns(fake_cuda, demo_bundle
 def test_without_a_graph(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda", gpu=GpuOptions(cuda_graph=False))
     result = animate(photo, "a cat", **FAST)
-    assert fake_cuda.captures == 0 and set(animate._gpu.loop.graph_reasons.values()) == {"switched off"}
+    assert fake_cuda.captures == 0 and set(animate._executor.loop.graph_reasons.values()) == {"switched off"}
     assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
 
 
@@ -143,8 +178,7 @@ def test_nothing_is_under_way_behind_a_failed_writer(on_gpu, fake_cuda, photo):
 
     with pytest.raises(OSError, match="no space left"):
         on_gpu(photo, "a cat", on_frames=full, **FAST)
-    if isinstance(getattr(fake_cuda, "streams", None), list):
-        assert all(stream.done == stream.enqueued for stream in fake_cuda.streams)
+    assert fake_cuda.is_idle()
     assert len(on_gpu(photo, "a cat", **FAST).frames) == 1
 
 
@@ -153,8 +187,8 @@ def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_pr
     result = animate(photo, "a cat", **FAST)
     assert all(
         session.releases
-        for session in animate._stages.sessions.values()
-        if session is not animate._stages.sessions["vae_decoder"]
+        for session in animate._executor.stages.sessions.values()
+        if session is not animate._executor.stages.sessions["vae_decoder"]
     )
     assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
     # The U-Net's weights come back elsewhere: the old graph must not be replayed.
@@ -166,10 +200,9 @@ def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_pr
 def test_close_frees_the_weights(fake_cuda, demo_bundle, photo):
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
     animate(photo, "a cat", **FAST)
-    sessions = list(animate._stages.sessions.values())
+    sessions = list(animate._executor.stages.sessions.values())
     animate.close()
     assert [session.releases for session in sessions] == [1] * len(sessions)
-    assert animate.gpu is None
     kept = [weakref.ref(session) for session in sessions]
     del sessions
     gc.collect()
@@ -208,15 +241,10 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(on_gpu, fake_cud
     monkeypatch.setattr(fake_cuda, "free_and_total", lambda: (1 << 20, 8 << 30))
     with pytest.raises(UserError, match="even with --low-vram"):
         on_gpu(photo, "a cat", **FAST)
-    assert not on_gpu._stages.sessions
+    assert not on_gpu._executor.stages.sessions
 
 
-def test_decoding_beside_the_next_clip_follows_the_size(fake_cuda, dynamic_bundle, photo, monkeypatch, relative_l2):
-    """The decoder's own session, on a stream and working memory of its own, is made anew for another size."""
-
-    monkeypatch.setattr(generation, "TensorRTSession", DeviceSession)
-    monkeypatch.setattr(DeviceSession, "on_scratch", lambda self, scratch: self.with_dims(self.dims), raising=False)
-    monkeypatch.setattr(generation, "plan", lambda *_: Plan(low_vram=False, overlap=True, told=""))
+def test_decoding_follows_the_size(fake_cuda, dynamic_bundle, photo, relative_l2):
     animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
     exact = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cpu")
     for height, width in ((64, 64), (48, 80), (64, 64)):
@@ -271,10 +299,10 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
         if stage == "vae_decoder":
             enqueue, runs = session.enqueue, iter(range(1000))
 
-            def overflow(stream: Any = None) -> None:
-                enqueue(stream)
+            def overflow() -> None:
+                enqueue()
                 if next(runs) in (5, 6, 12):
-                    fill_with_nan(stream or fake_cuda.stream, session.device_outputs["image"])
+                    fill_with_nan(fake_cuda.stream, session.device_outputs["image"])
 
             session.enqueue = overflow
         return session
@@ -283,7 +311,7 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
         stand_in, precisions=("fp16",), load=load_half, fits=lambda *_: Availability(True, "stand-in")
     )
     monkeypatch.setattr(backends, "BACKENDS", (half, processor))
-    monkeypatch.setattr(generation, "stage_graph", lambda bundle, stage, _: bundle.manifest.stages[stage])
+    monkeypatch.setattr(entry, "stage_graph", lambda bundle, stage, _: bundle.manifest.stages[stage])
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
     shown: list[np.ndarray] = []
     with caplog.at_level(logging.WARNING, "consisti2v_rt"):

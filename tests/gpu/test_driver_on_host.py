@@ -1,8 +1,8 @@
 """The real driver layer, cuda.core included, over a driver that runs on this processor.
 
-``driver_on_host/libcuda.cpp`` is compiled and put in the place of NVIDIA's libcuda, in a process of its own: there the
-tests that are for a GPU run, on the kernels' own source, and whole videos too. What no such driver can show is TensorRT
-and cuFFT, which bring device code of their own.
+``driver_on_host/libcuda.cpp`` is compiled and put in the place of NVIDIA's libcuda, in a process of its own. There run
+the tests that are for a GPU, on the kernels' own source, and those of this folder with the fixture ``gpu``: whole
+videos, captures, cancelled calls. What no such driver can show is TensorRT and cuFFT, which bring device code.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from consisti2v_rt.runtime.install import install_hint
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-VIDEOS = "both_rescaled or two_clips or handed_over or second_call or cancel or low_vram or test_device_noise"
-VIDEOS += " or test_threads_get or test_frames_that_overflow"
 KERNELS = ("guided_step", "frames_to_uint8", "frame_init_kernels", "noise_kernels")
 
 SUITES = {
     "driver": (["-m", "gpu", str(HERE / "test_driver_calls.py")], 12),
     "loop": (["-m", "gpu", "-k", "loop_by_itself", str(HERE / "test_on_gpu.py")], 6),
     "kernels": (["-m", "gpu", *(str(TESTS / "kernels" / f"test_{name}.py") for name in KERNELS)], 90),
-    "videos": (["-k", VIDEOS, str(HERE / "test_device_generation.py")], 10),
+    "generation": (["-m", "not gpu", str(HERE)], 45),
 }
+"""Name -> what pytest runs, and the least number of tests that must pass."""
 
 
 @pytest.fixture(scope="module")
-def environment(kernels_on_host: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(kernels_on_host: Any, dynamic_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a process that finds this driver."""
     if probe().found:
         pytest.skip("this machine has a GPU and its own driver")
@@ -61,6 +60,7 @@ def environment(kernels_on_host: Any, tmp_path_factory: pytest.TempPathFactory) 
     return os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
         "DRIVER_ON_HOST_KERNELS": str(folder / "kernels"),
+        "DYNAMIC_BUNDLE": str(dynamic_bundle),
     }
 
 

@@ -21,30 +21,29 @@ NEED = Need({"unet": 3 * GIB, "vae_decoder": GIB}, {"unet": GIB // 2, "vae_decod
 def test_the_sums():
     assert NEED.resident == 5 * GIB + RESERVE
     assert NEED.one_stage == 4 * GIB + RESERVE
-    assert NEED.overlapped == 6 * GIB + RESERVE
 
 
 @pytest.mark.parametrize(
     ("free", "low_vram", "expected"),
     [
-        (8, None, (False, True)),
-        (5.5, None, (False, False)),
-        (4.5, None, (True, False)),
-        (8, True, (True, False)),
-        (8, False, (False, True)),
+        (8, None, False),
+        (4.5, None, True),
+        (8, True, True),
+        (8, False, False),
     ],
 )
 def test_the_choice(free, low_vram, expected):
     chosen = plan(NEED, int(free * GIB), 8 * GIB, low_vram)
-    assert (chosen.low_vram, chosen.overlap) == expected
+    assert chosen.low_vram is expected and chosen.known
+    assert chosen.needed == (NEED.one_stage if expected else NEED.resident)
     assert (chosen.warning is not None) == (free == 4.5)
 
 
 def test_needed_and_free_are_told():
     told = "GPU memory: {} GiB needed, {} of 8.0 GiB are free"
-    assert plan(NEED, 7 * GIB, 8 * GIB, None).told == told.format(5.2, "7.0")
-    assert plan(NEED, 7 * GIB, 8 * GIB, True).told == told.format(4.2, "7.0")
-    assert "at least 5.2 GiB" in plan(replace(NEED, known=False), 7 * GIB, 8 * GIB, None).told
+    assert plan(NEED, 7 * GIB, 8 * GIB, None).message == told.format(5.2, "7.0")
+    assert plan(NEED, 7 * GIB, 8 * GIB, True).message == told.format(4.2, "7.0")
+    assert "at least 5.2 GiB" in plan(replace(NEED, known=False), 7 * GIB, 8 * GIB, None).message
 
 
 def test_the_command_shows_it(fake_cuda, consisti2v, demo_bundle, photo, tmp_path, caplog):
@@ -72,10 +71,6 @@ def test_refusals_say_how_to_mend_it():
         plan(NEED, 4 * GIB, 8 * GIB, None)
     with pytest.raises(UserError, match=r"needs at least 4\.2 GiB"):
         plan(replace(NEED, known=False), 4 * GIB, 8 * GIB, None)
-
-
-def test_unknown_working_memory_means_no_overlap():
-    assert not plan(replace(NEED, known=False), 100 * GIB, 100 * GIB, None).overlap
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +116,11 @@ def test_engines_count_plans_and_facts(bundle, tmp_path):
 def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):
     scratch = SharedScratch(gpu)
     scratch.reserve(1000)
-    place, generation = scratch.address, scratch.generation
+    place, version = scratch.address, scratch.version
     scratch.reserve(500)
-    assert (scratch.address, scratch.generation, scratch.nbytes) == (place, generation, 1000)
+    assert (scratch.address, scratch.version, scratch.nbytes) == (place, version, 1000)
     scratch.reserve(5000)
-    assert scratch.nbytes == 5000 and scratch.generation == generation + 1
+    assert scratch.nbytes == 5000 and scratch.version == version + 1
     assert scratch.address % 256 == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -10,14 +11,14 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.gpu.memory import GpuMemory
-from consisti2v_rt.runtime.gpu.step_graph import StepGraph, difference
+from consisti2v_rt.runtime.gpu.step_graph import StepGraph, capture_and_check, difference
 
 
 class Step:
     """x <- 2 x + 1, the "prediction" 2 x written on the way; `elsewhere` is what a broken capture runs instead."""
 
-    def __init__(self, gpu: Any, view: Any) -> None:
-        self.gpu, self._view = gpu, view
+    def __init__(self, gpu: Any, view: Any, push: Any) -> None:
+        self.gpu, self._view, self.push = gpu, view, push
         memory = GpuMemory(gpu)
         self.state = memory.upload(np.arange(4, dtype=np.float32))
         self.prediction = memory.zeros((4,), "float32")
@@ -30,23 +31,22 @@ class Step:
             self._view(self.prediction)[...] = 2 * self._view(self.state)
             self._view(self.state)[...] = self._view(self.prediction) + 1
 
-        self.gpu.stream.push(run)
+        self.push(self.gpu.stream, run)
 
     def enqueue(self) -> None:
-        if self.gpu.captured is not None:
+        if self.gpu.capturing:
             self.capturing_work()
         else:
             self.eager_runs += 1
             self.work()
 
-    def graph(self, use_graph: bool = True) -> StepGraph:
-        return StepGraph(
+    def graph(self) -> StepGraph:
+        return capture_and_check(
             self.gpu,
             self.enqueue,
             changes=[self.state, self.prediction],
             poisoned=[self.prediction],
             compared=[self.prediction, self.state],
-            use_graph=use_graph,
         )
 
     def result(self) -> list[float]:
@@ -54,17 +54,17 @@ class Step:
 
 
 @pytest.fixture
-def step(gpu, device_view):
-    return Step(gpu, device_view)
+def step(gpu, device_view, push_work):
+    return Step(gpu, device_view, push_work)
 
 
 def test_checking_leaves_everything_as_it_was(step):
     graph = step.graph()
-    assert graph.captured and graph.reason == ""
+    assert graph.graph is not None and graph.reason == ""
     assert step.result() == [0, 1, 2, 3] and not step.memory.download(step.prediction).any()
-    graph.run()
+    graph.graph.launch(step.gpu.stream)
     assert step.result() == [1, 3, 5, 7]
-    graph.run()
+    graph.graph.launch(step.gpu.stream)
     assert step.result() == [3, 7, 11, 15]
     assert step.eager_runs == 1, "steps are replayed, not enqueued"
 
@@ -73,22 +73,21 @@ def test_an_empty_graph_is_found_by_the_poison(step, caplog):
     step.capturing_work = lambda: None
     with caplog.at_level(logging.WARNING, "consisti2v_rt"):
         graph = step.graph()
-    assert not graph.captured and "the graph is empty" in graph.reason
+    assert graph.graph is None and "the graph is empty" in graph.reason
     assert "without a CUDA graph" in caplog.text
-    graph.run()
-    assert step.result() == [1, 3, 5, 7], "steps run eagerly instead"
+    assert step.result() == [0, 1, 2, 3]
 
 
 def test_work_on_another_stream_leaves_an_empty_graph(step, gpu):
     other = gpu.new_stream()
-    step.capturing_work = lambda: other.push(lambda: None)
+    step.capturing_work = lambda: step.push(other, lambda: None)
     assert "empty" in step.graph().reason
 
 
-def test_a_graph_that_computes_something_else(step, device_view):
-    step.capturing_work = lambda: step.gpu.stream.push(lambda: device_view(step.prediction).fill(9))
+def test_a_graph_that_computes_something_else(step, gpu, device_view):
+    step.capturing_work = lambda: step.push(gpu.stream, lambda: device_view(step.prediction).fill(9))
     graph = step.graph()
-    assert not graph.captured and graph.reason.startswith("the captured step's prediction differs")
+    assert graph.graph is None and graph.reason.startswith("the captured step's prediction differs")
 
 
 def test_work_that_cannot_be_captured(step):
@@ -98,8 +97,7 @@ def test_work_that_cannot_be_captured(step):
     step.capturing_work = refuse
     graph = step.graph()
     assert graph.reason == "the step cannot be captured (operation not permitted when stream is capturing)"
-    graph.run()
-    assert step.result() == [1, 3, 5, 7]
+    assert step.result() == [0, 1, 2, 3]
 
 
 def test_a_first_step_that_is_not_finite(step, device_view):
@@ -108,10 +106,34 @@ def test_a_first_step_that_is_not_finite(step, device_view):
         step.graph()
 
 
-def test_switched_off(step, gpu):
-    graph = step.graph(use_graph=False)
-    graph.run()
-    assert gpu.captures == 0 and graph.reason == "switched off" and step.result() == [1, 3, 5, 7]
+def test_garbage_is_not_collected_during_a_capture(step, gpu):
+    """It may hold device memory, and a free on a capturing stream breaks the capture."""
+
+    class Holder:
+        def __init__(self) -> None:
+            self.array, self.cycle = step.memory.zeros((4,), "float32"), self
+
+    def work() -> None:
+        made.cycle = None  # frees nothing: the holder is one of a cycle
+        step.work()
+        [Holder.__new__(Holder) for _ in range(1000)]
+
+    made = Holder()
+    step.capturing_work = work
+    threshold = gc.get_threshold()
+    Holder()  # garbage at once
+    gc.set_threshold(1)
+    try:
+        captured = step.graph()
+    finally:
+        gc.set_threshold(*threshold)
+    assert captured.reason == "" and gc.isenabled()
+
+
+def test_a_free_on_a_capturing_stream_is_refused(step):
+    arrays = [step.memory.zeros((4,), "float32")]
+    step.capturing_work = lambda: (step.work(), arrays.clear())
+    assert step.graph().graph is None
 
 
 def test_bfloat16_is_compared_as_numbers():

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from consisti2v_rt import UserError
+from consisti2v_rt.errors import BackendError
 from consisti2v_rt.runtime.bundle.manifest import EngineSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
+from consisti2v_rt.runtime.gpu.jit_cache import JitCache, read_cache
 from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
 from consisti2v_rt.runtime.gpu.tensorrt_session import Engine, TensorRTSession
 
@@ -79,8 +81,8 @@ class CudaEngine:
 
     def load_weights(self, blob: bytes) -> bool:
         self.library.calls.append("load weights")
-        self.weights_loaded = True
-        return True
+        self.weights_loaded = self.library.has_room
+        return self.library.has_room
 
     def unload_weights(self) -> bool:
         self.library.calls.append("unload weights")
@@ -94,11 +96,14 @@ class CudaEngine:
         strategy: list[Any] = []
         return SimpleNamespace(set_execution_context_allocation_strategy=strategy.append, strategy=strategy)
 
-    def create_execution_context(self, config: Any) -> Context:
+    def create_execution_context(self, config: Any) -> Context | None:
         assert config.strategy == ["user managed"]
         # In the background the step would be captured with the kernels that stand in until then.
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
         self.library.calls.append("context")
+        if not self.library.has_room:
+            self.library.logger.log(self.library.ILogger.Severity.ERROR, "out of memory")
+            return None
         self.library.contexts.append(Context(self))
         return self.library.contexts[-1]
 
@@ -132,7 +137,7 @@ class Library:
     def __init__(self, gpu: Any) -> None:
         self.gpu, self.calls, self.contexts = gpu, [], []
         self.refuses = self.fails = False
-        self.takes_shapes = self.defers = True
+        self.takes_shapes = self.defers = self.has_room = True
         self.engine = CudaEngine(self)
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
@@ -197,9 +202,9 @@ def test_engines_share_scratch_and_hear_when_it_moves(parts, library):
     large.run()
     assert parts.scratch.nbytes == 8192
     assert first.memory == second.memory == (parts.scratch.address, 8192)
-    generation = small.generation
+    version = small.address_version
     parts.scratch.reserve(1 << 20)
-    assert small.generation != generation, "captured work is stale"
+    assert small.address_version != version, "captured work is stale"
     small.run()
     assert first.memory[1] == 1 << 20
 
@@ -207,13 +212,13 @@ def test_engines_share_scratch_and_hear_when_it_moves(parts, library):
 def test_weights_leave_and_come_back_without_a_new_context(parts, library):
     stage = session(parts)
     stage.run()
-    generation = stage.generation
+    version = stage.address_version
     stage.release()
-    assert not library.engine.weights_loaded and stage.generation != generation
-    away = stage.generation
+    assert not library.engine.weights_loaded and stage.address_version != version
+    away = stage.address_version
     library.calls.clear()
     stage.run()
-    assert library.calls == ["load weights", "run"] and stage.generation not in (generation, away)
+    assert library.calls == ["load weights", "run"] and stage.address_version not in (version, away)
 
 
 def test_an_engine_that_leaves_whole_takes_its_contexts_along(parts, library):
@@ -270,6 +275,39 @@ def test_refusals(parts, library):
     library.fails = True
     with pytest.raises(UserError, match=r"stage unet failed in TensorRT \(unet.plan did not run: out of something\): "):
         stage.run()
+
+
+def test_what_does_not_fit_lets_another_backend_take_over(parts, library):
+    """``device="auto"`` goes on with the next one after a :class:`BackendError` only."""
+    library.has_room = False
+    with pytest.raises(BackendError, match=r"the weights of unet\.plan cannot be loaded .*--low-vram"):
+        parts.make()
+    library.has_room = True
+    engine = parts.make()
+    library.has_room = False
+    with pytest.raises(BackendError, match=r"unet.plan cannot be prepared for running \(out of memory\): close"):
+        TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.scratch)
+
+
+def test_compiled_kernels_are_kept_whenever_there_are_more(parts, library, tmp_path):
+    """A second size compiles kernels of its own, in the same process."""
+
+    class Cache:
+        content = b"one"
+
+        def serialize(self) -> bytes:
+            return self.content
+
+    cache = JitCache(tmp_path / "unet.jit")
+    cache._cache = Cache()
+    engine = parts.make()
+    engine._jit_cache = cache
+    stage = TensorRTSession(parts.gpu, parts.make(), STAGE, {"rows": 2}, parts.scratch)
+    stage._engine = engine
+    for content in (b"one", b"one, two"):
+        Cache.content = content
+        stage.finished()
+        assert read_cache(cache.path) == content
 
 
 def test_binding_checks_shape_and_type(parts):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.kernels.cuda.compile import FOLDER, compile_cubin, kernel_file
+from consisti2v_rt.kernels.cuda.launch import Kernels
 from consisti2v_rt.kernels.cuda.signatures import Call
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.gpu.device import probe
@@ -121,17 +122,13 @@ class GpuMachine(Machine):
         self._device = Device(0)
         self._device.set_current()
         self._stream = self._device.create_stream()
-        self._loaded: dict[str, Any] = {}
+        capability = self._device.compute_capability
+        architecture = f"sm_{capability.major}{capability.minor}"
+        self._kernels = Kernels(self._stream, lambda name: compile_cubin(name, architecture))
 
     def execute(self, entry: str, guarded: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
         from cuda.bindings import driver
 
-        from consisti2v_rt.kernels.cuda.launch import LoadedKernels
-
-        name = source_of(entry)
-        if name not in self._loaded:
-            capability = self._device.compute_capability
-            self._loaded[name] = LoadedKernels(name, compile_cubin(name, f"sm_{capability.major}{capability.minor}"))
         memory = {key: self._device.allocate(array.nbytes, stream=self._stream) for key, array in guarded.items()}
         self._stream.sync()
         for key, array in guarded.items():
@@ -139,7 +136,7 @@ class GpuMachine(Machine):
             (error,) = driver.cuMemcpyAsync(int(memory[key].handle), array.ctypes.data, array.nbytes, handle)
             assert error == driver.CUresult.CUDA_SUCCESS, error
         addresses = {key: int(buffer.handle) + GUARD for key, buffer in memory.items()}
-        self._loaded[name].launch(self._stream, entry, **addresses, **numbers)
+        self._kernels.launch(entry, **addresses, **numbers)
         self._stream.sync()
         for key, array in guarded.items():
             (error,) = driver.cuMemcpyDtoH(array.ctypes.data, int(memory[key].handle), array.nbytes)

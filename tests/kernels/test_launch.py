@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consisti2v_rt.kernels.cuda.launch import LoadedKernels
+from consisti2v_rt.kernels.cuda.launch import Kernels
 
 
 @dataclass
@@ -35,28 +35,31 @@ def recorder(monkeypatch) -> Recorder:
     return recorder
 
 
-def test_buffers_numbers_and_null_pointers(recorder):
-    kernels = LoadedKernels("philox", b"cubin")
-    assert recorder.loaded == [(b"cubin", "philox")]
-    buffer = SimpleNamespace(handle=4096)
-    kernels.launch("queue", "philox_normal", elements=5000, videos=2, draw=1, step=None, seeds=8192, normals=buffer)
+@pytest.fixture
+def kernels() -> Kernels:
+    return Kernels("queue", lambda source: f"cubin of {source}")
+
+
+def test_arrays_numbers_and_null_pointers(recorder, kernels):
+    kernels.launch("philox_normal", elements=5000, videos=2, draw=1, step=None, seeds=8192, normals=np.int64(4096))
+    assert recorder.loaded == [("cubin of philox", "philox")]
     ((stream, config, kernel, *values),) = recorder.launched
     assert (stream, config, kernel) == ("queue", ((5, 2, 1), 256), "kernel philox_normal")
     assert values == [4096, 8192, 0, 1, 2, 5000]
     assert [type(value) for value in values] == [int, int, int, np.uint64, np.int32, np.int64]
 
 
-def test_nothing_to_do_launches_nothing(recorder):
-    kernels = LoadedKernels("philox", b"cubin")
-    kernels.launch("queue", "philox_normal", elements=0, videos=2, draw=1, step=None, seeds=8, normals=8)
-    assert recorder.launched == []
+def test_a_source_is_loaded_once_and_nothing_to_do_launches_nothing(recorder, kernels):
+    arguments = {"videos": 2, "draw": 1, "step": None, "seeds": 8, "normals": 8}
+    kernels.launch("philox_normal", elements=0, **arguments)
+    assert recorder.launched == recorder.loaded == []
+    for elements in (1, 2):
+        kernels.launch("philox_normal", elements=elements, **arguments)
+    assert len(recorder.loaded) == 1 and len(recorder.launched) == 2
 
 
-def test_refusals(recorder):
-    with pytest.raises(ValueError, match="Unknown kernel 'nose'"):
-        LoadedKernels("nose", b"cubin")
-    kernels = LoadedKernels("philox", b"cubin")
-    with pytest.raises(ValueError, match="no entry point 'philox'"):
-        kernels.launch("queue", "philox")
+def test_refusals(recorder, kernels):
+    with pytest.raises(ValueError, match="Unknown kernel 'philox'"):
+        kernels.launch("philox")
     with pytest.raises(ValueError, match="needs memory for seeds"):
-        kernels.launch("queue", "philox_normal", elements=1, videos=1, draw=0, step=None, seeds=None, normals=8)
+        kernels.launch("philox_normal", elements=1, videos=1, draw=0, step=None, seeds=None, normals=8)

