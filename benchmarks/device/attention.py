@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...export.engines.libraries import find_flavour, load_library
-from ...export.engines.messages import Messages, make_logger
+from ...export.engines.plan import Messages, make_logger
 from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window_attention import rotation_table, window_positions

@@ -10,6 +10,9 @@ from rich.table import Table
 from ..bundle.bundle import Bundle
 from ..files.guarded_read import parse_json
 
+_EXPERIMENTAL = ("int8", "fp8")
+"""Until engines of such graphs are timed on a card."""
+
 
 def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, Any]) -> Table:
     """Precision, stage, bytes, the largest relative L2 to float32, what the activations were calibrated on.
@@ -23,6 +26,7 @@ def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, A
     table = Table(*columns, title="other precisions", **style)
     for precision, stages in bundle.manifest.variants.items():
         found = _losses(bundle, precision)
+        title = f"{precision}, experimental" if precision in _EXPERIMENTAL else precision
         for stage, spec in stages.items():
             folder = spec.file.rsplit("/", 1)[0] + "/"
             bytes_held = sum(r.bytes for path, r in bundle.manifest.files.items() if path.startswith(folder))
@@ -32,7 +36,7 @@ def variant_table(bundle: Bundle, size: Callable[[int], str], style: dict[str, A
                 on = spec.calibration
                 count = entry.get("graph", {}).get("quantised_activations", "some")
                 calibrated = f"{count}, calibrated on {on.name} ({on.samples} samples, {on.steps} steps each)"
-            table.add_row(precision, stage, size(bytes_held), _worst(entry), calibrated)
+            table.add_row(title, stage, size(bytes_held), _worst(entry), calibrated)
     return table
 
 
