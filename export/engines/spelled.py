@@ -8,31 +8,31 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+TYPES = {"HALF": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+"""TensorRT's names of the types that attentions fuse in."""
 
 
-def spell_out(model: bytes, activations: str) -> tuple[bytes, int]:
-    """A serialised graph whose unmasked attentions [batch, heads, tokens, size] are spelled out, and how many.
+def spell_out(model: bytes, attentions: Mapping[str, str]) -> tuple[bytes, int]:
+    """A serialised graph whose attentions of these names are spelled out, and how many are.
 
     Args:
         model: without the weights, which stay where they are.
-        activations: fp16 or bf16; a graph in another precision is given back as it is.
+        attentions: name -> type of its queries, keys and values [batch, heads, tokens, size]: HALF or BF16. One with a
+            mask, a scale of its own, a causal one or one with capped scores stays the operator.
     """
-    if activations not in _TYPES:
-        return model, 0
     parsed = ModelProto.FromString(model)
     nodes: list[NodeProto] = []
     count = 0
     for node in parsed.graph.node:
-        if node.op_type == "Attention" and _is_plain(node):
-            nodes += _steps(node, _TYPES[activations])
+        if node.op_type == "Attention" and node.name in attentions and _is_plain(node):
+            nodes += _steps(node, TYPES[attentions[node.name]])
             count += 1
         else:
             nodes.append(node)
-    if not count:
-        return model, 0
     del parsed.graph.node[:]
     parsed.graph.node.extend(nodes)
     return parsed.SerializeToString(), count

@@ -76,8 +76,8 @@ def attention(**attributes: object) -> bytes:
 
 
 def test_spelled_out_it_is_the_same_attention():
-    model, count = spell_out(attention(), "fp16")
-    assert count == 1
+    model, count = spell_out(attention(), {"attention": "HALF"})
+    assert count == 1 and "Attention" not in {node.op_type for node in onnx.load_from_string(model).graph.node}
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     generator = np.random.default_rng(3)
     query, key, value = (generator.standard_normal((2, 3, 5, 8)).astype(np.float16) for _ in range(3))
@@ -91,10 +91,10 @@ def test_spelled_out_it_is_the_same_attention():
 
 @pytest.mark.parametrize("attributes", [{"scale": 0.5}, {"is_causal": 1}, {"softcap": 2.0}])
 def test_other_attentions_stay_the_operator(attributes):
-    model = attention(**attributes)
-    assert spell_out(model, "fp16") == (model, 0)
+    model, count = spell_out(attention(**attributes), {"attention": "HALF"})
+    assert count == 0 and [node.op_type for node in onnx.load_from_string(model).graph.node] == ["Attention"]
 
 
-def test_float32_graphs_stay_as_they_are():
-    model = attention()
-    assert spell_out(model, "fp32") == (model, 0)
+def test_those_that_are_not_named_stay_the_operator():
+    model, count = spell_out(attention(), {"another": "HALF"})
+    assert count == 0 and [node.op_type for node in onnx.load_from_string(model).graph.node] == ["Attention"]
