@@ -51,8 +51,6 @@ class Contents:
     """By kind."""
     bytes: dict[str, int] = field(default_factory=dict)
     """Of the tensors that they read and write, by kind."""
-    score_accumulation: dict[str, int] = field(default_factory=dict)
-    """fp16, fp32 -> attentions whose product of queries and keys accumulates in it."""
 
     @property
     def attentions(self) -> int:
@@ -70,11 +68,7 @@ class Contents:
 
     def as_record(self) -> dict[str, object]:
         """For the facts beside an engine."""
-        return {
-            "kernels": dict(sorted(self.kernels.items())),
-            "bytes": dict(sorted(self.bytes.items())),
-            "score_accumulation": dict(sorted(self.score_accumulation.items())),
-        }
+        return {"kernels": dict(sorted(self.kernels.items())), "bytes": dict(sorted(self.bytes.items()))}
 
 
 def read_log(lines: Iterable[str]) -> Contents:
