@@ -71,12 +71,16 @@ def build_plan(
         built = _build_spelled_out(library, request, source, on_progress)
     built = built or _build(library, request, source, on_progress)
     path.write_bytes(memoryview(built.data))
-    messages = built.messages
+    messages, accumulation = built.messages, read_accumulation(built.data)
+    if accumulation.get("fp16"):
+        messages.warnings.append(
+            f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
+        )
     return {
         "version": library.__version__,
         "layers": {"total": built.layers.total(), "kinds": dict(built.layers.most_common())},
-        "attentions": {**built.attentions, "score_accumulation": read_accumulation(built.data)},
-        "contents": messages.contents.as_record(),
+        "attentions": built.attentions,
+        "contents": {**messages.contents.as_record(), "score_accumulation": accumulation},
         "plan_bytes": built.data.nbytes,
         "weight_bytes": messages.weight_bytes,
         "activation_bytes": messages.activation_bytes,
