@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from ...export.engines.kernels import cubin
 from ...export.engines.libraries import find_flavour, load_library
-from ...export.engines.messages import Messages, make_logger
+from ...export.engines.plan import Messages, make_logger
 from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window import rotation_table, window_positions
 from ...runtime.commands.console import make_console

@@ -12,22 +12,19 @@ from ...runtime.bundle.manifest import KernelSpec
 from ...runtime.install import install_hint
 from .targets import Target
 
-FOLDER = "engines/kernels"
-
 
 def write_cubins(target: Target, folder: Path, on_kernel: Callable[[str], None]) -> tuple[KernelSpec, ...]:
-    """Compile every source for every compute capability of the target into ``<folder>/sm_NN/``.
+    """Compile every source for every compute capability of the target into ``<folder>/engines/kernels/sm_NN/``.
 
     Raises:
         UserError: the compiler is missing, or does not know the architecture.
     """
     specs = kernel_specs(target)
     for spec in specs:
-        file = Path(spec.file).relative_to(FOLDER)
-        architecture = file.parts[0]
-        (folder / architecture).mkdir(parents=True, exist_ok=True)
-        on_kernel(f"{spec.name} for {architecture}")
-        (folder / file).write_bytes(cubin(spec.name, architecture))
+        path = folder / spec.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        on_kernel(f"{spec.name} for {path.parent.name}")
+        path.write_bytes(cubin(spec.name, path.parent.name))
     return specs
 
 
@@ -47,6 +44,6 @@ def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
     for capability in target.cubins:
         architecture = "sm_" + capability.replace(".", "")
         for name, entries in SOURCES.items():
-            file = f"{FOLDER}/{architecture}/{name}.cubin"
+            file = f"engines/kernels/{architecture}/{name}.cubin"
             specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(entries)))
     return tuple(specs)

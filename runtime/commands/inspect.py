@@ -13,7 +13,7 @@ from rich.table import Table
 from ...errors import UserError
 from ..bundle.bundle import Bundle
 from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
-from ..bundle.manifest import Manifest, TensorSpec
+from ..bundle.manifest import EXPERIMENTAL, Manifest, TensorSpec
 from ..files.guarded_read import parse_json
 from ..request.presets import PUBLISHED
 from ..text import PromptTokenizer
@@ -132,6 +132,7 @@ def _variant_table(console: PlainConsole, bundle: Bundle) -> Table:
     table = make_table(console, "other precisions", *columns)
     for precision, stages in bundle.manifest.variants.items():
         found = _losses(bundle, precision)
+        title = f"{precision}, experimental" if precision in EXPERIMENTAL else precision
         for stage, spec in stages.items():
             entry = found.get(stage, {})
             calibrated = ""
@@ -139,7 +140,7 @@ def _variant_table(console: PlainConsole, bundle: Bundle) -> Table:
                 on = spec.calibration
                 count = entry.get("graph", {}).get("quantised_activations", "some")
                 calibrated = f"{count}, calibrated on {on.name} ({on.samples} samples, {on.steps} steps each)"
-            table.add_row(precision, stage, _folder_size(bundle.manifest, spec.file), _worst(entry), calibrated)
+            table.add_row(title, stage, _folder_size(bundle.manifest, spec.file), _worst(entry), calibrated)
     return table
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....errors import UserError
-from ....locations import ASSETS
-from ....runtime.bundle.bundle import hash_files
-from ....runtime.media.image import load_image
-from ....runtime.media.listing import MAX_ROWS, read_listing
-from ....runtime.media.read_video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
+from ...errors import UserError
+from ...locations import ASSETS
+from ...runtime.bundle.bundle import hash_files
+from ...runtime.bundle.manifest import CalibrationSpec
+from ...runtime.media.image import load_image
+from ...runtime.media.listing import MAX_ROWS, read_listing
+from ...runtime.media.read_video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_video
 
+STEPS = 8
+"""Denoising steps of each sample, spread over all timesteps as in any short run."""
 FEWEST_SAMPLES = 4
 """Fewer say too little about how large an activation can be."""
 DEMO = "demo"
@@ -34,6 +37,11 @@ class CalibrationSet:
     """File of a photo or a clip, caption."""
     sha256: str
     """Of every file and caption, in order."""
+
+    @property
+    def spec(self) -> CalibrationSpec:
+        """What the manifest says of a calibration on this set."""
+        return CalibrationSpec(self.name, self.sha256, len(self.samples), STEPS)
 
     def pictures(self) -> Iterator[tuple[Any, str]]:
         """Photo and caption, one after the other; of a clip the first frame."""

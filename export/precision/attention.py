@@ -1,8 +1,12 @@
-"""The scale of every attention on its operands: in the weights that make queries and keys, else just before it.
+"""Every attention as an engine takes it: its scale on its operands, and the one operator where a fused kernel exists.
 
 Scores are scaled before the first product, never after: unscaled scores overflow float16 (black frames; NVIDIA/TensorRT
 issues 2667 and 3140). A query is a linear function of its projection's weights through reshapes, slices, rotations by
 tables and the like, so that the factor can be in the weights, at no cost and without a rounding of its own.
+
+TensorRT for RTX builds the Attention operator as one kernel or not at all. Head sizes without one (the VAE's 512) are
+written as product, softmax and product, the softmax in float32. The operator keeps no `softmax_precision`: the parser
+rejects it, and its kernels accumulate in float32 anyway.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import UserError
 from .graph import Graph, attribute, set_attribute
+from .recipe import has_fused_kernel
 from .weights import Weight
 
 # One data input, the first; the output is linear in it and the factor passes through.
 _THROUGH = {"Reshape", "Transpose", "Slice", "Gather", "Expand", "Squeeze", "Unsqueeze", "Split", "Identity"}
 _QUERY, _KEY = 0, 1
+# What is added to the score of a key that must not be seen: exp() of it is 0, and float16 holds it with room to spare.
+_UNSEEN = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +44,14 @@ class _Operand:
     """Constants that take the factor up: (node, index of the input)."""
 
 
-@dataclass(frozen=True)
-class ScaleReport:
-    """How many operands were scaled where."""
-
-    in_weights: int
-    at_operand: int
-
-
-def fold_attention_scales(graph: Graph) -> ScaleReport:
+def fold_attention_scales(graph: Graph) -> tuple[int, int]:
     """Give every Attention node scale 1 and put its scale on queries and keys.
 
     Each gets the square root, so that both are of one magnitude; keys that are inputs of the graph (the text's) are
     left as they are, since other precisions share them, and their queries get the whole.
+
+    Returns:
+        How many operands were scaled in weights, and how many by a multiplication.
     """
     operands = list(_operands(graph))
     foldable = _consistent(graph, [operand for operand in operands if operand.absorbing])
@@ -66,7 +68,7 @@ def fold_attention_scales(graph: Graph) -> ScaleReport:
                 node.input[index] = _scaled_weight(graph, name, factor)
     for operand in operands:
         set_attribute(operand.attention, "scale", 1.0)
-    return ScaleReport(len(foldable), len(operands) - len(foldable))
+    return len(foldable), len(operands) - len(foldable)
 
 
 def head_size(graph: Graph, attention: NodeProto) -> int:
@@ -175,3 +177,66 @@ def _scale_operand(graph: Graph, operand: _Operand) -> None:
     graph.set_value(output, TensorProto.FLOAT, graph.shape(name))
     graph.nodes.insert(next(i for i, n in enumerate(graph.nodes) if n is operand.attention), node)
     operand.attention.input[operand.index] = output
+
+
+def settle_attention_forms(graph: Graph) -> list[str]:
+    """Decompose the attentions without a fused kernel, and turn masks of booleans into float biases.
+
+    Scales must be 1 already (:func:`fold_attention_scales`). Returns the names of those that were decomposed.
+    """
+    decomposed: list[str] = []
+    nodes: list[NodeProto] = []
+    for node in graph.nodes:
+        if node.op_type != "Attention":
+            nodes.append(node)
+            continue
+        if len(node.input) > 3 and node.input[3]:
+            node.input[3] = _float_mask(graph, node.input[3])
+        if has_fused_kernel(head_size(graph, node)):
+            nodes.append(node)
+        else:
+            nodes += _decompose(graph, node)
+            decomposed.append(node.name)
+    graph.nodes = nodes
+    return decomposed
+
+
+def _float_mask(graph: Graph, name: str) -> str:
+    """A constant mask of booleans as what is added to the scores; any other mask is left."""
+    weight = graph.weights.get(name)
+    if weight is None or weight.source.data_type != TensorProto.BOOL:
+        return name
+    bias_name = f"{name}_bias"
+    if bias_name not in graph.weights:
+        seen = weight.array(graph.contents)
+        bias = np.where(seen, np.float32(0), np.float32(_UNSEEN))
+        graph.weights[bias_name] = Weight(numpy_helper.from_array(bias, bias_name), TensorProto.FLOAT)
+    return bias_name
+
+
+def _decompose(graph: Graph, node: NodeProto) -> list[NodeProto]:
+    query, key, value = node.input[:3]
+    output = node.output[0]
+    q_shape, k_shape = graph.shape(query), graph.shape(key)
+    assert q_shape is not None and k_shape is not None
+    scores_shape = (*q_shape[:3], k_shape[2])
+
+    def named(part: str, shape: tuple[int | str | None, ...]) -> str:
+        name = graph.fresh(f"{output}_{part}")
+        graph.set_value(name, TensorProto.FLOAT, shape)
+        return name
+
+    turned = named("keys", (*k_shape[:2], k_shape[3], k_shape[2]))
+    scores = named("scores", scores_shape)
+    nodes = [
+        helper.make_node("Transpose", [key], [turned], name=f"{node.name}_keys", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", [query, turned], [scores], name=f"{node.name}_scores"),
+    ]
+    if len(node.input) > 3 and node.input[3]:
+        masked = named("masked", scores_shape)
+        nodes.append(helper.make_node("Add", [scores, node.input[3]], [masked], name=f"{node.name}_mask"))
+        scores = masked
+    weights = named("weights", scores_shape)
+    nodes.append(helper.make_node("Softmax", [scores], [weights], name=f"{node.name}_softmax", axis=-1))
+    nodes.append(helper.make_node("MatMul", [weights, value], [output], name=f"{node.name}_values"))
+    return nodes
