@@ -14,11 +14,8 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .benchmarks.bench.command import run, scaling, side_by_side
-from .benchmarks.bench.group import BenchGroup
-from .benchmarks.bench.record_commands import compare, report
+from .benchmarks.bench.command import BenchGroup, compare, report, run, scaling, side_by_side
 from .benchmarks.cost.command import predict
-from .benchmarks.preset_quality import quality
 from .benchmarks.quality.command import evaluate
 from .errors import CancelledError, UserError, first_line
 from .export.command import export
@@ -59,7 +56,7 @@ _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
-_BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
+_BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, compare, report, predict)
 
 # Their options are many enough to be shown in groups.
 _GROUPED = (generate, demo)
