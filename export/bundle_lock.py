@@ -1,17 +1,23 @@
-"""One build or export into a bundle at a time."""
+"""One build or export into a bundle at a time, and what killed ones left of their temporary files and folders.
+
+Each of these lies under a lock, so that one name is enough: an export's, beside the bundle, under the lock of exports
+to that place; a build's, within the bundle, under the lock of the bundle. Whoever has the lock knows that nobody works
+there, and removes what is left; process numbers would not tell, because two containers share them.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
-from ..runtime.bundle.replaced_folder import export_lock, recover_replaced
+from ..runtime.bundle.manifest import DERIVED_FOLDERS
+from ..runtime.bundle.replaced_folder import export_lock, recover_replaced, replaced_folder
 from ..runtime.files.file_lock import locked
-from .partial_folders import DERIVED_FOLDERS, remove_abandoned_builds
 
 BUILD_LOCK = ".build.lock"
 
@@ -59,12 +65,7 @@ def exporting(output: Path, on_notice: Callable[[str], None] = lambda line: None
 
 @contextmanager
 def _locked_for_writing(path: Path, bundle: Path, on_notice: Callable[[str], None]) -> Iterator[None]:
-    """A lock file. A folder that cannot be written to needs none: nobody changes it, and what this process would write
-    is refused where it is written.
-
-    Raises:
-        UserError: the folder can be written to, and the lock cannot be had.
-    """
+    """A lock file, but for a folder that cannot be written to: nobody changes it, and writes to it are refused."""
 
     def waiting(holder: str) -> None:
         on_notice(f"waiting for {holder}, which is writing to {bundle}; Ctrl-C leaves it alone")
@@ -95,3 +96,37 @@ def _refuse_links_outside(root: Path) -> None:
                     f"bundle folder {path.relative_to(root).as_posix()} is a link to outside {root}: replace it by "
                     "what it leads to, or remove it."
                 )
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or folder is written before it takes its place."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def remove_abandoned_builds(bundle: Path) -> None:
+    """Remove what killed builds left in a bundle. Call it with the bundle's lock."""
+    with suppress(OSError):
+        for path in list(bundle.glob(".*.partial")):
+            _remove(path)
+
+
+def remove_abandoned_export(output: Path) -> None:
+    """Remove what a killed export to `output` left beside it. Call it with the lock of exports to `output`."""
+    partial = partial_path(output)
+    _remove(partial)
+    # While the output is missing, the old bundle is the only one.
+    if os.path.lexists(output):
+        # Out of the name that is given back first: a kill halfway would leave half a bundle for the day on which the
+        # new one is deleted.
+        with suppress(OSError):
+            replaced_folder(output).rename(partial)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link but not what it leads to; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -27,10 +27,9 @@ from ..runtime.bundle.manifest import (
 from ..runtime.bundle.recommended import check_recommended
 from ..runtime.bundle.replaced_folder import replace_folder
 from ..runtime.bundle.tokenizer_rules import check_tokenizer_json
-from .bundle_lock import building, exporting
+from .bundle_lock import building, exporting, partial_path, remove_abandoned_export
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
 from .part_configs import TEXT_LENGTH
-from .partial_folders import partial_path, remove_abandoned_export
 from .request import ANY_GUIDANCE, check_cache_branch, check_output, check_request, settle_size, size_multiple
 from .source_model import SourceModel
 from .stages import dynamic_sizes, stages

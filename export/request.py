@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..kernels.guidance import BRANCHES
-from ..runtime.bundle.manifest import MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
+from ..runtime.bundle.manifest import DERIVED_FOLDERS, MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
 from ..runtime.bundle.replaced_folder import recover_replaced
 from ..runtime.files.guarded_read import MANIFEST, read_text
-from ..runtime.request.settings import MAX_SIDE
-from .partial_folders import DERIVED_FOLDERS
+from ..runtime.request.option_table import MAX_SIDE
 from .unet.config import UNetConfig
 
 ANY_GUIDANCE = "any"
@@ -65,12 +64,10 @@ def check_output(output: Path, *, force: bool = False) -> None:
 
 def _refuse_derived(output: Path) -> None:
     """Engines, other precisions and calibrations are minutes to hours of work: they are not removed unasked."""
-    found = {
-        name: sorted(path.name for path in (output / name).iterdir() if not path.name.startswith("."))
-        for name in DERIVED_FOLDERS
-        if (output / name).is_dir()
-    }
-    held = [f"{name} ({', '.join(entries)})" for name, entries in found.items() if entries]
+    held = []
+    for folder in DERIVED_FOLDERS:
+        entries = sorted(path.name for path in (output / folder).glob("[!.]*"))
+        held += [f"{folder.rstrip('/')} ({', '.join(entries)})"] if entries else []
     if not held:
         return
     try:

@@ -145,7 +145,7 @@ def demo_bundle() -> Path:
 def fp16_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the package with all stages in fp16; written only if every stage is within 5e-3."""
     pytest.importorskip("onnx")
-    from consisti2v_rt.export.precision import write_variant
+    from consisti2v_rt.export.precision.variant import write_variant
 
     folder = Path(shutil.copytree(ASSETS / "demo_bundle", tmp_path_factory.mktemp("demo") / "bundle"))
     write_variant(folder, "fp16")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 from consisti2v_rt import ImageToVideo, UserError  # noqa: E402
 from consisti2v_rt.export import loading, onnx_graph  # noqa: E402
 from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
-from consisti2v_rt.export.precision import write_variant  # noqa: E402
+from consisti2v_rt.export.precision.variant import write_variant  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.stage_export import StageExport  # noqa: E402

@@ -39,7 +39,7 @@ def predict(
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
     from ...errors import UserError
     from ...runtime.commands.console import echo, make_console
-    from ...runtime.request.settings import whole
+    from ...runtime.request.option_table import whole
     from ..bench.record import write_text
     from .gpus import PRECISIONS, describe_gpu
     from .prediction import as_json, plan_of_steps, predict_model, preset_plans, print_report

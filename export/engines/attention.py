@@ -6,84 +6,49 @@ it, the build fails. So a build that succeeds is the proof that every attention 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from typing import Any
 
-from .api import Layer, Network, TensorRT
-
-SMALLEST_HEAD, LARGEST_HEAD, HEAD_STEP = 16, 256, 8
-"""Head sizes with fused half-precision kernels, found by building for compute capability 8.9."""
+from ..precision.recipe import has_fused_kernel
 
 
-@dataclass(frozen=True)
-class Decomposed:
-    """An attention that is built from products and a softmax."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Attentions:
-    """What became of a network's attentions."""
-
-    fused: tuple[str, ...]
-    """By name: the build fails unless each is one kernel."""
-    decomposed: tuple[Decomposed, ...]
-
-
-def settle_attentions(library: TensorRT, network: Network, smallest_batch: int = 1) -> Attentions:
+def settle_attentions(library: Any, network: Any, smallest_batch: int = 1) -> dict[str, Any]:
     """Allow decomposition exactly where no fused kernel can be.
 
     Args:
+        library: tensorrt_rtx or tensorrt.
+        network: parsed, its sizes set.
         smallest_batch: of all profiles, where the network's batch is open.
+
+    Returns:
+        "fused": names, each of which is one kernel or the build fails, with HALF or BF16 for each in "types";
+        "decomposed": name and reason of each other.
     """
-    fused: list[str] = []
-    decomposed: list[Decomposed] = []
+    attentions: dict[str, Any] = {"fused": [], "decomposed": [], "types": {}}
     given = {network.get_input(index).name for index in range(network.num_inputs)}
-    for layer in _attention_inputs(library, network):
-        attention = layer.attention
-        reason = _why_not_fused(library, layer, given, smallest_batch)
-        if reason is None:
-            fused.append(attention.name)
-        else:
-            attention.decomposable = True
-            decomposed.append(Decomposed(attention.name, reason))
-    return Attentions(tuple(fused), tuple(decomposed))
-
-
-class _AttentionLayer(Layer):
-    """What a layer is once it is seen as an attention."""
-
-    attention: _Attention
-
-
-class _Attention:
-    name: str
-    decomposable: bool
-
-
-def _attention_inputs(library: TensorRT, network: Network) -> Iterator[_AttentionLayer]:
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type == library.LayerType.ATTENTION_INPUT:
-            # The bindings hand out plain layers; this is their way to the derived class.
-            layer.__class__ = library.IAttentionInputLayer
-            yield layer  # type: ignore[misc]
+        if layer.type != library.LayerType.ATTENTION_INPUT:
+            continue
+        # The bindings hand out plain layers; this is their way to the derived class.
+        layer.__class__ = library.IAttentionInputLayer
+        reason = _why_not_fused(library, layer, given, smallest_batch)
+        if reason is None:
+            attentions["fused"].append(layer.attention.name)
+            attentions["types"][layer.attention.name] = layer.get_input(0).dtype.name
+        else:
+            layer.attention.decomposable = True
+            attentions["decomposed"].append({"name": layer.attention.name, "reason": reason})
+    return attentions
 
 
-def _why_not_fused(
-    library: TensorRT, layer: _AttentionLayer, given: Collection[str], smallest_batch: int
-) -> str | None:
+def _why_not_fused(library: Any, layer: Any, given: Collection[str], smallest_batch: int) -> str | None:
     """None where it must fuse. `given`: names of the network's inputs."""
     query, value = layer.get_input(0), layer.get_input(2)
-    assert query is not None and value is not None
-    types = library.DataType
-    if query.dtype not in (types.HALF, types.BF16):
+    if query.dtype not in (library.DataType.HALF, library.DataType.BF16):
         return f"no fused kernel takes {query.dtype.name.lower()}"
-    size = query.shape[-1]
-    if not SMALLEST_HEAD <= size <= LARGEST_HEAD or size % HEAD_STEP:
-        return f"no fused kernel takes head size {size}"
+    if not has_fused_kernel(query.shape[-1]):
+        return f"no fused kernel takes head size {query.shape[-1]}"
     # The text's keys and values at a level of one head; those that are computed from the same rows fuse there too. By
     # the values, since the parser scales the keys.
     batch = smallest_batch if query.shape[0] < 0 else query.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import MofNCompleteColumn, Progress
@@ -13,13 +13,11 @@ from rich.progress import MofNCompleteColumn, Progress
 from ...errors import UserError
 from ...runtime.commands.console import echo, make_console, plain
 from ...runtime.commands.progress import leading_columns
-from ...runtime.install import install_hint
 
 if TYPE_CHECKING:
     from ...runtime.bundle.manifest import EngineSpec
-    from ..precision import StageVariant, VariantOptions
-    from .bundle_engines import EngineReport
-    from .monitor import BuildProgress
+    from ..precision.recipe import VariantOptions
+    from ..precision.variant import StageVariant
 
 
 def build(
@@ -34,7 +32,9 @@ def build(
     flavour: Annotated[
         str, typer.Option(help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU).")
     ] = "tensorrt-rtx",
-    precision: Annotated[str, typer.Option(help="fp16, fp32, bf16, int8 or fp8.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option(help="fp16, fp32 or bf16; int8 and fp8 are experimental until timed on a card.")
+    ] = "fp16",
     stages: Annotated[str | None, typer.Option(help="Names with commas between; all of them.")] = None,
     dynamic: Annotated[
         list[str] | None,
@@ -67,6 +67,7 @@ def build(
     ] = None,
 ) -> None:
     """Build engines ahead of time, also on a machine with no GPU."""
+    from ..events import Events
     from .bundle_engines import build_engines
     from .compare import check_comparison, compare_engines
 
@@ -79,39 +80,31 @@ def build(
     columns = (*leading_columns(console), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("starting", total=None)
-        doing = ""
+        doing, built, decomposed = "", 0, False
+
+        def say(line: str) -> None:
+            console.print(line, soft_wrap=True)
 
         def on_phase(phase: str) -> None:
             nonlocal doing
             doing = phase
             progress.reset(task, total=None, description=phase)
             if not console.is_terminal:
-                console.print(f"{_minutes(time.perf_counter() - started)}  {phase}", soft_wrap=True)
+                say(f"{_minutes(time.perf_counter() - started)}  {phase}")
 
-        def on_progress(state: BuildProgress) -> None:
-            description = f"{doing}: {state.phase[:40]}"
-            progress.update(task, description=description, completed=state.step, total=max(state.steps, 1))
+        def on_progress(what: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{doing}: {what[:40]}", completed=done, total=max(total, 1))
+
+        def on_engine(engine: EngineSpec, facts: dict[str, Any]) -> None:
+            nonlocal built, decomposed
+            built += 1
+            decomposed = decomposed or bool(facts["attentions"]["decomposed"])
+            for line in _engine_lines(engine.stage, facts):
+                say(line)
 
         def on_variant(report: StageVariant) -> None:
             if not report.skipped:
-                count = report.quantised_activations
-                narrow = f", {count} activations in 8 bits" if count else ""
-                narrow += (
-                    f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
-                    if report.float32_sums
-                    else ""
-                )
-                line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
-                console.print(line + narrow, soft_wrap=True)
-
-        built, decomposed = 0, False
-
-        def on_engine(report: EngineReport) -> None:
-            nonlocal built, decomposed
-            built += 1
-            decomposed = decomposed or bool(report.decomposed_attentions)
-            for line in _lines(report):
-                console.print(line, soft_wrap=True)
+                say(_variant_line(report))
 
         engines = build_engines(
             bundle,
@@ -122,18 +115,13 @@ def build(
             dynamic=dynamic or (),
             stripped=strip,
             variant=variant,
-            on_phase=on_phase,
-            on_variant=on_variant,
-            on_progress=on_progress,
-            on_engine=on_engine,
-            on_notice=lambda line: console.print(f"note: {line}", soft_wrap=True),
+            events=Events(on_phase, on_progress, on_variant, on_engine, lambda line: say(f"note: {line}")),
         )
-    if decomposed:
-        console.print(
-            "note: attentions as separate operations give the same numbers, with more time and memory; nothing is to "
-            "be done about them. An attention that has to be fused and is not would have ended the build.",
-            soft_wrap=True,
-        )
+        if decomposed:
+            say(
+                "note: attentions as separate operations give the same numbers, with more time and memory; nothing is "
+                "to be done about them. An attention that has to be fused and is not would have ended the build."
+            )
     echo(f"{plain(bundle)}  {plain(_outcome(engines, built, time.perf_counter() - started))}")
     if compare is not None:
         for line in compare_engines(bundle, engines):
@@ -158,11 +146,9 @@ def _variant_options(
     """What was asked of the graphs in another precision; None: nothing. Refuses a set that cannot be used."""
     if calibrate is None and max_loss is None and not quick_check:
         return None
-    try:
-        from ..precision import VariantOptions
-        from ..precision.calibration import calibration_set
-    except ImportError as error:
-        raise UserError(f"making {precision} graphs needs {error.name or error}: {install_hint('rtx')}.") from None
+    from ..precision.calibration_set import calibration_set
+    from ..precision.recipe import VariantOptions
+
     return VariantOptions(
         calibration=None if calibrate in (None, "off") else calibration_set(str(calibrate), max_rows),
         weight_only=calibrate == "off",
@@ -171,16 +157,25 @@ def _variant_options(
     )
 
 
-def _lines(report: EngineReport) -> list[str]:
-    engine = report.engine
-    peak = "" if report.peak_host_bytes is None else f"  peak memory {report.peak_host_bytes / 2**30:.1f} GiB"
-    attentions = report.fused_attentions + len(report.decomposed_attentions)
-    fused = f"  {report.fused_attentions} of {attentions} attentions fused" if attentions else ""
-    size = f"{report.plan_bytes / 2**20:8.1f} MiB"
-    lines = [f"{engine.stage:<13} {report.seconds:6.1f} s  {size}{peak}{fused}"]
-    reasons: dict[str, list[str]] = {}
-    for name, reason in report.decomposed_attentions:
-        reasons.setdefault(reason, []).append(name)
+def _variant_line(report: StageVariant) -> str:
+    line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
+    if report.quantised_activations:
+        line += f", {report.quantised_activations} activations in 8 bits"
+    if report.float32_sums:
+        line += f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
+    return line
+
+
+def _engine_lines(stage: str, facts: dict[str, Any]) -> list[str]:
+    fused, decomposed = facts["attentions"]["fused"], facts["attentions"]["decomposed"]
+    line = f"{stage:<13} {facts['build_seconds']:6.1f} s  {facts['plan_bytes'] / 2**20:8.1f} MiB"
+    if facts["peak_host_bytes"] is not None:
+        line += f"  peak memory {facts['peak_host_bytes'] / 2**30:.1f} GiB"
+    if fused or decomposed:
+        line += f"  {len(fused)} of {len(fused) + len(decomposed)} attentions fused"
+    lines, reasons = [line], dict[str, list[str]]()
+    for entry in decomposed:
+        reasons.setdefault(entry["reason"], []).append(entry["name"])
     for reason, names in reasons.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         are = "1 attention runs" if len(names) == 1 else f"{len(names)} attentions run"

@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...kernels.cuda.compile import compile_cubin, source_hash
+from ...errors import UserError
+from ...kernels.cuda.compile import CompilerMissingError, compile_cubin, source_hash
 from ...kernels.cuda.sources import SOURCES
 from ...runtime.bundle.manifest import KernelSpec
+from ...runtime.install import install_hint
 from .targets import Target
-
-FOLDER = "engines/kernels"
 
 
 def write_cubins(target: Target, folder: Path, on_kernel: Callable[[str], None]) -> tuple[KernelSpec, ...]:
-    """Compile every source for every compute capability of the target into ``<folder>/sm_NN/``.
+    """Compile every source for every compute capability of the target into ``<folder>/engines/kernels/sm_NN/``.
 
     Raises:
         UserError: the compiler is missing, or does not know the architecture.
     """
     specs = kernel_specs(target)
     for spec in specs:
-        file = Path(spec.file).relative_to(FOLDER)
-        architecture = file.parts[0]
-        (folder / architecture).mkdir(parents=True, exist_ok=True)
-        on_kernel(f"{spec.name} for {architecture}")
-        (folder / file).write_bytes(compile_cubin(spec.name, architecture))
+        path = folder / spec.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        on_kernel(f"{spec.name} for {path.parent.name}")
+        path.write_bytes(cubin(spec.name, path.parent.name))
     return specs
+
+
+def cubin(name: str, architecture: str) -> bytes:
+    """:func:`compile_cubin` with its refusals as a :class:`UserError`."""
+    try:
+        return compile_cubin(name, architecture)
+    except CompilerMissingError as error:
+        raise UserError(f"{error}: {install_hint('kernels')}.") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
@@ -34,8 +43,7 @@ def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
     specs: list[KernelSpec] = []
     for capability in target.cubins:
         architecture = "sm_" + capability.replace(".", "")
-        for name, source in SOURCES.items():
-            entries = tuple(entry.name for entry in source.entry_points)
-            file = f"{FOLDER}/{architecture}/{name}.cubin"
-            specs.append(KernelSpec(name, file, capability, source_hash(name), entries))
+        for name, entries in SOURCES.items():
+            file = f"engines/kernels/{architecture}/{name}.cubin"
+            specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(entries)))
     return tuple(specs)

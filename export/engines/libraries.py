@@ -1,7 +1,8 @@
 """The two engine libraries, by flavour, and what each needs to build for a target.
 
 Their Python interfaces are the same but for this: TensorRT for RTX takes compute capabilities and needs no GPU;
-TensorRT builds for the GPU it runs on, or for every later one in its hardware-compatible mode.
+TensorRT builds for the GPU it runs on, or for every later one in its hardware-compatible mode. NVIDIA ships no
+stubs: a test compares the names that are used in this folder with both libraries.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 from ...errors import UserError
 from ...runtime.gpu.device import GpuStatus
 from ...runtime.install import install_hint
-from .api import BuilderConfig, TensorRT
 from .targets import Target
 
 
@@ -27,15 +27,13 @@ class Flavour:
     extra: str
     """Of this package, that installs it."""
     needs_gpu: bool
-    is_portable_between_systems: bool
-    """Whether a plan built on Linux runs on Windows and the other way round."""
+    """Such plans run on the operating system they were built on; the others on Linux and Windows."""
 
 
-_FLAVOURS = (
-    Flavour("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", False, True),
-    Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", True, False),
-)
-FLAVOURS = {flavour.name: flavour for flavour in _FLAVOURS}
+FLAVOURS = {
+    "tensorrt-rtx": Flavour("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", False),
+    "tensorrt": Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", True),
+}
 
 
 def find_flavour(name: str) -> Flavour:
@@ -49,7 +47,7 @@ def find_flavour(name: str) -> Flavour:
     return FLAVOURS[name]
 
 
-def load_library(flavour: Flavour) -> TensorRT:
+def load_library(flavour: Flavour) -> Any:
     """Import the library.
 
     Raises:
@@ -64,8 +62,7 @@ def load_library(flavour: Flavour) -> TensorRT:
             f"{flavour.title} {library.__version__} does not know the Attention operator: "
             f"{install_hint(flavour.extra)} --upgrade."
         )
-    module: TensorRT = library
-    return module
+    return library
 
 
 def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
@@ -74,50 +71,47 @@ def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
     Raises:
         UserError: the flavour does not build for the target, or needs a GPU, or another one than there is.
     """
-    if not flavour.needs_gpu:
-        if not target.runs_rtx_engines:
-            held = ", ".join(target.compute_capabilities)
+    held = ", ".join(target.compute_capabilities)
+    if flavour.needs_gpu:
+        if not gpu.found:
             raise UserError(
-                f"{flavour.title} builds no engines for {target.words} (target {target.name}, compute capability "
-                f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime run "
-                "the bundle there."
+                f"flavour {flavour.name} builds on the GPU itself, and there is none ({gpu.reason}): "
+                "build there, or use --flavour tensorrt-rtx."
             )
-        if target.compute_capabilities and target.oldest < (8, 0):
-            # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
+        if not target.is_portable and target.compute_capabilities != (gpu.compute_capability,):
             raise UserError(
-                f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
-                "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card "
-                "since Ampere."
+                f"flavour {flavour.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), "
+                f"not for {held}: use --target current, or --flavour tensorrt-rtx."
             )
-        return
-    if not gpu.found:
+    elif not target.runs_rtx_engines:
         raise UserError(
-            f"flavour {flavour.name} builds on the GPU itself, and there is none ({gpu.reason}): "
-            "build there, or use --flavour tensorrt-rtx."
+            f"{flavour.title} builds no engines for {target.words} (target {target.name}, compute capability "
+            f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime run "
+            "the bundle there."
         )
-    if not target.is_portable and target.compute_capabilities != (gpu.compute_capability,):
+    elif target.oldest < (8, 0):
+        # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
         raise UserError(
-            f"flavour {flavour.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), not "
-            f"for {', '.join(target.compute_capabilities)}: use --target current, or --flavour tensorrt-rtx."
+            f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
+            "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card since Ampere."
         )
 
 
-def set_target(library: TensorRT, config: BuilderConfig, flavour: Flavour, target: Target) -> None:
+def set_target(library: Any, config: Any, flavour: Flavour, target: Target) -> None:
     """Tell the builder which GPUs to build for.
 
     Raises:
         UserError: this version of the library does not know one of them.
     """
-    if flavour.needs_gpu:
-        if target.is_portable:
+    if target.is_portable:
+        if flavour.needs_gpu:  # the other library's default
             config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
         return
-    if target.is_portable:
-        return  # the library's default
+    if flavour.needs_gpu:
+        return
     config.num_compute_capabilities = len(target.compute_capabilities)
     for index, capability in enumerate(target.compute_capabilities):
-        name = "SM" + capability.replace(".", "")
-        known = getattr(library.ComputeCapability, name, None)
+        known = getattr(library.ComputeCapability, "SM" + capability.replace(".", ""), None)
         if known is None or not config.set_compute_capability(known, index):
             raise UserError(
                 f"{flavour.title} {library.__version__} builds no engines for compute capability {capability}: "

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import collections
+import logging
+import re
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from ...errors import UserError
 from ...runtime.bundle.graph_source import GraphSource
-from ...runtime.bundle.manifest import TensorSpec
 from ...runtime.gpu.engine_refit import load_graph
-from .api import Builder, BuilderConfig, Network, TensorRT
-from .attention import Attentions, settle_attentions
-from .host_memory import peak_host_bytes
+from .attention import settle_attentions
+from .contents import Contents, read_accumulation
 from .libraries import Flavour, set_target
-from .messages import Messages, make_logger, plain_words
-from .monitor import OnProgress, make_monitor
 from .shapes import EngineShapes
+from .spelled import spell_out
 from .targets import Target
 
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "UINT8": "uint8",
-}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+"""The library's names of types that are not the manifest's in capitals."""
 _NO_KERNEL = "not supported by a dedicated kernel"
 """What TensorRT for RTX says of an Attention operator that it may not take apart, without its name."""
+_LINK = re.compile(r"\(?\b(?:(?:see|visit)\s+)?(?:https?://|www\.)\S*", re.IGNORECASE)
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
+_WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_log = logging.getLogger("consisti2v_rt")
 
 
 @dataclass(frozen=True)
@@ -45,78 +45,137 @@ class PlanRequest:
     stripped: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is known about a built engine without a GPU."""
-
-    version: str
-    """Of the library."""
-    plan_bytes: int
-    layers: dict[str, int]
-    """Kinds of the parsed network's layers, most frequent first."""
-    attentions: Attentions
-    seconds: float
-    peak_host_bytes: int | None
-    activation_bytes: tuple[int, ...]
-    """Device memory of one context, for each profile."""
-    weight_bytes: int | None
-    warnings: tuple[str, ...]
-
-
-def build_plan(library: TensorRT, request: PlanRequest, path: Path, on_progress: OnProgress) -> Plan:
+def build_plan(
+    library: Any, request: PlanRequest, path: Path, on_progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
     """Build a plan into the file `path`.
+
+    Args:
+        library: tensorrt_rtx or tensorrt.
+        request: what to build.
+        path: of the plan.
+        on_progress: the builder's phase, its steps done and in all; called from threads of the builder.
+
+    Returns:
+        What is known about the engine without a GPU, for JSON: sizes in bytes, times in seconds, kinds of the parsed
+        network's layers with the most frequent first, device memory of one context for each profile.
 
     Raises:
         UserError: the graph does not parse, is not what the manifest says, or does not build; the builder's own first
             error is in the sentence.
         OSError: the file cannot be written.
     """
-    started, messages = time.perf_counter(), Messages()
-    logger = make_logger(library, messages)
-    builder = library.Builder(logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, logger)
-    weights = load_graph(parser, GraphSource.of(request.onnx))
-    if weights is None or not parser.parse_model_proto():
-        reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
-        raise UserError(
-            f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+    started, source = time.perf_counter(), GraphSource.of(request.onnx)
+    built = None
+    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX
+        built = _build_spelled_out(library, request, source, on_progress)
+    built = built or _build(library, request, source, on_progress)
+    path.write_bytes(memoryview(built.data))
+    messages, accumulation = built.messages, read_accumulation(built.data)
+    if accumulation.get("fp16"):
+        messages.warnings.append(
+            f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
         )
-    _check_tensors(network, request)
-    # First: a size that the graph leaves open and the engine has fixed decides what fuses.
-    _set_shapes(network, request.shapes)
+    return {
+        "version": library.__version__,
+        "layers": {"total": built.layers.total(), "kinds": dict(built.layers.most_common())},
+        "attentions": built.attentions,
+        "contents": {**messages.contents.as_record(), "score_accumulation": accumulation},
+        "plan_bytes": built.data.nbytes,
+        "weight_bytes": messages.weight_bytes,
+        "activation_bytes": messages.activation_bytes,
+        "build_seconds": round(time.perf_counter() - started, 3),
+        "peak_host_bytes": _peak_host_bytes(),
+        "warnings": list(dict.fromkeys(messages.warnings)),
+    }
+
+
+def _build_spelled_out(
+    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
+) -> _Built | None:
+    """Build with the attentions spelled out, whose scores accumulate in float32; None where they do not all fuse."""
+    network = _Network(library, request, source)
+    attentions = settle_attentions(library, network.network, request.shapes.smallest_batch)
+    types = {name: attentions["types"][name] for name in attentions["fused"]}
+    del network
+    model, count = spell_out(source.model, types)
+    if not count:
+        return None
+    try:
+        built = _build(library, request, source.with_model(model), on_progress)
+    except UserError as error:
+        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
+        return None
+    left = set(built.attentions["fused"])
+    spelled = [name for name in attentions["fused"] if name not in left]
+    profiles = max(len(request.shapes.profiles), 1)
+    if built.messages.contents.attentions != profiles * len(attentions["fused"]):
+        _log.info("stage %s is built with the Attention operator: not every attention fuses spelled out", request.stage)
+        return None
+    return replace(built, attentions={**built.attentions, "fused": [*built.attentions["fused"], *spelled]})
+
+
+@dataclass(frozen=True)
+class _Built:
+    data: Any
+    layers: collections.Counter[str]
+    attentions: dict[str, Any]
+    messages: Messages
+
+
+class _Network:
+    """A parsed graph with its sizes set; keeps what the builder reads until it has built."""
+
+    def __init__(self, library: Any, request: PlanRequest, source: GraphSource) -> None:
+        self.messages = messages = Messages()
+        logger = make_logger(library, messages)
+        self.builder = library.Builder(logger)
+        self.network = self.builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self._parser = library.OnnxParser(self.network, logger)
+        self._weights = load_graph(self._parser, source)
+        if self._weights is None or not self._parser.parse_model_proto():
+            reason = self._parser.get_error(0).desc() if self._parser.num_errors else messages.reason()
+            raise UserError(
+                f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+            )
+        _check_tensors(self.network, request)
+        # First: a size that the graph leaves open and the engine has fixed decides what fuses.
+        by_name = {self.network.get_input(i).name: self.network.get_input(i) for i in range(self.network.num_inputs)}
+        for spec in request.shapes.inputs:
+            by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+
+
+def _build(
+    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
+) -> _Built:
+    parsed = _Network(library, request, source)
+    builder, network, messages = parsed.builder, parsed.network, parsed.messages
     attentions = settle_attentions(library, network, request.shapes.smallest_batch)
-    config = _configure(library, builder, network, request)
-    config.progress_monitor = make_monitor(library, on_progress)
+    config = _configure(library, builder, request)
+    config.progress_monitor = _make_monitor(library, on_progress)
     layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
     data = builder.build_serialized_network(network, config)
     # Some failures are only logged; the builder then hands out a plan of something else, or nothing.
     if data is None or messages.errors:
-        raise UserError(_failure(library, request, messages, attentions))
-    # Both take the weights from there until now.
-    del parser, network, weights
-    seconds = time.perf_counter() - started
-    path.write_bytes(memoryview(data))  # type: ignore[arg-type]
-    return Plan(
-        library.__version__,
-        data.nbytes,
-        dict(layers.most_common()),
-        attentions,
-        seconds,
-        peak_host_bytes(),
-        tuple(messages.activation_bytes),
-        messages.weight_bytes,
-        tuple(dict.fromkeys(messages.warnings)),
-    )
+        raise UserError(_failure(library, request, messages, attentions["fused"]))
+    return _Built(data, layers, {name: attentions[name] for name in ("fused", "decomposed")}, messages)
 
 
-def _set_shapes(network: Network, shapes: EngineShapes) -> None:
-    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    for spec in shapes.inputs:
-        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+def _check_tensors(network: Any, request: PlanRequest) -> None:
+    """The manifest describes this graph: names and types, in its own words."""
+    for count, get, specs in (
+        (network.num_inputs, network.get_input, request.shapes.inputs),
+        (network.num_outputs, network.get_output, request.shapes.outputs),
+    ):
+        tensors = [get(i) for i in range(count)]
+        found = {tensor.name: _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()) for tensor in tensors}
+        if found != {spec.name: spec.dtype for spec in specs}:
+            raise UserError(
+                f"{PurePath(request.onnx.name).name} has other tensors than the manifest says: export the bundle again."
+            )
 
 
-def _configure(library: TensorRT, builder: Builder, network: Network, request: PlanRequest) -> BuilderConfig:
+def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
     config = builder.create_builder_config()
     set_target(library, config, request.flavour, request.target)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
@@ -138,26 +197,8 @@ def _configure(library: TensorRT, builder: Builder, network: Network, request: P
     return config
 
 
-def _check_tensors(network: Network, request: PlanRequest) -> None:
-    """The manifest describes this graph: names and types, in its own words."""
-    for count, get, specs in (
-        (network.num_inputs, network.get_input, request.shapes.inputs),
-        (network.num_outputs, network.get_output, request.shapes.outputs),
-    ):
-        tensors = [get(i) for i in range(count)]
-        found = {tensor.name: _DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors}
-        if found != _types(specs):
-            raise UserError(
-                f"{PurePath(request.onnx.name).name} has other tensors than the manifest says: export the bundle again."
-            )
-
-
-def _types(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
-    return {spec.name: spec.dtype for spec in specs}
-
-
-def _failure(library: TensorRT, request: PlanRequest, messages: Messages, attentions: Attentions) -> str:
-    blamed = next((name for name in attentions.fused if any(name in error for error in messages.errors)), None)
+def _failure(library: Any, request: PlanRequest, messages: Messages, fused: list[str]) -> str:
+    blamed = next((name for name in fused if any(name in error for error in messages.errors)), None)
     if blamed:
         what = f"attention {blamed} has no fused kernel"
     elif any(_NO_KERNEL in error for error in messages.errors):
@@ -168,3 +209,91 @@ def _failure(library: TensorRT, request: PlanRequest, messages: Messages, attent
         f"{request.flavour.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
         f"({what}): try another --precision or --target."
     )
+
+
+class Messages:
+    """What the builder says: errors that it logs without raising, and the sizes that it only tells its log."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.activation_bytes: list[int] = []
+        """Device memory of one context, in the order of the profiles."""
+        self.weight_bytes: int | None = None
+        self.contents = Contents()
+
+    def add(self, severity: str, text: str) -> None:
+        """One message, by the name of its severity; it may be of many lines."""
+        if severity == "VERBOSE":
+            for entry in text.splitlines():
+                self.contents.add(entry)
+        line = " ".join(text.split()) if severity != "VERBOSE" or "Total" in text else ""
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self.errors.append(line)
+        elif severity == "WARNING":
+            self.warnings.append(line)
+            _log.debug("builder: %s", line)
+        elif match := _ACTIVATIONS.search(line):
+            self.activation_bytes.append(int(match[1]))
+        elif match := _WEIGHTS.search(line):
+            self.weight_bytes = int(match[1])
+
+    def reason(self) -> str:
+        """The first error."""
+        return self.errors[0] if self.errors else "no reason given"
+
+
+def plain_words(text: str) -> str:
+    """The first line of what a library says, for a sentence: without links and control characters, not too long."""
+    line = (text.strip().splitlines() or [""])[0]
+    line = _LINK.sub("", "".join(character if character.isprintable() else " " for character in line))
+    return " ".join(line.split())[:300].rstrip(". ") or "no reason given"
+
+
+def make_logger(library: Any, messages: Messages) -> Any:
+    """A logger of this library that fills `messages`."""
+
+    class Logger(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            messages.add(severity.name, message)
+
+    return Logger()
+
+
+def _make_monitor(library: Any, on_progress: Callable[[str, int, int], None]) -> Any:
+    """A progress monitor that reports every phase and step; the builder calls it from threads of its own."""
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._lock = threading.Lock()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._steps[phase_name] = num_steps
+                on_progress(phase_name, 0, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                on_progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+            return True
+
+    return Monitor()
+
+
+def _peak_host_bytes() -> int | None:
+    """The largest resident size of this process so far; Linux only, None elsewhere."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s*(\d+)", status, re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024

@@ -27,9 +27,9 @@ class Target:
         return any(capability.endswith("+") for capability in self.compute_capabilities)
 
     @property
-    def oldest(self) -> tuple[int, int]:
+    def oldest(self) -> tuple[int, ...]:
         """The smallest compute capability, as numbers."""
-        return min(_numbers(capability.rstrip("+")) for capability in self.compute_capabilities)
+        return min(tuple(map(int, capability.rstrip("+").split("."))) for capability in self.compute_capabilities)
 
 
 def _one_capability(name: str, capability: str, words: str, runs_rtx_engines: bool = True) -> Target:
@@ -40,48 +40,44 @@ def _one_capability(name: str, capability: str, words: str, runs_rtx_engines: bo
 _TARGETS = (
     # TensorRT for RTX's default: one plan for Ampere and every later card, on Linux and Windows.
     Target("rtx", "every RTX card since Ampere, one engine for all", ("8.0+",), ("8.0", "8.9", "9.0", "12.0")),
-    Target("current", "the GPU of this machine", (), ()),
     *(
         _one_capability("sm" + capability.replace(".", ""), capability, f"compute capability {capability} ({family})")
         for capability, family in FAMILIES.items()
     ),
 )
 TARGETS = {target.name: target for target in _TARGETS}
-"""All but the cards, which :mod:`consisti2v_rt.runtime.gpu.cards` lists."""
+"""All but "current" and the cards, which :mod:`consisti2v_rt.runtime.gpu.cards` lists."""
 
-_OLDEST = {
-    "bf16": ((8, 0), "Ampere"),
-    # Tensor cores of older GPUs have no such type, or TensorRT for RTX no kernels for it there.
-    "int8": ((8, 0), "Ampere"),
-    "fp8": ((8, 9), "Ada Lovelace"),
-}
+# Tensor cores of older GPUs have no such type, or TensorRT for RTX no kernels for it there.
+_OLDEST = {"bf16": ((8, 0), "Ampere"), "int8": ((8, 0), "Ampere"), "fp8": ((8, 9), "Ada Lovelace")}
 
 
 def find_target(name: str, gpu: GpuStatus) -> Target:
     """The target of a name; "current" becomes the GPU of this machine.
 
     Args:
-        name: of :data:`TARGETS`, or of a card in any spelling: "rtx5090", "NVIDIA GeForce RTX 5090".
+        name: of :data:`TARGETS`, "current", or a card in any spelling: "rtx5090", "NVIDIA GeForce RTX 5090".
         gpu: what was found when a GPU was looked for.
 
     Raises:
         UserError: unknown, or "current" without a GPU.
     """
-    known = TARGETS.get(normalised(name))
-    if known is None:
-        card = find_card(name)
-        if card is None:
+    key = normalised(name)
+    if key in TARGETS:
+        return TARGETS[key]
+    if key == "current":
+        if not gpu.found:
             raise UserError(
-                f"target {name!r} is unknown{closest(name, tuple(TARGETS))}: choose rtx (every RTX card since Ampere), "
-                "current, a card such as rtx4060 (docs/gpus.md lists all), or a compute capability such as sm89."
+                f"target current needs a GPU ({gpu.reason}): name the card instead, such as --target rtx4060."
             )
-        return _one_capability(card.target, card.compute_capability, card.name, card.runs_rtx_engines)
-    if known.name != "current":
-        return known
-    if not gpu.found:
-        raise UserError(f"target current needs a GPU ({gpu.reason}): name the card instead, such as --target rtx4060.")
-    capability = gpu.compute_capability
-    return _one_capability(known.name, capability, gpu.name)
+        return _one_capability(key, gpu.compute_capability, gpu.name)
+    card = find_card(name)
+    if card is None:
+        raise UserError(
+            f"target {name!r} is unknown{closest(name, (*TARGETS, 'current'))}: choose rtx (every RTX card since "
+            "Ampere), current, a card such as rtx4060 (docs/gpus.md lists all), or a compute capability such as sm89."
+        )
+    return _one_capability(card.target, card.compute_capability, card.name, card.runs_rtx_engines)
 
 
 def check_precision(target: Target, precision: str) -> None:
@@ -94,13 +90,7 @@ def check_precision(target: Target, precision: str) -> None:
     if target.oldest < oldest:
         # What the oldest of these GPUs does have.
         smaller = "fp16 or int8" if target.oldest >= _OLDEST["int8"][0] else "fp16"
-        needed = ".".join(map(str, oldest))
         raise UserError(
-            f"precision {precision} needs compute capability {needed} ({family}) or later, and target {target.name} "
-            f"holds {', '.join(target.compute_capabilities)}: choose {smaller}, or a later target."
+            f"precision {precision} needs compute capability {oldest[0]}.{oldest[1]} ({family}) or later, and target "
+            f"{target.name} holds {', '.join(target.compute_capabilities)}: choose {smaller}, or a later target."
         )
-
-
-def _numbers(capability: str) -> tuple[int, int]:
-    major, minor = capability.split(".")
-    return int(major), int(minor)

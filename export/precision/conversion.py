@@ -10,14 +10,13 @@ from onnx import TensorProto
 
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import StageSpec, TensorSpec
-from .attention_form import settle_attention_forms
-from .attention_scale import fold_attention_scales
+from .attention import fold_attention_scales, settle_attention_forms
 from .graph import Graph
 from .lowering import lower
 from .quantisation import quantise
 from .recipe import Recipe
 
-DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class ConversionFacts:
     """By name: those for which no fused kernel exists, written as product, float32 softmax and product."""
     quantised_weights: int
     quantised_activations: int
-    float32_sums: int = 0
+    float32_sums: int
     """Residual sums that stay in float32."""
 
 
@@ -40,7 +39,7 @@ def convert(
     source: GraphSource | Path,
     target: Path,
     recipe: Recipe,
-    scales: Mapping[str, float] | None = None,
+    scales: Mapping[str, float],
     *,
     wide_sums: bool = False,
 ) -> tuple[ConversionFacts, dict[str, str]]:
@@ -49,21 +48,19 @@ def convert(
     `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
     residual sums stay in float32.
 
-    Returns what was done, and the dtype of every input and output.
+    Returns what was done, and the dtype of every float input and output.
 
     Raises:
         UserError: a graph or a weight that the rules do not cover.
     """
     graph = Graph(source)
-    folded = fold_attention_scales(graph)
+    folded, at_operands = fold_attention_scales(graph)
     decomposed = settle_attention_forms(graph)
     sums = lower(graph, recipe.activations, wide_sums=wide_sums)
-    weights = activations = 0
-    if recipe.weights is not None:
-        weights, activations = quantise(graph, recipe.activations, recipe.weights, scales)
+    weights, activations = quantise(graph, recipe, scales)
     graph.write(target)
-    types = {name: DTYPES[kind] for name, kind in (graph.inputs | graph.outputs).items() if kind in DTYPES}
-    return ConversionFacts(folded.in_weights, folded.at_operand, decomposed, weights, activations, sums), types
+    types = {name: _DTYPES[kind] for name, kind in (graph.inputs | graph.outputs).items() if kind in _DTYPES}
+    return ConversionFacts(folded, at_operands, decomposed, weights, activations, sums), types
 
 
 def variant_spec(spec: StageSpec, file: str, precision: str, types: dict[str, str]) -> StageSpec:

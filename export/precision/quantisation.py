@@ -15,6 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .graph import Graph, attribute
 from .lowering import MOVEMENT, PRODUCTS
+from .recipe import Recipe
 from .weights import Weight
 
 # Products at the border of the network (4 latent channels) hold few weights and every bit of the result.
@@ -38,23 +39,24 @@ def observed_inputs(graph: Graph) -> list[str]:
     return [name for name in dict.fromkeys(names) if _is_wide(graph, name) and not _is_residual(graph, producers, name)]
 
 
-def quantise(
-    graph: Graph, activations: int, eight_bits: int, scales: Mapping[str, float] | None = None
-) -> tuple[int, int]:
+def quantise(graph: Graph, recipe: Recipe, scales: Mapping[str, float]) -> tuple[int, int]:
     """Put the products of a lowered graph into 8 bits.
 
     Args:
-        graph: lowered to `activations`.
-        activations, eight_bits: ONNX element types.
+        graph: lowered to the type of the recipe's activations.
+        recipe: nothing is done where its weights are not in 8 bits.
         scales: one for each activation to quantise, by its name in the float32 graph (:func:`observed_inputs`).
 
     Returns:
         How many weights, how many activations.
     """
+    if recipe.weights is None:
+        return 0, 0
+    activations, eight_bits = recipe.activations, recipe.weights
     nodes: list[NodeProto] = []
     dequantised: dict[tuple[str, int], str] = {}
     narrowed: dict[str, str] = {}
-    given, producers = scales or {}, graph.producers()
+    producers = graph.producers()
     for node in graph.nodes:
         axis = _channel_axis(graph, node, activations)
         if axis is not None:
@@ -64,7 +66,7 @@ def quantise(
                 nodes.append(dequantise)
                 dequantised[name, axis] = dequantise.output[0]
             node.input[1] = dequantised[name, axis]
-            scale = given.get(source, given.get(_before_cast(producers, source)))
+            scale = scales.get(source, scales.get(_before_cast(producers, source)))
             if scale is not None and _is_wide(graph, source):
                 if source not in narrowed:
                     pair = _narrow(graph, source, scale, activations, eight_bits)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,29 +28,14 @@ class Loss:
     """The worst output's."""
 
 
-_on_run: ContextVar[Callable[[int, int], None]] = ContextVar("_on_run", default=lambda number, total: None)
-
-
-@contextmanager
-def watch_runs(on_run: Callable[[int, int], None]) -> Iterator[None]:
-    """Be told of every run before it starts: its number from 1, and how many a stage's check has. Each case is run
-    twice, in float32 and rounded; a stage that is written again is run rounded again.
-    """
-    token = _on_run.set(on_run)
-    try:
-        yield
-    finally:
-        _on_run.reset(token)
-
-
 def run_cases(
-    graph: GraphSource | Path, spec: StageSpec, cases: Sequence[Case], before: int = 0
+    graph: GraphSource | Path, spec: StageSpec, cases: Sequence[Case], on_run: Callable[[int], None]
 ) -> list[dict[str, Array]]:
-    """Outputs of a graph for every case, inputs cast to its types. `before`: runs of the check that came before."""
+    """Outputs of a graph for every case, inputs cast to its types; `on_run` is told the number before each."""
     session = OnnxCpuSession(graph, spec, cases[0].dims, lean=True)
     outputs = []
-    for number, case in enumerate(cases, before + 1):
-        _on_run.get()(number, 2 * len(cases))
+    for number, case in enumerate(cases):
+        on_run(number)
         session.allocate(case.dims)
         for name, array in case.inputs.items():
             session.inputs[name][...] = array
@@ -61,12 +44,14 @@ def run_cases(
     return outputs
 
 
-def run_variant(path: Path, spec: StageSpec, recipe: Recipe, cases: Sequence[Case]) -> list[dict[str, Array]]:
+def run_variant(
+    path: Path, spec: StageSpec, recipe: Recipe, cases: Sequence[Case], on_run: Callable[[int], None]
+) -> list[dict[str, Array]]:
     """Outputs of a variant as a GPU would round them (see :mod:`.simulation`), in float32."""
     simulation = path.with_name(f"{path.stem}.simulation.onnx")
     try:
         write_simulation(path, simulation, recipe.activations)
-        return run_cases(simulation, _widened(spec), cases, before=len(cases))
+        return run_cases(simulation, _widened(spec), cases, on_run)
     finally:
         simulation.unlink(missing_ok=True)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -14,29 +14,29 @@ from typing import Any
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.home import check_not_packaged
-from ...runtime.bundle.manifest import CalibrationSpec, Manifest, StageSpec
+from ...runtime.bundle.manifest import Manifest, StageSpec
 from ...runtime.bundle.stage_graphs import graph_files
-from ..bundle_lock import building
-from ..lost_files import drop_lost, lost_graph
-from ..partial_folders import partial_path
-from .calibration.run import Calibration, calibrate
+from ..bundle_lock import building, partial_path
+from ..bundle_parts import drop_lost, lost_graph, replace_parts
+from ..events import Events
+from .calibration import Calibration, calibrate
 from .cases import Cases
 from .conversion import ConversionFacts, convert, variant_spec
-from .currency import (
+from .recipe import (
     CALIBRATED_STAGE,
     LOSSES_FILE,
+    Recipe,
     VariantOptions,
     is_current,
     recorded,
     source_of,
     variant_rules,
 )
-from .keep_loss import most_within
-from .recipe import Recipe, recipe
 from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
-from .variant_files import Written, put_in_place
 
-_PLAIN = VariantOptions()
+_PLAIN, _NOBODY = VariantOptions(), Events()
+_MOST_TRIALS = 6
+"""How often activations are halved to keep a limit: to a 64th of them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ class StageVariant:
     precision: str
     skipped: bool
     """It was there already, made from the same float32 graph by the same rules."""
-    seconds: float
-    bytes: int
     relative_l2: float
     """The largest over all seeds and batch sizes, to the float32 graph."""
-    quantised_activations: int = 0
-    float32_sums: int = 0
+    quantised_activations: int
+    float32_sums: int
     """Residual sums left in float32, because the stage strays too far with them in half precision."""
 
 
@@ -61,11 +59,7 @@ def write_variant(
     precision: str,
     stages: Sequence[str] | None = None,
     options: VariantOptions = _PLAIN,
-    *,
-    on_stage_start: Callable[[str], None] = lambda stage: None,
-    on_stage: Callable[[StageVariant], None] = lambda variant: None,
-    on_sample: Callable[[int, int], None] = lambda done, total: None,
-    on_notice: Callable[[str], None] = lambda line: None,
+    events: Events = _NOBODY,
 ) -> dict[str, StageSpec]:
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
@@ -79,8 +73,7 @@ def write_variant(
         precision: fp16, bf16, int8 or fp8.
         stages: names; None: all of the manifest's stages.
         options: calibration of activations, the loss that is allowed, the check.
-        on_stage_start, on_stage, on_sample: progress; the last while calibrating, samples done and all.
-        on_notice: told who is waited for, and what was lost, a line each.
+        events: who is told of it; `progress` of every run of a check, each case in float32 and rounded.
 
     Returns:
         stage -> what ``manifest.variants[precision][stage]`` says (those written before are left and returned too).
@@ -89,115 +82,89 @@ def write_variant(
         UserError: unknown precision or stage, a damaged bundle, an operator without a rule, or a stage further from
             its float32 graph than allowed. Nothing is left then.
     """
-    recipe(precision)
     opened = Bundle.open(bundle, verify=False)
     check_not_packaged(opened.path)
-    wanted = _known_stages(opened.manifest, stages)
+    known = opened.manifest.stages
+    for stage in stages or ():
+        if stage not in known:
+            raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(known)}.")
+    wanted = list(known if stages is None else dict.fromkeys(stages))
     rules = variant_rules(precision, wanted, options)
-    with building(opened.path, on_notice):
+    with building(opened.path, events.notice):
         # Another build may have changed it meanwhile.
-        return _write_stages(
-            Bundle.open(bundle, verify=False), wanted, rules, options, on_stage_start, on_stage, on_sample, on_notice
-        )
-
-
-def _write_stages(
-    opened: Bundle,
-    wanted: Sequence[str],
-    rules: Recipe,
-    options: VariantOptions,
-    on_stage_start: Callable[[str], None],
-    on_stage: Callable[[StageVariant], None],
-    on_sample: Callable[[int, int], None],
-    on_notice: Callable[[str], None],
-) -> dict[str, StageSpec]:
-    """Within a build: write what is not there as it should be."""
-    precision = rules.name
-    opened = _without_lost(opened, precision, wanted, options, on_notice)
-    kept = recorded(opened, precision)
-    folder = opened.path.resolve() / "variants"
-    temporary = partial_path(folder / precision)
-    cases = Cases(opened)
-    written: dict[str, Written] = {}
-    try:
-        for stage in wanted:
-            on_stage_start(stage)
-            started = time.perf_counter()
-            present = kept.get(stage)
-            skipped = present is not None and is_current(present, opened.manifest, stage, rules, options)
-            if not skipped:
-                _keep_calibration(_calibration(opened, precision, stage), precision, options)
-                calibration = None
-                if options.calibration is not None and stage == CALIBRATED_STAGE:
-                    calibration = calibrate(opened, options.calibration, on_sample=on_sample)
-                written[stage] = _write_stage(opened, stage, rules, cases, temporary, options, calibration)
-            record = present if present is not None and skipped else written[stage].record
-            on_stage(
-                StageVariant(
-                    stage,
-                    precision,
-                    skipped,
-                    time.perf_counter() - started,
-                    record["bytes"],
-                    max(loss["relative_l2"] for loss in record["losses"]),
-                    record["graph"].get("quantised_activations", 0),
-                    record["graph"].get("float32_sums", 0),
-                )
-            )
-        if written:
-            put_in_place(opened.path.resolve(), precision, temporary, written, kept)
-    except OSError as error:
-        raise UserError(
-            f"the {precision} variant of {opened.path} cannot be written ({error.strerror or error}): "
-            "check space and permissions."
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for empty in (folder / precision, folder):
-            if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()
-    manifest = Bundle.open(opened.path, verify=False).manifest
+        opened = _without_lost(Bundle.open(bundle, verify=False), precision, wanted, options, events)
+        try:
+            _write_stages(opened, wanted, rules, options, events)
+        except OSError as error:
+            raise UserError(
+                f"the {precision} variant of {opened.path} cannot be written ({error.strerror or error}): "
+                "check space and permissions."
+            ) from None
+        manifest = Bundle.open(opened.path, verify=False).manifest
     return {stage: manifest.variants[precision][stage] for stage in wanted}
 
 
+def _write_stages(
+    opened: Bundle, wanted: Sequence[str], rules: Recipe, options: VariantOptions, events: Events
+) -> None:
+    """Write what is not there as it should be."""
+    precision, root = rules.name, opened.path.resolve()
+    place = f"variants/{precision}"
+    entries = recorded(opened, precision)
+    temporary = partial_path(root / "variants")
+    cases = Cases(opened)
+    written: dict[str, StageSpec] = {}
+    try:
+        for stage in wanted:
+            events.phase(f"{precision} graph of {stage}")
+            skipped = stage in entries and is_current(entries[stage], opened.manifest, stage, rules, options)
+            if not skipped:
+                _keep_calibration(opened.manifest, precision, stage, options)
+                path = temporary / place / stage / f"{stage}.onnx"
+                written[stage], entries[stage] = _write_stage(opened, stage, rules, cases, path, options, events)
+            record = entries[stage]
+            loss, graph = max(loss["relative_l2"] for loss in record["losses"]), record["graph"]
+            counts = graph.get("quantised_activations", 0), graph.get("float32_sums", 0)
+            events.variant(StageVariant(stage, precision, skipped, loss, *counts))
+        if not written:
+            return
+        text = json.dumps({"precision": precision, "stages": entries}, indent=2) + "\n"
+        (temporary / place / LOSSES_FILE).write_text(text, encoding="utf-8")
+        names = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
+        replace_parts(root, temporary, sorted(names), lambda manifest: with_stages(manifest, precision, written))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def with_stages(manifest: Manifest, precision: str, written: Mapping[str, StageSpec]) -> Manifest:
+    """The manifest with these graphs of a precision, in the order of its stages."""
+    held = {**manifest.variants.get(precision, {}), **written}
+    ordered = {stage: held[stage] for stage in manifest.stages if stage in held}
+    return replace(manifest, variants=manifest.variants | {precision: ordered})
+
+
 def _without_lost(
-    bundle: Bundle, precision: str, stages: Sequence[str], options: VariantOptions, on_notice: Callable[[str], None]
+    bundle: Bundle, precision: str, stages: Sequence[str], options: VariantOptions, events: Events
 ) -> Bundle:
     """The bundle without its lost and damaged parts; of this precision, the files are hashed for it."""
     held = bundle.manifest.variants.get(precision, {})
     record = f"variants/{precision}/{LOSSES_FILE}"
-    needed = {record}
-    needed.update(name for stage in stages if stage in held for name in graph_files(held[stage]))
-    lost = bundle.lost_files(hashed=needed)
+    lost = bundle.lost_files(hashed={record, *(name for s in stages if s in held for name in graph_files(held[s]))})
     for stage in stages:
         # Refused before anything is dropped: the manifest remembers the calibration.
         if stage in held and (record in lost or lost_graph(held[stage], lost)):
-            _keep_calibration(_calibration(bundle, precision, stage), precision, options)
-    return drop_lost(bundle, lost, on_notice)
+            _keep_calibration(bundle.manifest, precision, stage, options)
+    return drop_lost(bundle, lost, events.notice)
 
 
-def _calibration(bundle: Bundle, precision: str, stage: str) -> CalibrationSpec | None:
-    """What the stage's graph of this precision is calibrated on."""
-    graph = bundle.manifest.variants.get(precision, {}).get(stage)
-    return None if graph is None else graph.calibration
-
-
-def _keep_calibration(held: CalibrationSpec | None, precision: str, options: VariantOptions) -> None:
+def _keep_calibration(manifest: Manifest, precision: str, stage: str, options: VariantOptions) -> None:
     """A calibration is hours of work at full size: it is not dropped without a word."""
-    if held is not None and options.calibration is None and not options.weight_only:
+    graph = manifest.variants.get(precision, {}).get(stage)
+    if graph is not None and graph.calibration is not None and options.calibration is None and not options.weight_only:
         raise UserError(
-            f"the {precision} graph of {CALIBRATED_STAGE} is calibrated on {held.name} and must be written or "
+            f"the {precision} graph of {stage} is calibrated on {graph.calibration.name} and must be written or "
             "checked anew: pass --calibrate again (or --quick-check, if only its check was quick), or --calibrate off."
         )
-
-
-def _known_stages(manifest: Manifest, stages: Sequence[str] | None) -> list[str]:
-    if stages is None:
-        return list(manifest.stages)
-    for stage in stages:
-        if stage not in manifest.stages:
-            raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(manifest.stages)}.")
-    return list(dict.fromkeys(stages))
 
 
 @dataclass(frozen=True)
@@ -210,27 +177,30 @@ class _Attempt:
 
 
 def _write_stage(
-    bundle: Bundle,
-    stage: str,
-    rules: Recipe,
-    cases: Cases,
-    temporary: Path,
-    options: VariantOptions,
-    calibration: Calibration | None,
-) -> Written:
+    bundle: Bundle, stage: str, rules: Recipe, cases: Cases, path: Path, options: VariantOptions, events: Events
+) -> tuple[StageSpec, dict[str, Any]]:
+    """Write one graph; returns its entries in the manifest and in ``losses.json``."""
+    calibration = None
+    if options.calibration is not None and stage == CALIBRATED_STAGE:
+        calibration = calibrate(
+            bundle,
+            options.calibration,
+            lambda done, total: events.phase(f"calibrating on sample {done + 1} of {total}"),
+        )
     spec = bundle.manifest.stages[stage]
-    source, path = bundle.graph(spec, hashed=True), temporary / stage / f"{stage}.onnx"
-    trials = list(islice(cases.of(stage), 1 if options.quick_check else None))
+    source, trials = bundle.graph(spec, hashed=True), list(islice(cases.of(stage), 1 if options.quick_check else None))
     expected: list[dict[str, Any]] = []
+
+    def on_run(number: int) -> None:
+        events.progress(f"run {number + 1} of {2 * len(trials)}", number, 2 * len(trials))
 
     def attempt(scales: Mapping[str, float], *, wide_sums: bool = False) -> _Attempt:
         facts, types = convert(source, path, rules, scales, wide_sums=wide_sums)
         changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
         # After the conversion: a weight that does not fit is refused before anything is run.
-        expected.extend(run_cases(source, spec, trials) if not expected else ())
-        return _Attempt(
-            facts, changed, losses(stage, spec, rules, trials, expected, run_variant(path, changed, rules, trials))
-        )
+        expected.extend(() if expected else run_cases(source, spec, trials, on_run))
+        got = run_variant(path, changed, rules, trials, lambda number: on_run(number + len(trials)))
+        return _Attempt(facts, changed, losses(stage, spec, rules, trials, expected, got))
 
     record: dict[str, Any] = {"source": source_of(bundle.manifest, stage)}
     if options.quick_check:
@@ -250,25 +220,39 @@ def _write_stage(
         "graph": asdict(made.facts),
         "losses": [asdict(loss) for loss in made.losses],
     }
-    return Written(made.spec, record)
+    return made.spec, record
 
 
 def _attempt_calibrated(
     attempt: Callable[[Mapping[str, float]], _Attempt], calibration: Calibration, rules: Recipe
 ) -> tuple[_Attempt, dict[str, Any]]:
-    """As many activations in 8 bits as the limit allows, those first that lose least by themselves."""
+    """As many activations in 8 bits as the limit allows, those first that lose least by themselves: all, or found by
+    halving. The last one made stays; where even none keeps the limit, the caller judges it.
+    """
     assert rules.weights is not None
     try:
-        scales = calibration.scales(rules.weights)
+        scales = {name: found.scale(rules.weights) for name, found in calibration.ranges.items()}
     except OverflowError as error:
         raise UserError(
             f"calibration on {calibration.spec.name} fails ({error}): look at the bundle's weights."
         ) from None
     ordered = sorted(scales, key=lambda name: scales[name].loss)
 
-    def first(count: int) -> _Attempt:
-        return attempt({name: scales[name].scale for name in ordered[:count]})
+    def first(count: int) -> tuple[_Attempt, bool]:
+        made = attempt({name: scales[name].scale for name in ordered[:count]})
+        return made, rules.limit is None or worst(made.losses) <= rules.limit
 
-    count, made = most_within(first, len(ordered), lambda made: worst(made.losses), rules.limit)
-    left = {name: scales[name].loss for name in ordered[count:]}
-    return made, {"quantised": count, "of": len(ordered), "loss_of_those_left": left}
+    best = last = len(ordered)
+    made, within = first(best)
+    if not within:
+        best, over = 0, len(ordered)
+        for _ in range(_MOST_TRIALS):
+            if over - best < 2:
+                break
+            last = (best + over) // 2
+            made, within = first(last)
+            best, over = (last, over) if within else (best, last)
+        if last != best:
+            made, _ = first(best)
+    left = {name: scales[name].loss for name in ordered[best:]}
+    return made, {"quantised": best, "of": len(ordered), "loss_of_those_left": left}

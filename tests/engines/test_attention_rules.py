@@ -11,8 +11,7 @@ import pytest
 from consisti2v_rt import UserError
 from consisti2v_rt.export.engines import attention
 from consisti2v_rt.export.engines.libraries import find_flavour, load_library
-from consisti2v_rt.export.engines.messages import Messages
-from consisti2v_rt.export.engines.plan import Plan, PlanRequest, build_plan
+from consisti2v_rt.export.engines.plan import Messages, PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.targets import TARGETS
 from consisti2v_rt.runtime.bundle.manifest import ProfileSpec, ShapeRange, TensorSpec
@@ -26,7 +25,9 @@ OPEN = "no fused kernel takes one head of one row of open length"
 Shape = tuple[int | str, ...]
 
 
-def build(folder: Path, shape: Shape, smallest: tuple[int, ...], largest: tuple[int, ...], fix: bool = False) -> Plan:
+def build(
+    folder: Path, shape: Shape, smallest: tuple[int, ...], largest: tuple[int, ...], fix: bool = False
+) -> dict[str, Any]:
     """One attention in half precision over x, its queries, keys and values made of the same rows. `fix`: the engine
     has one size, which the graph leaves open.
     """
@@ -46,7 +47,7 @@ def build(folder: Path, shape: Shape, smallest: tuple[int, ...], largest: tuple[
     shapes = EngineShapes((x_spec,), (y_spec,), () if fix else (profile,))
     flavour = find_flavour("tensorrt-rtx")
     request = PlanRequest("vae_decoder", folder / "one.onnx", shapes, flavour, TARGETS["sm89"])
-    return build_plan(load_library(flavour), request, folder / "one.plan", lambda progress: None)
+    return build_plan(load_library(flavour), request, folder / "one.plan", lambda *progress: None)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,9 @@ def test_an_open_length(
     reasons: list[str],
 ) -> None:
     """What is not said to be taken apart is one kernel, or it had not built."""
-    found = build(tmp_path, shape, smallest, largest).attentions
-    assert [entry.reason for entry in found.decomposed] == reasons
-    assert len(found.fused) + len(found.decomposed) == 1
+    found = build(tmp_path, shape, smallest, largest)["attentions"]
+    assert [entry["reason"] for entry in found["decomposed"]] == reasons
+    assert len(found["fused"]) + len(found["decomposed"]) == 1
 
 
 def test_sizes_that_the_engine_fixes_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,8 @@ def test_sizes_that_the_engine_fixes_are_known(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(attention, "_why_not_fused", spy)
     size = (2, 1, 64, 16)
-    assert build(tmp_path, ("rows", 1, "length", 16), size, size, fix=True).attentions.fused == ("only_attention",)
+    found = build(tmp_path, ("rows", 1, "length", 16), size, size, fix=True)["attentions"]
+    assert found["fused"] == ["only_attention"]
     assert seen == [size]
 
 

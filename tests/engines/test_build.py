@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.export.engines import attention, bundle_engines, kernels, process
+from consisti2v_rt.export import bundle_parts
+from consisti2v_rt.export.engines import attention, bundle_engines, job, kernels, process
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.engines.libraries import find_flavour, load_library
-from consisti2v_rt.export.engines.monitor import BuildProgress
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import engine_shapes
 from consisti2v_rt.export.engines.targets import TARGETS
-from consisti2v_rt.export.precision import VariantOptions
+from consisti2v_rt.export.events import Events
+from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, graph_sha256
@@ -38,7 +39,7 @@ NO_GPU = GpuStatus(False, "no NVIDIA driver is installed")
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "gpu" not in request.keywords:
-        monkeypatch.setattr(bundle_engines, "probe", lambda: NO_GPU)
+        monkeypatch.setattr(job, "probe", lambda: NO_GPU)
         # All of them are compiled once, with the tiny model.
         monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
 
@@ -68,8 +69,14 @@ def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
 
 
 def test_one_profile_for_each_guidance_batch(toy_bundle: Path) -> None:
-    seen: list[BuildProgress] = []
-    (unet,) = build_engines(toy_bundle, "rtx4060", precision="fp32", stages=["unet"], on_progress=seen.append)
+    seen: list[tuple[str, int, int]] = []
+
+    def on_progress(*at: Any) -> None:
+        seen.append(at)
+
+    (unet,) = build_engines(
+        toy_bundle, "rtx4060", precision="fp32", stages=["unet"], events=Events(progress=on_progress)
+    )
     assert [profile.rows for profile in unet.profiles] == [1, 2, 3]
     assert [profile.inputs["x"].minimum for profile in unet.profiles] == [(1, 2, 8, 16), (2, 2, 8, 16), (3, 2, 8, 16)]
     assert all(sizes.minimum == sizes.maximum for profile in unet.profiles for sizes in profile.inputs.values())
@@ -80,7 +87,7 @@ def test_one_profile_for_each_guidance_batch(toy_bundle: Path) -> None:
     assert [(e["name"], "float" in e["reason"]) for e in facts["attentions"]["decomposed"]] == [
         ("only_attention", True)
     ]
-    assert seen and all(progress.step <= max(progress.steps, 1) for progress in seen)
+    assert seen and all(done <= max(total, 1) for _, done, total in seen)
 
 
 def test_a_named_range_is_one_profile(toy_bundle: Path) -> None:
@@ -94,7 +101,7 @@ def test_targets_live_side_by_side_and_rebuilding_replaces(
     make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = make_toy("fp16")
-    monkeypatch.setattr(bundle_engines, "_with_variant", lambda job, *_: job.bundle)
+    monkeypatch.setattr(bundle_engines, "_write_graphs", lambda *_: None)
     build_engines(toy, "sm89", precision="fp16", stages=["unet", "vae_decoder"])
     first = Bundle.open(toy).manifest
     build_engines(toy, "sm120", precision="fp16", stages=["unet"])
@@ -126,12 +133,12 @@ def test_an_attention_that_should_fuse_and_cannot_fails_the_build(
     flavour = find_flavour("tensorrt-rtx")
     request = PlanRequest("unet", bundle.file(graph.file), shapes, flavour, TARGETS["sm89"])
     library, plan = load_library(flavour), tmp_path / "unet.plan"
-    decomposed = build_plan(library, request, plan, lambda progress: None).attentions.decomposed
-    assert [entry.reason for entry in decomposed] == ["no fused kernel takes head size 8"]
+    decomposed = build_plan(library, request, plan, lambda *progress: None)["attentions"]["decomposed"]
+    assert [entry["reason"] for entry in decomposed] == ["no fused kernel takes head size 8"]
     plan.unlink()
-    monkeypatch.setattr(attention, "SMALLEST_HEAD", 8)
+    monkeypatch.setattr(attention, "has_fused_kernel", lambda size: True)
     with pytest.raises(UserError, match="cannot build stage unet for sm89"):
-        build_plan(library, request, plan, lambda progress: None)
+        build_plan(library, request, plan, lambda *progress: None)
     assert not plan.exists()
 
 
@@ -187,7 +194,7 @@ def test_the_other_flavour_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.M
     monkeypatch.setattr(bundle_engines, "load_library", missing)
     with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself, and there is none"):
         build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
-    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(True, "", "H100", "9.0", 1))
+    monkeypatch.setattr(job, "probe", lambda: GpuStatus(True, "", "H100", "9.0", 1))
     with pytest.raises(UserError, match=r"compute capability 9\.0\), not for 8\.9"):
         build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
 
@@ -231,13 +238,14 @@ def test_a_full_disk(
     assert listing(toy_bundle) == before
 
 
-def test_a_failure_while_moving_leaves_a_whole_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second manifest cannot be written: the bundle is what it was before, without the replaced engine."""
+def test_a_failure_while_moving_leaves_the_bundle_as_it_was(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second manifest cannot be written: what was to be replaced is back."""
     build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
     for file in [*toy_bundle.rglob("*.plan"), *toy_bundle.rglob("*.cubin")]:
         # Of the same size: seen by its hash, and made again.
         file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
-    real, calls = bundle_engines.rewrite_manifest, []
+    before = {path: path.read_bytes() for path in toy_bundle.rglob("*") if path.is_file()}
+    real, calls = bundle_parts.rewrite_manifest, []
 
     def second_fails(*arguments: Any) -> Any:
         calls.append(1)
@@ -245,12 +253,14 @@ def test_a_failure_while_moving_leaves_a_whole_bundle(toy_bundle: Path, monkeypa
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(bundle_engines, "rewrite_manifest", second_fails)
+    monkeypatch.setattr(bundle_parts, "rewrite_manifest", second_fails)
     with pytest.raises(UserError, match="No space left"):
         build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
-    manifest = Bundle.open(toy_bundle).manifest
-    assert manifest.engines == () and manifest.kernels == ()
-    assert not list(toy_bundle.rglob("*.plan")) and not list(toy_bundle.rglob("*.cubin"))
+    assert {path: path.read_bytes() for path in toy_bundle.rglob("*") if path.is_file()} == before
+    calls.clear()
+    with pytest.raises(UserError, match="No space left"):
+        build_engines(toy_bundle, "sm86", precision="fp32", stages=["conditioning"])
+    assert not list(toy_bundle.glob("engines/sm86*")), "no empty folder stays"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -269,7 +279,7 @@ def test_a_signal_ends_the_builder_at_once(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
-    while not list(toy_bundle.glob("engines/.*")):
+    while not list(toy_bundle.glob(".engines.partial")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     child.send_signal(number)
@@ -283,7 +293,7 @@ def test_a_second_build_waits_for_the_first(toy_bundle: Path, consisti2v: Callab
     code = (
         "import sys, time; from dataclasses import replace; from pathlib import Path\n"
         "from consisti2v_rt.export.bundle_lock import building\n"
-        "from consisti2v_rt.export.manifest_file import rewrite_manifest\n"
+        "from consisti2v_rt.export.bundle_parts import rewrite_manifest\n"
         "with building(Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(3)\n"
         "    rewrite_manifest(Path(sys.argv[1]), lambda manifest: replace(manifest, name='changed'))"
@@ -349,6 +359,8 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
     entry(weight_bytes=[]),
     entry(activation_bytes=7),
     entry(activation_bytes=[None]),
+    entry(contents={"kernels": {"product": 1}, "bytes": {"product": "x"}, "score_accumulation": {}}),
+    entry(contents={"kernels": {}}),
 ]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from consisti2v_rt.export.engines import bundle_engines
-from consisti2v_rt.export.engines.monitor import BuildProgress
-from consisti2v_rt.export.precision.validation import watch_runs
+from consisti2v_rt.export.events import Events
 from consisti2v_rt.runtime.commands.progress import leading_columns
 
 pytest.importorskip("onnx")
@@ -32,22 +32,20 @@ def test_the_elapsed_time_is_never_cut(width: int) -> None:
 
 
 def test_the_runs_of_a_check_are_counted(tiny_bundle: Path, tmp_path: Path) -> None:
-    from consisti2v_rt.export.precision import VariantOptions, write_variant
+    from consisti2v_rt.export.precision.variant import write_variant
 
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
-    seen: list[tuple[int, int]] = []
-    with watch_runs(lambda number, total: seen.append((number, total))):
-        write_variant(bundle, "fp16", ["conditioning"])
-    assert seen == [(number, 6) for number in range(1, 7)], "three seeds, in float32 and rounded"
-    write_variant(bundle, "fp16", ["text_encoder"], VariantOptions(quick_check=True))
-    assert len(seen) == 6, "nobody watches any more"
+    seen: list[Any] = []
+    write_variant(bundle, "fp16", ["conditioning"], events=Events(progress=lambda *at: seen.append(at)))
+    assert seen == [(f"run {number} of 6", number - 1, 6) for number in range(1, 7)], "in float32 and rounded"
 
 
 def test_a_build_tells_of_them(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(bundle_engines, "write_cubins", lambda *arguments: ())
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
-    seen: list[BuildProgress] = []
-    bundle_engines.build_engines(bundle, "sm89", stages=["conditioning"], on_progress=seen.append)
-    runs = [progress for progress in seen if progress.phase.startswith("run ")]
-    assert runs == [BuildProgress(f"run {number} of 6", number - 1, 6) for number in range(1, 7)]
+    seen: list[Any] = []
+    events = Events(progress=lambda *at: seen.append(at))
+    bundle_engines.build_engines(bundle, "sm89", stages=["conditioning"], events=events)
+    runs = [at for at in seen if at[0].startswith("run ")]
+    assert runs == [(f"run {number} of 6", number - 1, 6) for number in range(1, 7)] and len(seen) > 6

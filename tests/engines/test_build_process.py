@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.export.engines import bundle_engines, process, worker
+from consisti2v_rt.export.engines import bundle_engines, job, process
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.export.engines.messages import plain_words
+from consisti2v_rt.export.engines.plan import plain_words
 from consisti2v_rt.runtime.child_process import neutral_place
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
@@ -26,8 +26,13 @@ pytest.importorskip("tensorrt_rtx")
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+    monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
     monkeypatch.setattr(bundle_engines, "write_cubins", lambda *arguments: ())
+
+
+def order_for(bundle: Path, plan: Path) -> dict[str, Any]:
+    order = {"bundle": str(bundle), "target": "sm89", "flavour": "tensorrt-rtx", "precision": "fp32"}
+    return {**order, "stages": ["unet"], "dynamic": [], "stripped": False, "plan": str(plan)}
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
@@ -89,10 +94,10 @@ def test_what_a_native_library_prints_is_no_answer(toy_bundle: Path, tmp_path: P
         "raise ImportError('a stand-in')\n"
     )
     place = neutral_place()
-    order = worker.Order(str(toy_bundle), "unet", "fp32", "sm89", "tensorrt-rtx", (), False, str(tmp_path / "x.plan"))
+    order = order_for(toy_bundle, tmp_path / "x.plan")
     done = subprocess.run(
-        [sys.executable, "-m", worker.__name__],
-        input=json.dumps(vars(order)),
+        [sys.executable, "-m", process.__name__],
+        input=json.dumps(order),
         capture_output=True,
         text=True,
         cwd=place["cwd"],
@@ -106,10 +111,10 @@ def test_a_full_disk_names_stage_and_bundle(tmp_path: Path, toy_bundle: Path, mo
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(worker, "build_plan", full)
-    order = worker.Order(str(toy_bundle), "unet", "fp32", "sm89", "tensorrt-rtx", (), False, str(tmp_path / "x.plan"))
+    monkeypatch.setattr(process, "build_plan", full)
+    order = order_for(toy_bundle, tmp_path / "x.plan")
     answers = io.StringIO()
-    worker.main(io.StringIO(json.dumps(vars(order))), answers)
+    process.main(io.StringIO(json.dumps(order)), answers)
     assert json.loads(answers.getvalue()) == {
         "refused": f"the plan of stage unet cannot be written into bundle {toy_bundle} (No space left on device): "
         "check space and permissions."

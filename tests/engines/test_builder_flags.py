@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt.export.engines.libraries import find_flavour, load_library
-from consisti2v_rt.export.engines.messages import Messages, make_logger
-from consisti2v_rt.export.engines.plan import PlanRequest, _configure
+from consisti2v_rt.export.engines.plan import Messages, PlanRequest, _configure, make_logger
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.targets import find_target
 from consisti2v_rt.runtime.gpu.device import probe
@@ -20,9 +19,8 @@ def test_float32_is_float32_and_nothing_is_allocated_in_a_step():
     flavour, target = find_flavour("tensorrt-rtx"), find_target("sm89", probe())
     library = load_library(flavour)
     builder = library.Builder(make_logger(library, Messages()))
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     request = PlanRequest("unet", Path("unet.onnx"), EngineShapes((), (), ()), flavour, target)
-    config = _configure(library, builder, network, request)
+    config = _configure(library, builder, request)
     flags = library.BuilderFlag
     assert builder.create_builder_config().get_flag(flags.TF32), "on by itself: clearing it would be idle otherwise"
     assert not config.get_flag(flags.TF32)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consisti2v_rt.export.engines import bundle_engines, kernels
+from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.export.precision import VariantOptions
-from consisti2v_rt.export.precision.calibration import CalibrationSet, calibration_set, run
-from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
+from consisti2v_rt.export.precision.calibration import ActivationRange, Calibration
+from consisti2v_rt.export.precision.calibration_set import CalibrationSet, calibration_set
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.quantisation import observed_inputs
+from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -27,7 +27,7 @@ pytest.importorskip("tensorrt_rtx")
 
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+    monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
     monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
 
 
@@ -35,12 +35,12 @@ def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that may be built in; ranges are made up, since recording them has tests of its own."""
 
-    def made_up(opened: Bundle, samples: CalibrationSet, **_: Any) -> run.Calibration:
+    def made_up(opened: Bundle, samples: CalibrationSet, on_sample: Any) -> Calibration:
         names = observed_inputs(Graph(opened.file("unet/unet.onnx")))
         ranges = {name: ActivationRange() for name in names}
         for found in ranges.values():
             found.add(6.0, np.linspace(-6, 6, 100, dtype=np.float32))
-        return run.Calibration(run.calibration_spec(samples), ranges)
+        return Calibration(samples.spec, ranges)
 
     monkeypatch.setattr("consisti2v_rt.export.precision.variant.calibrate", made_up)
     return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))

@@ -12,15 +12,15 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.errors import DerivedFileError
-from consisti2v_rt.export.engines import bundle_engines, kernels
+from consisti2v_rt.export.bundle_parts import rewrite_manifest, without_files
+from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.export.lost_files import without_files
-from consisti2v_rt.export.manifest_file import rewrite_manifest
-from consisti2v_rt.export.precision import write_variant
+from consisti2v_rt.export.events import Events
+from consisti2v_rt.export.precision.variant import write_variant
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engine_choice import Machine
+from consisti2v_rt.runtime.bundle.engines import Machine
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
 from consisti2v_rt.runtime.gpu import entry
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -33,7 +33,7 @@ PLACE = "engines/sm89-tensorrt-rtx-fp16"
 
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+    monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
     monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
 
 
@@ -42,7 +42,7 @@ def built(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages in fp16 with their engines for compute capability 8.9."""
     folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("lost") / "bundle"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_engines, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+        patch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
         patch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
         build_engines(folder, "sm89", stages=["conditioning", "vae_encoder"])
     return folder
@@ -116,7 +116,7 @@ def test_an_engine_is_refused_before_it_is_loaded(
     spec = Bundle.open(bundle).manifest.engines[0]
     monkeypatch.setattr(entry, "machine", lambda flavour: Machine("8.9", {flavour: spec.version}))
     monkeypatch.setattr(entry, "STAGES", ("conditioning", "vae_encoder"))
-    monkeypatch.setattr("consisti2v_rt.runtime.bundle.engine_choice.STAGES", ("conditioning", "vae_encoder"))
+    monkeypatch.setattr("consisti2v_rt.runtime.bundle.engines.STAGES", ("conditioning", "vae_encoder"))
     (bundle / "variants/fp16/conditioning/conditioning.onnx").unlink()
     assert entry.fit_engines("tensorrt-rtx", Bundle.open(bundle), "fp16").usable
     damage(bundle / spec.file)
@@ -154,7 +154,7 @@ def test_a_damaged_variant_is_written_anew(bundle: Path, name: str) -> None:
     alter(bundle / "variants/fp16" / name)
     seen, told = [], []
     stages = ["conditioning", "vae_encoder"]
-    write_variant(bundle, "fp16", stages, on_stage=seen.append, on_notice=told.append)
+    write_variant(bundle, "fp16", stages, events=Events(variant=seen.append, notice=told.append))
     assert [report.skipped for report in seen] == [not name.startswith(stage) for stage in stages]
     assert len(told) == 1 and name in told[0]
     Bundle.open(bundle).verify()

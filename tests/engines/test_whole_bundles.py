@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import cli
-from consisti2v_rt.export.engines import bundle_engines, kernels
+from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx")
 
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_engines, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
+    monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
     monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
 
 

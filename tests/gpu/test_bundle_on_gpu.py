@@ -113,19 +113,22 @@ def test_engine(work_bundle, target, record):
 
     All stages are built, but for SM80: no other card takes its plans as engines, so that the U-Net alone tells.
     """
+    from consisti2v_rt.export.bundle_parts import rewrite_manifest
     from consisti2v_rt.export.engines.bundle_engines import build_engines
-    from consisti2v_rt.export.manifest_file import rewrite_manifest
+    from consisti2v_rt.export.events import Events
     from consisti2v_rt.runtime.gpu.tensorrt_session import load_module
 
     reports: list[Any] = []
     try:
         stages = ["unet"] if target == "sm80" else None
-        built = build_engines(work_bundle, target, stages=stages, on_engine=reports.append)
+        events = Events(engine=lambda engine, facts: reports.append(facts))
+        built = build_engines(work_bundle, target, stages=stages, events=events)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     engine = next(engine for engine in built if engine.stage == "unet")
     record("capabilities", list(engine.compute_capabilities))
-    record("stages", {r.engine.stage: [round(r.seconds, 3), r.plan_bytes, r.fused_attentions] for r in reports})
+    stages = {f["stage"]: [f["build_seconds"], f["plan_bytes"], len(f["attentions"]["fused"])] for f in reports}
+    record("stages", stages)
     library = load_module(engine.flavour)
     open_gpu().make_current()
     runtime = library.Runtime(library.Logger(library.Logger.WARNING))
@@ -278,8 +281,8 @@ def test_weights_are_changed_in_the_graph_and_said_so(demo_bundle, tmp_path):
 def test_calibrated(built_bundle, precision, photo, record):
     """``build --precision int8|fp8 --calibrate demo`` for this card, then the U-Net's parity and a video."""
     from consisti2v_rt.export.engines.bundle_engines import build_engines
-    from consisti2v_rt.export.precision import VariantOptions
-    from consisti2v_rt.export.precision.calibration import calibration_set
+    from consisti2v_rt.export.precision.calibration_set import calibration_set
+    from consisti2v_rt.export.precision.recipe import VariantOptions
 
     try:
         options = VariantOptions(calibration=calibration_set("demo"))

@@ -17,7 +17,7 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def fp16_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with all stages in fp16; not to be changed."""
-    from consisti2v_rt.export.precision import write_variant
+    from consisti2v_rt.export.precision.variant import write_variant
 
     folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("fp16") / "bundle"))
     write_variant(folder, "fp16")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from consisti2v_rt.export.precision.calibration.graph import observe, thinned
-from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
+from consisti2v_rt.export.precision import variant
+from consisti2v_rt.export.precision.calibration import ActivationRange, Calibration, observe, thinned
 from consisti2v_rt.export.precision.graph import Graph
-from consisti2v_rt.export.precision.keep_loss import most_within
+from consisti2v_rt.export.precision.recipe import Recipe
 
 INT8, FP8 = TensorProto.INT8, TensorProto.FLOAT8E4M3FN
 
@@ -44,9 +45,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, onnx
 from onnx import TensorProto, helper
-from consisti2v_rt.export.precision.calibration.graph import observe
-from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
-from consisti2v_rt.export.precision.calibration.session import ObservedSession
+from consisti2v_rt.export.precision.calibration import ActivationRange, ObservedSession, observe
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.runtime.bundle.manifest import StageSpec, TensorSpec
 
@@ -103,12 +102,16 @@ def test_nothing_and_infinity_are_ranges_too():
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 100), (100, 100), (40, 40), (39.5, 39), (0, 0), (-1, 0)])
 def test_as_many_as_the_limit_allows(limit, expected):
+    """Each activation costs 1 here; the last graph written is the one that stays."""
     made: list[int] = []
 
-    def make(count: int) -> int:
-        made.append(count)
-        return count
+    def attempt(scales):
+        made.append(len(scales))
+        return SimpleNamespace(losses=[SimpleNamespace(relative_l2=len(scales))])
 
-    count, result = most_within(make, 100, float, limit)
-    assert count == result == made[-1] and len(made) <= 8
-    assert count <= expected and expected - count <= 2
+    values = ActivationRange()
+    values.add(4.0, np.linspace(-4, 4, 100, dtype=np.float32))
+    calibration = Calibration(None, {f"a{number}": values for number in range(100)})
+    result, record = variant._attempt_calibrated(attempt, calibration, Recipe("int8", 10, INT8, limit))
+    assert record["quantised"] == result.losses[0].relative_l2 == made[-1] and len(made) <= 8
+    assert made[-1] <= expected and expected - made[-1] <= 2

@@ -13,12 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from consisti2v_rt.errors import UserError
-from consisti2v_rt.export.precision import VariantOptions, write_variant
-from consisti2v_rt.export.precision.calibration import calibrate, calibration_set, run
-from consisti2v_rt.export.precision.calibration.ranges import ActivationRange
-from consisti2v_rt.export.precision.calibration.samples import FEWEST_SAMPLES
+from consisti2v_rt.export.events import Events
+from consisti2v_rt.export.precision import calibration
+from consisti2v_rt.export.precision import calibration_set as sets
+from consisti2v_rt.export.precision.calibration import ActivationRange, Calibration, calibrate
+from consisti2v_rt.export.precision.calibration_set import FEWEST_SAMPLES, calibration_set
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.quantisation import observed_inputs
+from consisti2v_rt.export.precision.recipe import VariantOptions
+from consisti2v_rt.export.precision.variant import write_variant
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.media.video_file import save_frames
 from consisti2v_rt.runtime.pipeline import ImageToVideo
@@ -59,14 +62,13 @@ def calibrated(demo_bundle, listing, tmp_path_factory) -> Path:
     """
     folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("int8") / "bundle"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "STEPS", 2)
-        samples = []
+        patch.setattr(sets, "STEPS", 2)
+        phases: list[str] = []
         options = VariantOptions(calibration=calibration_set(str(listing)), quick_check=True)
         for precision in ("int8", "fp8"):
-            write_variant(
-                folder, precision, ["unet"], options, on_sample=lambda done, total: samples.append((done, total))
-            )
-    assert samples == [(number, 4) for number in range(4)] * 2
+            write_variant(folder, precision, ["unet"], options, Events(phase=phases.append))
+    samples = [phase for phase in phases if phase.startswith("calibrating")]
+    assert samples == [f"calibrating on sample {number} of 4" for number in range(1, 5)] * 2
     return folder
 
 
@@ -131,7 +133,7 @@ def test_inspect_shows_it(calibrated, consisti2v):
     entry = recorded(calibrated)
     loss, count = entry["losses"][0]["relative_l2"], entry["graph"]["quantised_activations"]
     assert f"{loss:.1e} (1 seed, batch 2) {count}, calibrated on photos.jsonl (4 samples, 2 steps each)" in said
-    assert "int8 unet" in said and "fp8 unet" in said
+    assert "int8, experimental unet" in said and "fp8, experimental unet" in said
 
 
 def test_video_of_the_calibrated_bundle(calibrated, photo):
@@ -164,14 +166,14 @@ def test_kept_until_asked_otherwise(demo_bundle, tmp_path, listing, monkeypatch)
         ranges = {name: ActivationRange() for name in names}
         for found in ranges.values():
             found.add(4.0, np.linspace(-4, 4, 100, dtype=np.float32))
-        return run.Calibration(run.calibration_spec(samples), ranges)
+        return Calibration(samples.spec, ranges)
 
     monkeypatch.setattr("consisti2v_rt.export.precision.variant.calibrate", instead)
     seen = []
 
     def build(**options):
         write_variant(
-            bundle, "int8", ["unet"], VariantOptions(quick_check=True, **options), on_stage=lambda v: seen.append(v)
+            bundle, "int8", ["unet"], VariantOptions(quick_check=True, **options), Events(variant=seen.append)
         )
         return seen[-1].skipped, seen[-1].quantised_activations > 0
 
@@ -194,7 +196,7 @@ def test_activations_that_are_not_finite_are_told(demo_bundle, tmp_path, listing
     def infinite(opened, samples, on_sample):
         broken = ActivationRange()
         broken.add(float("inf"), np.zeros(3, np.float32))
-        return run.Calibration(run.calibration_spec(samples), {"x": broken})
+        return Calibration(samples.spec, {"x": broken})
 
     monkeypatch.setattr("consisti2v_rt.export.precision.variant.calibrate", infinite)
     options = VariantOptions(calibration=calibration_set(str(listing)))
@@ -204,7 +206,7 @@ def test_activations_that_are_not_finite_are_told(demo_bundle, tmp_path, listing
 
 def test_activations_that_cost_most_stay_in_half_precision(demo_bundle, tmp_path, listing, monkeypatch):
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-    monkeypatch.setattr(run, "STEPS", 1)
+    monkeypatch.setattr(sets, "STEPS", 1)
     limit = 2.5e-2
     options = VariantOptions(calibration=calibration_set(str(listing)), max_loss=limit, quick_check=True)
     write_variant(bundle, "int8", ["unet"], options)
@@ -224,12 +226,12 @@ def test_activations_that_cost_most_stay_in_half_precision(demo_bundle, tmp_path
 
 def test_what_is_noted_is_what_the_graph_holds(demo_bundle, tmp_path, listing, monkeypatch):
     """One activation, noted by the added outputs and read from the graph itself: same largest value."""
-    monkeypatch.setattr(run, "STEPS", 1)
+    monkeypatch.setattr(sets, "STEPS", 1)
     bundle = Bundle.open(Path(shutil.copytree(demo_bundle, tmp_path / "bundle")))
     spec = bundle.manifest.stages["unet"]
     name = observed_inputs(Graph(bundle.file(spec.file)))[-1]
     taken: list[np.ndarray] = []
-    real = run.ObservedSession
+    real = calibration.ObservedSession
 
     class Reading(real):
         def run(self) -> None:
@@ -244,9 +246,9 @@ def test_what_is_noted_is_what_the_graph_holds(demo_bundle, tmp_path, listing, m
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         return session.run([name], inputs)[0]
 
-    monkeypatch.setattr(run, "ObservedSession", Reading)
+    monkeypatch.setattr(calibration, "ObservedSession", Reading)
     before = sorted(bundle.path.rglob("*"))
-    found = calibrate(bundle, calibration_set(str(listing))).ranges[name]
+    found = calibrate(bundle, calibration_set(str(listing)), lambda done, total: None).ranges[name]
     assert len(taken) == FEWEST_SAMPLES
     assert found.largest == pytest.approx(max(np.abs(values).max() for values in taken), rel=1e-5)
     assert len(found.values) < sum(values.size for values in taken)
@@ -285,14 +287,14 @@ def test_interrupted_calibration_leaves_nothing(demo_bundle, tmp_path, listing):
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     before = sorted(bundle.rglob("*"))
 
-    def interrupt(done: int, total: int) -> None:
-        if done == 1:
+    def interrupt(phase: str) -> None:
+        if phase.startswith("calibrating on sample 2"):
             raise KeyboardInterrupt
 
     options = VariantOptions(calibration=calibration_set(str(listing)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "STEPS", 1)
-        write_variant(bundle, "int8", ["unet"], options, on_sample=interrupt)
+        patch.setattr(sets, "STEPS", 1)
+        write_variant(bundle, "int8", ["unet"], options, Events(phase=interrupt))
     assert sorted(bundle.rglob("*")) == before
 
 

@@ -1,0 +1,287 @@
+"""``calibrate``: animate a set with the float32 graphs in few steps and note how large the U-Net's activations are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ...errors import UserError, first_line
+from ...runtime.backends import Backend, Choice
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.graph_source import GraphSource
+from ...runtime.bundle.manifest import CalibrationSpec, StageSpec
+from ...runtime.bundle.stage_graphs import Availability, has_graphs
+from ...runtime.onnx_session import make_session
+from ...runtime.pipeline import ImageToVideo
+from ...runtime.request.presets import PUBLISHED
+from ...runtime.session import OnnxCpuSession, Session, resolve_shape
+from ...runtime.stage_failure import stage_failures, stage_of
+from .calibration_set import CalibrationSet
+from .graph import Graph
+from .quantisation import observed_inputs
+from .recipe import CALIBRATED_STAGE
+from .weights import LARGEST as LARGEST_QUANTISED
+from .weights import NUMPY_TYPES
+
+LARGEST, VALUES = "/largest", "/values"
+"""Ends of the added outputs' names: the largest magnitude, and every so many values."""
+_PERIOD = 30
+_TO_THE_END = np.iinfo(np.int64).max
+_VALUES_IN_ALL, _FEWEST_PER_RUN = 32_768, 64
+"""Values that are kept of each activation."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of a stage's activations."""
+
+    spec: CalibrationSpec
+    ranges: Mapping[str, ActivationRange]
+    """By the name of the value in the float32 graph."""
+
+
+def calibrate(bundle: Bundle, samples: CalibrationSet, on_sample: Callable[[int, int], None]) -> Calibration:
+    """Record the inputs of the U-Net's quantised products over whole generations: both branches of guidance, all
+    timesteps, latents as they become.
+
+    Args:
+        bundle: its float32 graphs are run.
+        samples: photos and captions.
+        on_sample: number of samples done, of how many.
+
+    Raises:
+        UserError: a photo that cannot be read, or a graph that does not load.
+    """
+    spec = samples.spec
+    graph = Graph(bundle.graph(bundle.manifest.stages[CALIBRATED_STAGE], hashed=True))
+    quota = max(_VALUES_IN_ALL // (spec.samples * spec.steps), _FEWEST_PER_RUN)
+    observed = observe(graph, observed_inputs(graph), quota)
+    ranges = {name: ActivationRange() for name in observed.observed}
+
+    def load(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> Session:
+        stage_spec = bundle.manifest.stages[stage]
+        if stage == CALIBRATED_STAGE:
+            return ObservedSession(observed, stage_spec, dims, threads, ranges)
+        return OnnxCpuSession(bundle.graph(stage_spec, hashed=True), stage_spec, dims, threads, lean=True)
+
+    available = Availability(True, "float32, its activations noted")
+    backend = Backend("calibration", "calibration", "cpu", ("fp32",), False, lambda: available, has_graphs, load)
+    animate = ImageToVideo(bundle, choice=Choice(backend, "fp32", "calibration"))
+    # Guided, whatever the bundle recommends: the ranges have to hold for both branches.
+    guidance = PUBLISHED["guidance_scale_txt"]
+    for number, (picture, caption) in enumerate(samples.pictures()):
+        on_sample(number, spec.samples)
+        animate(picture, caption, num_inference_steps=spec.steps, seed=number, guidance_scale_txt=guidance)
+    return Calibration(spec, ranges)
+
+
+@dataclass(frozen=True)
+class ObservedGraph:
+    """A graph with outputs for what is observed."""
+
+    source: GraphSource
+    observed: tuple[str, ...]
+    """Activations, by name."""
+    quota: int
+    """Values to keep of each run, :func:`thinned`; the graph gives up to 30 times as many."""
+
+
+def observe(graph: Graph, observed: Sequence[str], quota: int) -> ObservedGraph:
+    """`graph` with two outputs more for each activation: its largest magnitude, and some of its values.
+
+    Only these leave the graph, so that the memory is that of the graph itself. Values are taken at a stride that the
+    graph works out of the size it finds: 30 n + 1, which has no factor in common with numbers of channels, frames or
+    positions, so that every channel is met.
+
+    Args:
+        graph: as exported; it is not changed.
+        observed: names of its values.
+        quota: values to keep of each.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    added = model.graph
+
+    def constant(name: str, values: Sequence[int]) -> str:
+        added.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    constants = (("flat", -1), ("zero", 0), ("end", _TO_THE_END), ("one", 1), ("period", _PERIOD))
+    flat, zero, end, one, period = (constant(f"/observe/{name}", [value]) for name, value in constants)
+    wanted = constant("/observe/wanted", [_PERIOD * quota])
+    following: dict[str, list[Any]] = {name: [] for name in observed}
+    for name in observed:
+        size, line = f"{name}/magnitude", f"{name}/line"
+        count, periods, steps, stride = (f"{name}/{part}" for part in ("count", "periods", "steps", "stride"))
+        following[name] = [
+            helper.make_node("Abs", [name], [size]),
+            helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0),
+            helper.make_node("Reshape", [name, flat], [line]),
+            helper.make_node("Shape", [line], [count]),
+            helper.make_node("Div", [count, wanted], [periods]),
+            helper.make_node("Mul", [periods, period], [steps]),
+            helper.make_node("Add", [steps, one], [stride]),
+            helper.make_node("Slice", [line, zero, end, zero, stride], [name + VALUES]),
+        ]
+        added.output.append(helper.make_tensor_value_info(name + LARGEST, TensorProto.FLOAT, []))
+        added.output.append(helper.make_tensor_value_info(name + VALUES, TensorProto.FLOAT, [None]))
+    # Right behind what they look at, or every activation would be kept to the end (see ObservedSession).
+    nodes = [node for name in graph.inputs for node in following.get(name, ())]
+    for node in graph.nodes:
+        nodes += [node, *(after for name in node.output for after in following.get(name, ()))]
+    del added.node[:]
+    added.node.extend(nodes)
+    return ObservedGraph(graph.source.with_model(model.SerializeToString()), tuple(observed), quota)
+
+
+def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:
+    """At most `quota` values of a line, evenly spread."""
+    if len(values) <= quota:
+        return values
+    return values[np.linspace(0, len(values) - 1, quota).astype(np.int64)]
+
+
+class ObservedSession:
+    """One stage in ONNX Runtime's CPU provider, in as little memory as it takes.
+
+    Args:
+        graph: with its additional outputs.
+        stage: the outputs that the pipeline wants.
+        dims: sizes of dynamic dimensions.
+        threads: None: one per physical core.
+        ranges: activation -> what is known of it; filled by every run.
+    """
+
+    def __init__(
+        self,
+        graph: ObservedGraph,
+        stage: StageSpec,
+        dims: Mapping[str, int],
+        threads: int | None,
+        ranges: dict[str, ActivationRange],
+    ) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or 0
+        options.enable_cpu_mem_arena = False
+        # Nodes in the order of the graph: by default those that lead to outputs of the graph come last, and every
+        # activation would wait for them.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            self._session = make_session(graph.source, options, providers=["CPUExecutionProvider"])
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.source.file_name} ({first_line(error)}): "
+                "update onnxruntime, or leave --calibrate out."
+            ) from None
+        self._graph, self._stage, self._ranges = graph, stage, ranges
+        self._run_options = onnxruntime.RunOptions()
+        self._dims: dict[str, int] | None = None
+        self.inputs: dict[str, NDArray[Any]] = {}
+        self.outputs: dict[str, NDArray[Any]] = {}
+        self.allocate(dims)
+
+    def allocate(self, dims: Mapping[str, int]) -> None:
+        if dict(dims) == self._dims:
+            return
+        self._dims = dict(dims)
+        self.inputs = {spec.name: np.zeros(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.inputs}
+        self.outputs = {spec.name: np.empty(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.outputs}
+
+    def bind_input(self, name: str, array: NDArray[Any]) -> None:
+        self.inputs[name] = array
+
+    def run(self) -> None:
+        observed = self._graph.observed
+        names = [*self.outputs, *(f"{name}{end}" for name in observed for end in (LARGEST, VALUES))]
+        with stage_failures(
+            stage_of(self._graph.source.file_name), "ONNX Runtime", lambda: bool(self._run_options.terminate)
+        ):
+            given = self._session.run(names, self.inputs, self._run_options)
+        found = dict(zip(names, given, strict=True))
+        for name, array in self.outputs.items():
+            array[...] = found[name]
+        for name in observed:
+            self._ranges[name].add(float(found[name + LARGEST]), thinned(found[name + VALUES], self._graph.quota))
+
+    def cancel(self) -> None:
+        self._run_options.terminate = True
+
+    def resume(self) -> None:
+        self._run_options.terminate = False
+
+
+Values = NDArray[np.float32]
+
+# Shares of the largest magnitude that may be where clipping begins.
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+
+
+@dataclass(frozen=True)
+class ActivationScale:
+    """How an activation becomes 8 bits."""
+
+    scale: float
+    """A float16 number: one step for INT8."""
+    loss: float
+    """Relative L2 of the values that were kept, there and back."""
+
+
+class ActivationRange:
+    """The largest magnitude of an activation over all runs, and some of its values from each."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._parts: list[Values] = []
+
+    def add(self, largest: float, values: Values) -> None:
+        """What one run told; a value that is not finite makes the range useless, and :meth:`scale` says so."""
+        self.largest = max(self.largest, float(largest)) if np.isfinite(largest) else float("inf")
+        self._parts.append(np.array(values, np.float32))
+
+    @property
+    def values(self) -> Values:
+        return np.concatenate(self._parts)
+
+    def scale(self, elem_type: int) -> ActivationScale:
+        """The scale of least squared error: the few largest values are clipped where that helps all others.
+
+        As in Banner et al. (2019), arXiv:1810.05723, but on the values themselves instead of a fitted distribution.
+
+        Args:
+            elem_type: ONNX type, INT8 or FLOAT8E4M3FN.
+
+        Raises:
+            OverflowError: a value was not finite.
+        """
+        if not np.isfinite(self.largest):
+            raise OverflowError("an activation is not finite in float32")
+        values = self.values
+        power = float(np.sum(np.square(values, dtype=np.float64))) or 1.0
+        found = {scale: _error(values, scale, elem_type) for scale in self._candidates(elem_type)}
+        best = min(found, key=lambda scale: found[scale])
+        return ActivationScale(best, float(np.sqrt(found[best] / power)))
+
+    def _candidates(self, elem_type: int) -> list[float]:
+        tiny = float(np.finfo(np.float16).tiny)
+        scales = [max(self.largest * share / LARGEST_QUANTISED[elem_type], tiny) for share in _SHARES]
+        return [float(np.float16(min(scale, 65504.0))) for scale in scales]
+
+
+def _error(values: Values, scale: float, elem_type: int) -> float:
+    largest = LARGEST_QUANTISED[elem_type]
+    ratio = np.clip(values / np.float32(scale), -largest, largest)
+    back: Any = np.rint(ratio) if elem_type == TensorProto.INT8 else ratio.astype(NUMPY_TYPES[elem_type])
+    difference = back.astype(np.float32) * np.float32(scale) - values
+    return float(np.sum(np.square(difference, dtype=np.float64)))
