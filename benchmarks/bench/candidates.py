@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from ...errors import UserError
 from ...kernels.guidance import BRANCHES
-from ...runtime.backends import BACKENDS, PRECISIONS, Backend, choose
+from ...runtime.backends import BACKENDS, PRECISIONS, Availability, Backend, choose
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import Manifest
 from ...runtime.child_process import neutral_place
@@ -115,14 +115,13 @@ def session_contestant(
     options.
     """
     backend, precision = candidate.session, candidate.precision
-    found, reason = backend.probe(), f"it runs {', '.join(backend.precisions)}, not {precision}"
-    if found.usable:
-        known = precision in backend.precisions
-        fits = backend.fits(bundle, precision) if known else None
-        reason = "" if fits is not None and fits.usable else reason if fits is None else fits.reason
-    else:
-        reason = found.reason
-    subject = Subject(candidate.name, candidate.backend, precision, backend.device, reason or None)
+    found = backend.probe()
+    if found.usable and precision not in backend.precisions:
+        found = Availability(False, f"it runs {', '.join(backend.precisions)}, not {precision}")
+    elif found.usable:
+        found = backend.fits(bundle, precision)
+    reason = None if found.usable else found.reason
+    subject = Subject(candidate.name, candidate.backend, precision, backend.device, reason)
     named = {"subject": kind, "bundle": str(bundle.path.absolute()), "backend": backend.name, "precision": precision}
     return Contestant(subject, {**named, **work}, output)
 

@@ -111,7 +111,7 @@ def _draw_bars(figure: Any, record: Record) -> None:
             if subject.speed_up is not None and subject.relative_l2 is not None and subject.name != REFERENCE:
                 label += f", {speed_up_words(record, subject)}, rel. L2 {subject.relative_l2:.0e}"
             bars.append((index, row, label, _GREY if subject.backend.startswith("torch") else _COLOURS[0]))
-    figure.set_size_inches(8, 1.2 + 0.45 * max(1, len(bars) or 1))
+    figure.set_size_inches(8, 1.2 + (0.34 if record.kind == "latency" else 0.45) * max(1, len(bars)))
     axes, rows = figure.add_subplot(), [bar[1] for bar in bars]
     axes.barh(
         [bar[0] for bar in bars],
