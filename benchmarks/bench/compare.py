@@ -192,7 +192,7 @@ def comparison_table(rows: Sequence[Comparison], *, forced: bool) -> Table:
                 f"[{colour}]{words}[/]" if colour else words,
             ]
         )
-    return rich_table("", ("", "before", "after", "change", "95 % interval", "rounds", ""), lines)
+    return rich_table("", ("", "before", "after", "change", "95 % interval", "rounds", ""), lines, pad=0)
 
 
 def summary(rows: Sequence[Comparison], forced: Sequence[str] = ()) -> str:

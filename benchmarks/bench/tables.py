@@ -178,18 +178,17 @@ def show(record: Record, console: Console) -> None:
     """Print a record."""
     console.print(f"[bold]{escape(record.bundle['name'])}[/]: {escape(record.what)}", highlight=False)
     for headers, *rows in record_tables(record):
-        console.print(rich_table("", headers, ([escape(cell(text)) for text in row] for row in rows)))
+        console.print(rich_table("", headers, ([escape(cell(text)) for text in row] for row in rows), pad=0))
     for line in (*facts(record), *notes(record)):
         console.print(escape(line), highlight=False)
 
 
-def rich_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> Table:
-    """A plain table; the first `texts` columns are words, the others numbers."""
-    # Narrow enough for a terminal of 80 columns.
-    style: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+def rich_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *, pad: int = 1) -> Table:
+    """A plain table, narrow enough for a terminal of 80 columns: names on the left, numbers, `pad` blanks between."""
+    style: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, pad, 0, 0)}
     table = Table(title=title or None, title_justify="left", **style)
     for index, header in enumerate(headers):
-        table.add_column(escape(header), justify="left" if index < texts else "right", no_wrap=index < texts)
+        table.add_column(escape(header), justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     return table
