@@ -14,11 +14,8 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .benchmarks.bench.command import run, scaling, side_by_side
-from .benchmarks.bench.group import BenchGroup
-from .benchmarks.bench.record_commands import compare, report
+from .benchmarks.bench.command import BenchGroup, compare, report, run, scaling, side_by_side
 from .benchmarks.cost.command import predict
-from .benchmarks.preset_quality import quality
 from .benchmarks.quality.command import evaluate
 from .errors import CancelledError, UserError, first_line
 from .export.command import export
@@ -59,7 +56,7 @@ _OUT_OF_MEMORY = (
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
 for command in (generate, demo, export, build, inspect, evaluate, doctor):
     app.command(cls=Command)(_cancellable(command))
-for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
+for measurement in (run, side_by_side, scaling, compare, report, predict):
     bench.command()(_cancellable(measurement))
 app.add_typer(bench, name="bench")
 

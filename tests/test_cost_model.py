@@ -1,4 +1,4 @@
-"""The cost model: FLOPs against torch's counter, traffic and memory on small graphs, GPUs, fit, and the command."""
+"""The cost model: FLOPs against torch's counter, traffic and memory on small graphs, GPUs, presets, and the command."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from consisti2v_rt.benchmarks.cost import graph as kinds
+from consisti2v_rt.benchmarks.cost import prediction as module
 from consisti2v_rt.benchmarks.cost.command import predict
-from consisti2v_rt.benchmarks.cost.fit import Timing, fit_efficiencies, read_fit
 from consisti2v_rt.benchmarks.cost.gpus import Machine, describe_gpu, seconds_by_kind
-from consisti2v_rt.benchmarks.cost.model_costs import FULL_SIZE, load_costs, save_table
-from consisti2v_rt.benchmarks.cost.prediction import predict_model
-from consisti2v_rt.benchmarks.cost.work import Work, totals_by_kind
+from consisti2v_rt.benchmarks.cost.prediction import predict_model, preset_plans
+from consisti2v_rt.benchmarks.cost.work import FULL_SIZE, Work, load_costs, save_table, totals_by_kind
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.cards import CARDS
+from consisti2v_rt.runtime.request.presets import PRESETS
 
 # -- FLOPs against torch ---------------------------------------------------------------------------------------------
 
@@ -246,58 +246,6 @@ def test_floor_is_the_slower_of_compute_and_memory() -> None:
     assert all(machine.stated(work) > machine.floor(work) for machine in (half, eighth) for work in (busy, idle))
 
 
-# -- fit ---------------------------------------------------------------------------------------------------------------
-
-
-def test_fit_finds_the_efficiencies_that_made_the_timings() -> None:
-    true = {kinds.CONV_3X3: 0.5, kinds.LINEAR: 0.8, kinds.SELF_ATTENTION: 0.2}
-    mixes = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 1, 1), (1, 3, 2)]
-    timings = []
-    for mix in mixes:
-        floors = dict(zip(true, map(float, mix), strict=True))
-        timings.append(Timing(floors, sum(floors[kind] / true[kind] for kind in true)))
-    fit = fit_efficiencies(timings)
-    assert fit.efficiency == pytest.approx(true, rel=0.01)
-    assert fit.residual < 0.005 and fit.left_out_residual is not None and fit.left_out_residual < 0.02
-    # A kind that was not timed takes the common efficiency, and errors show in the residuals.
-    assert fit.seconds({kinds.NORMALISATION: 1.0}) == {kinds.NORMALISATION: pytest.approx(1 / fit.common)}
-    wrong = [*timings, Timing(timings[0].floors, 3 * timings[0].seconds)]
-    assert fit_efficiencies(wrong).residual > 0.1
-
-
-def test_one_timing_scales_everything_alike(tmp_path: Path) -> None:
-    costs = load_costs(FULL_SIZE)
-    path = tmp_path / "timings.json"
-    path.write_text(json.dumps({"gpu": "rtx-4090", "timings": [{"stage": "unet", "seconds": 0.2}]}))
-    fit = read_fit(path, costs)
-    assert fit.left_out_residual is None and fit.residual < 1e-6
-    assert len({round(value, 6) for value in fit.efficiency.values()}) == 1
-    # The run it was fitted to comes out again; a card with half the arithmetic and bandwidth takes twice as long.
-    again = predict_model(costs, describe_gpu("rtx-4090"), fit=fit)
-    halved = predict_model(costs, describe_gpu("rtx-4090", multiprocessors=64, bandwidth_gb=504), fit=fit)
-    seconds = {stage.name: stage.fitted for stage in again.stages}
-    assert seconds["unet"] == pytest.approx(0.2, rel=1e-5)
-    assert halved.videos[0].fitted == pytest.approx(2 * again.videos[0].fitted, rel=1e-5)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[]",
-        '{"gpu": "rtx-4090", "timings": []}',
-        '{"gpu": "rtx-4090", "timings": [{"stage": "unett", "seconds": 1}]}',
-        '{"gpu": "rtx-4090", "timings": [{"stage": "unet", "seconds": 0}]}',
-        '{"gpu": {"name": "own"}, "timings": [{"stage": "unet", "seconds": 1}]}',
-    ],
-)
-def test_bad_timings_are_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "timings.json"
-    path.write_text(text)
-    with pytest.raises(UserError):
-        read_fit(path, load_costs(FULL_SIZE))
-
-
 # -- the prediction ----------------------------------------------------------------------------------------------------
 
 
@@ -332,15 +280,32 @@ def test_a_saved_table_predicts_like_its_bundle(
 ) -> None:
     pytest.importorskip("onnx")
     table = tmp_path / "costs.json"
-    predict(bundle=demo_bundle, save_costs=table, nodes=3, json=True)
+    predict(bundle=demo_bundle, save_costs=table, json=True)
     counted = json.loads(capsys.readouterr().out)
-    nodes = counted.pop("unet_nodes")
-    assert sum(node["flops"] for node in nodes) == sum(row["total"]["flops"] for row in counted["unet_kinds"])
     predict(bundle=table, json=True)
     assert json.loads(capsys.readouterr().out) == counted
     save_table(load_costs(table), tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == table.read_text()
     with pytest.raises(UserError, match="not a table of costs"):
         load_costs(demo_bundle / "bundle.json")
-    with pytest.raises(UserError, match="folder"):
-        predict(bundle=table, nodes=3)
+
+
+def test_presets_cost_their_steps_and_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = {plan.name: plan for plan in preset_plans("text")}
+    assert list(plans) == list(PRESETS) and plans["exact"].forwards == plans["exact"].steps == 50
+    # A preset that guides in half of its steps runs one row of two in the other half.
+    half = {"halved": {"num_inference_steps": 20, "guidance_interval": (0.0, 0.5)}}
+    monkeypatch.setattr(module, "PRESETS", half)
+    assert [(plan.steps, plan.forwards) for plan in preset_plans("text")] == [(20, 15)]
+    # With a single branch no step is cheaper than another.
+    assert all(plan.forwards == plan.steps for plan in preset_plans("none"))
+    prediction = predict_model(load_costs(FULL_SIZE), describe_gpu("rtx-4060-laptop"), plans=list(plans.values()))
+    seconds = {video.name: video.stated for video in prediction.videos}
+    assert seconds["exact"] == max(seconds.values()) < 900 and seconds["balanced"] < 0.75 * seconds["exact"]
+
+
+def test_memory_of_each_stage_is_judged_alone() -> None:
+    prediction = predict_model(load_costs(FULL_SIZE), describe_gpu("rtx-4060-laptop"))
+    for stage in prediction.stages:
+        assert stage.memory == stage.weights + stage.activations + stage.scratch < prediction.memory_needed
+    assert max(prediction.stages, key=lambda stage: stage.memory).name == "unet"

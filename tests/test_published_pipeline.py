@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from diffusers import DDIMScheduler  # noqa: E402
 
 from consisti2v_rt import ImageToVideo  # noqa: E402
 from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
-from consisti2v_rt.benchmarks.published.pipeline import sample  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.runtime.media.image import load_image, preprocess  # noqa: E402
@@ -26,6 +26,37 @@ def published():
     unet = PublishedUNet(TINY_UNET)
     unet.load_state_dict(model.unet.state_dict())
     return model, unet.eval()
+
+
+def low_frequencies_of(video, noise):
+    """FrameInit as published: a Gaussian over the shifted complex spectrum, stop frequencies 0.25."""
+    dims = (-3, -2, -1)
+    grids = torch.meshgrid(*(2 * torch.arange(n).double() / n - 1 for n in noise.shape[2:]), indexing="ij")
+    mask = torch.exp(-1 / (2 * 0.25**2) * sum(grid**2 for grid in grids)).float()
+    low, high = (torch.fft.fftshift(torch.fft.fftn(part, dim=dims), dim=dims) for part in (video, noise))
+    return torch.fft.ifftn(torch.fft.ifftshift(low * mask + high * (1 - mask), dim=dims), dim=dims).real
+
+
+def sample(unet, first_frame, text, noise, *, steps, guidance_scale_txt, guidance_scale_img, frame_stride):
+    """The published loop: FrameInit at timestep 850, DDIM, guidance over the branches stacked in the batch."""
+    branches = len(text)
+    ddim = DDIMScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False)
+    ddim.set_timesteps(steps)
+    static = first_frame.repeat(1, 1, noise.shape[2], 1, 1)
+    noise = low_frequencies_of(ddim.add_noise(static, noise, torch.tensor([850])), noise)
+    latents, first = noise[:, :, 1:], torch.cat([first_frame] * branches)
+    if branches == 3:
+        first[:1] = noise[:, :, :1]
+    for timestep in ddim.timesteps:
+        rows = torch.cat([latents] * branches)
+        made = unet(rows, timestep, text, first_frame_latents=first, frame_stride=frame_stride).chunk(branches)
+        guided = made[0]
+        if branches == 2:
+            guided = made[0] + guidance_scale_txt * (made[1] - made[0])
+        elif branches == 3:
+            guided = guided + guidance_scale_img * (made[1] - made[0]) + guidance_scale_txt * (made[2] - made[1])
+        latents = ddim.step(guided, int(timestep), latents).prev_sample
+    return torch.cat((first_frame, latents), dim=2)
 
 
 def published_latents(published, prompt: str, negative: str, seed: int, **options):
@@ -64,7 +95,7 @@ def test_same_seed_same_video(published, tiny_bundle, relative_l2, mode, options
     steps, seed = 4, 11
     stride = options.get("frame_stride", 3)
     expected, expected_pixels = published_latents(
-        published, "a cat looks up", "blurry", seed, mode=mode, num_inference_steps=steps,
+        published, "a cat looks up", "blurry", seed, mode=mode, steps=steps,
         **{**options, "frame_stride": stride},
     )  # fmt: skip
     videos = ImageToVideo.from_bundle(tiny_bundle)(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import statistics
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ...errors import UserError
+from ...runtime.commands.console import plain
 from ...runtime.files.guarded_read import RECORD, parse_json, read_text
 from ...runtime.files.replace_files import replacing
 
 SCHEMA_VERSION = 1
 KINDS = ("latency", "side_by_side", "scaling")
+RESULTS = Path("benchmarks/results")
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ class Record:
     """Installed size of the runtime, by distribution."""
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def able(self) -> list[Subject]:
+        """The subjects that could run."""
+        return [subject for subject in self.subjects if subject.unavailable is None]
+
     def to_json(self) -> str:
         data = asdict(self)
-        for subject in data["subjects"]:
-            for row in subject["rows"]:
-                values = row["seconds"]
-                row |= {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else {}
+        for row in (row for subject in data["subjects"] for row in subject["rows"]):
+            values = row["seconds"]
+            row |= {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else {}
         return json.dumps(data, indent=1) + "\n"
 
     @classmethod
@@ -103,8 +111,10 @@ class Record:
             data = _printable(parse_json(text))
             if data["schema_version"] != SCHEMA_VERSION or data["kind"] not in KINDS:
                 raise ValueError(f"schema version {data['schema_version']!r}, kind {data['kind']!r}")
-            subjects = [_subject(entry) for entry in data.pop("subjects")]
-            record = cls(**data, subjects=subjects)
+            for row in (row for subject in data["subjects"] for row in subject["rows"]):
+                for made in ("median", "min", "max"):
+                    row.pop(made, None)
+            record: Record = _typed(cls, data, "record")
             record._check()
             return record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -116,83 +126,62 @@ class Record:
         Raises:
             ValueError, KeyError, TypeError, AttributeError: an entry is missing or of another kind.
         """
-        for name, kind in _ENTRIES.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"entry {name}")
-        _check_number("settings.rounds", self.settings["rounds"])
-        for key in ("usable_cores", "memory_bytes"):
-            _check_number(f"machine.{key}", self.machine[key])
+        for part, key, kind in _NEEDED:
+            _typed(kind, getattr(self, part)[key], f"{part}.{key}")
         for gpu in self.machine["gpus"]:
-            gpu["name"].strip()
-        numbers: list[dict[str, Any]] = [self.runtime_bytes, *(subject.first for subject in self.subjects)]
-        for values in numbers:
-            for name, value in values.items():
-                _check_number(name, value)
+            _typed(str, gpu["name"], "gpu")
         if self.kind == "latency":
-            _check_number("bundle.frames", self.bundle["frames"])
-        self.bundle["name"].strip()
+            _typed(float, self.bundle["frames"], "bundle.frames")
         for subject in self.subjects:
-            subject.facts.get("failed", {}).items()
+            _typed(dict[str, str], subject.facts.get("failed", {}), "failed")
+            if min((row.runs for row in subject.rows), default=1) < 1:
+                raise ValueError(f"runs of {subject.name!r}")
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
         write_text(path, self.to_json())
 
 
-_ENTRIES = {
-    "what": str,
-    "created": str,
-    "machine": dict,
-    "versions": dict,
-    "bundle": dict,
-    "settings": dict,
-    "runtime_bytes": dict,
-}
-_LARGEST = 1e15
+_NEEDED: tuple[tuple[str, str, Any], ...] = (
+    ("settings", "rounds", float),
+    ("machine", "usable_cores", float),
+    ("machine", "memory_bytes", float),
+    ("machine", "gpus", list[Any]),
+    ("bundle", "name", str),
+)
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-        raise ValueError(f"entry {name}")
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    """`value` of JSON as a type: dataclasses by their fields, tuples and lists by their items, numbers in range.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is something else.
+    """
+    origin, items = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{key: _typed(hints[key], entry, key) for key, entry in value.items()})  # type: ignore[operator]
+    if type(None) in items:
+        return None if value is None else _typed(items[0], value, name)
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_typed(items[0], entry, name) for entry in value)
+    if origin is dict:
+        return {key: _typed(items[1], entry, name) for key, entry in value.items()}
+    numeric = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+    if kind is Any or (kind is str and isinstance(value, str)) or (kind is float and numeric):
+        return value
+    if kind is int and numeric and isinstance(value, int):
+        return value
+    raise ValueError(f"entry {name}")
 
 
 def _printable(data: Any) -> Any:
     """Names of bundles and rows may hold terminal escapes: none comes further than here."""
     if isinstance(data, str):
-        return "".join(character if character.isprintable() else " " for character in data)
+        return plain(data)
     if isinstance(data, dict):
-        return {_printable(key): _printable(value) for key, value in data.items()}
+        return {plain(key): _printable(value) for key, value in data.items()}
     return [_printable(value) for value in data] if isinstance(data, list) else data
-
-
-def _subject(data: Mapping[str, Any]) -> Subject:
-    fields = dict(data)
-    rows = []
-    for entry in fields.pop("rows"):
-        values = {key: value for key, value in entry.items() if key not in ("median", "min", "max")}
-        for key in ("seconds", "device_seconds"):
-            values[key] = tuple(float(value) for value in values.get(key, ()))
-            for value in values[key]:
-                _check_number(f"{key} of {entry.get('name')!r}", value)
-        row = Row(**values)
-        _check_number("runs", row.runs)
-        if not isinstance(row.name, str) or row.runs < 1:
-            raise ValueError(f"row {row.name!r}")
-        if row.first is not None:
-            _check_number("first", row.first)
-        rows.append(row)
-    energy = fields["energy_joules"] = tuple(fields.get("energy_joules", ()))
-    subject = Subject(**fields, rows=rows)
-    for value in (*energy, subject.speed_up, subject.host_peak_bytes, subject.device_peak_bytes):
-        if value is not None:
-            _check_number(f"of {subject.name!r}", value)
-    # Of an output that is not finite it is not a number.
-    if not isinstance(subject.relative_l2, float | int | None):
-        raise ValueError(f"relative_l2 of {subject.name!r}")
-    for text in (subject.name, subject.backend, subject.precision, subject.device, subject.unavailable or ""):
-        if not isinstance(text, str):
-            raise ValueError("a subject's name")
-    return subject
 
 
 def read_record(path: Path) -> Record:
@@ -202,6 +191,22 @@ def read_record(path: Path) -> Record:
         UserError: no such file, or no record.
     """
     return Record.from_json(read_text(path, RECORD), str(path))
+
+
+def place_of(record: Record | None, output: Path | None) -> Path:
+    """Where a record goes: as asked for, or as ``<bundle>_<kind>_<device>.json`` in the folder of results.
+
+    ``demo_cpu.json`` for the latency of a bundle called demo or demo_bundle; other kinds have their name in it.
+    """
+    if output is not None:
+        return output
+    folder = RESULTS if RESULTS.is_dir() else Path()
+    if record is None:
+        return folder / "record.json"
+    # A bundle may be called anything.
+    name = re.sub(r"[^\w.-]+", "_", record.bundle["name"]).strip("._").removesuffix("_bundle") or "bundle"
+    device = "gpu" if any(subject.device == "cuda" for subject in record.able) else "cpu"
+    return folder / ("_".join([name, *([] if record.kind == "latency" else [record.kind]), device]) + ".json")
 
 
 def write_text(path: Path, text: str) -> None:

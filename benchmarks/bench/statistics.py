@@ -1,13 +1,13 @@
-"""Medians and ratios of medians with their intervals, and what a comparison may conclude from them."""
+"""Medians and ratios of medians with their intervals, what a comparison may conclude from them, and both in words."""
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 FEWEST_ROUNDS = 5
 """With fewer rounds no interval is given: the bootstrap interval of four samples misses the true median too often."""
@@ -17,7 +17,6 @@ SMALLEST_DIFFERENCE = 0.03
 """Ratios closer to 1 are not called a difference: clocks and caches move that much from one process to the next."""
 RESAMPLES = 10_000
 SEED = 0
-_TAIL = 2.5  # per cent on each side of a 95 % interval
 
 FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW = "faster", "slower", "no difference shown", "too few samples"
 METHOD = (
@@ -44,9 +43,7 @@ class Interval:
 
 def median_interval(samples: Sequence[float]) -> Interval | None:
     """The median of samples, with its bootstrap interval; None with fewer than :data:`FEWEST_ROUNDS`."""
-    if len(samples) < FEWEST_ROUNDS:
-        return None
-    return _interval(statistics.median(samples), _medians(samples, _draws(len(samples), _generator())))
+    return ratio_interval(samples, [1.0] * len(samples), paired=True)
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], *, paired: bool) -> Interval | None:
@@ -63,11 +60,13 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], *, paired: bo
     """
     if min(len(above), len(below)) < FEWEST_ROUNDS:
         return None
-    generator = _generator()
-    draws = _draws(len(above), generator)
-    other = draws if paired and len(above) == len(below) else _draws(len(below), generator)
-    ratio = statistics.median(above) / statistics.median(below)
-    return _interval(ratio, _medians(above, draws) / _medians(below, other))
+    generator = np.random.default_rng(SEED)
+    draws = generator.integers(0, len(above), (RESAMPLES, len(above)))
+    together = paired and len(above) == len(below)
+    other = draws if together else generator.integers(0, len(below), (RESAMPLES, len(below)))
+    ratios = np.median(np.asarray(above)[draws], axis=1) / np.median(np.asarray(below)[other], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Interval(statistics.median(above) / statistics.median(below), float(low), float(high))
 
 
 def verdict(ratio: Interval | None) -> str:
@@ -79,20 +78,49 @@ def verdict(ratio: Interval | None) -> str:
     return SLOWER if ratio.value > 1 else FASTER
 
 
-def _generator() -> np.random.Generator:
-    return np.random.default_rng(SEED)
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+INTERVAL = "95 % interval"
+FEW_ROUNDS = (
+    f"Fewer than {FEWEST_ROUNDS} rounds give no interval: the smallest and the largest of them stand in its place."
+)
 
 
-def _draws(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """[RESAMPLES, count]: the places of the samples in each resample."""
-    return generator.integers(0, count, (RESAMPLES, count))
+def three_digits(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def _medians(samples: Sequence[float], draws: NDArray[np.int64]) -> NDArray[np.float64]:
-    medians: NDArray[np.float64] = np.median(np.asarray(samples, np.float64)[draws], axis=1)
-    return medians
+def seconds(value: float) -> str:
+    """``1.23 s``, ``45.6 ms``, ``789 µs``."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if value * factor >= 0.9995:
+            return f"{three_digits(value * factor)} {unit}"
+    return f"{three_digits(value * 1e6)} µs"
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(resampled, [_TAIL, 100 - _TAIL])
-    return Interval(value, float(low), float(high))
+def cell(text: str) -> str:
+    """For a table: a number and its unit are not torn apart."""
+    return re.sub(r"(?<=\d) (?=[^\W\d])", "\N{NO-BREAK SPACE}", text)
+
+
+def gibibytes(count: float) -> str:
+    return f"{three_digits(count / 2**30)} GiB"
+
+
+def rounds_words(samples: Sequence[float]) -> str:
+    """``5``; or ``2 (few)``."""
+    return str(len(samples)) if len(samples) >= FEWEST_ROUNDS else f"{len(samples)} (few)"
+
+
+def interval_words(samples: Sequence[float], unit: Callable[[float], str] = seconds) -> str:
+    """``590 ms to 694 ms``, the median's interval; of too few samples ``min to max 114 s to 124 s``."""
+    found = median_interval(samples)
+    if found is not None:
+        return f"{unit(found.low)} to {unit(found.high)}"
+    return "one run" if len(samples) == 1 else f"min to max {unit(min(samples))} to {unit(max(samples))}"
+
+
+def ratio_words(found: Interval | None, form: str = "{:.2f}") -> str:
+    """``1.52 to 1.80``; or ``no interval``."""
+    return "no interval" if found is None else f"{form.format(found.low)} to {form.format(found.high)}"

@@ -25,19 +25,11 @@ def predict(
         list[int] | None, typer.Option(help="Denoising steps instead of the presets; may be repeated.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp16, fp8 or fp32.")] = "fp16",
-    measured: Annotated[
-        Path | None,
-        typer.Option(
-            "--measured",
-            help="Timings to fit efficiencies to: a record of 'bench' on a GPU, or a JSON of stages and layers.",
-        ),
-    ] = None,
     architecture: Annotated[str | None, typer.Option(help="Any GPU: turing, ampere, ada, blackwell or hopper.")] = None,
     sm: Annotated[int | None, typer.Option(help="Any GPU: streaming multiprocessors.")] = None,
     clock: Annotated[float | None, typer.Option(help="Any GPU: GHz.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Any GPU: GB/s.")] = None,
     memory: Annotated[float | None, typer.Option(help="Any GPU: GiB.")] = None,
-    nodes: Annotated[int, typer.Option(min=0, help="Also list this many of the largest nodes; needs a bundle.")] = 0,
     save_costs: Annotated[Path | None, typer.Option(help="Write the counted costs as a small table.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file, which 'bench report' draws a roofline from.")
@@ -46,44 +38,32 @@ def predict(
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
     from ...errors import UserError
-    from ...runtime.bundle.bundle import Bundle
     from ...runtime.commands.console import echo, make_console
     from ...runtime.request.option_table import whole
     from ..bench.record import write_text
-    from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu
-    from .model_costs import FULL_SIZE, load_costs, save_table, stage_graph
-    from .prediction import plan_of_steps, predict_model, preset_plans
-    from .report import as_json, node_table, print_report
-    from .work import node_works
+    from .prediction import as_json, plan_of_steps, predict_model, preset_plans, print_report
+    from .work import FULL_SIZE, load_costs, save_table
 
     for count in steps or ():
         whole(count, "steps", 1, 1000)
     if precision not in PRECISIONS:
         raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
-    if nodes and (bundle is None or bundle.is_file()):
-        raise UserError("--nodes lists the nodes of a bundle's graph: give its folder with --bundle.")
     flags = {"architecture": architecture, "multiprocessors": sm, "clock_ghz": clock, "bandwidth_gb": bandwidth}
     described = describe_gpu(gpu, power, **flags, memory_gb=memory)  # type: ignore[arg-type]
-    costs, single = load_costs(bundle or FULL_SIZE), None
-    if nodes and bundle is not None:
-        single = list(node_works(stage_graph(Bundle.open(bundle, verify=False), "unet")))
+    costs = load_costs(bundle or FULL_SIZE)
     if save_costs is not None:
         try:
             save_table(costs, save_costs)
         except OSError as error:
             raise UserError(f"{save_costs} cannot be written ({error.strerror}): choose another place.") from None
-    fit = None if measured is None else read_fit(measured, costs, bundle)
     plans = [plan_of_steps(count) for count in steps] if steps else preset_plans(costs.guidance)
-    prediction = predict_model(costs, described, precision, plans, fit)
-    text = json_text.dumps(as_json(prediction, single), indent=2)
+    prediction = predict_model(costs, described, precision, plans)
+    text = json_text.dumps(as_json(prediction), indent=2)
     if output is not None:
         write_text(output, text + "\n")
     if json:
         echo(text)
     elif output is None:
         # Names of GPUs and bundles may hold brackets: they are text, not markup.
-        console = make_console()
-        print_report(prediction, console)
-        if single is not None:
-            console.print(node_table(single, nodes))
+        print_report(prediction, make_console())

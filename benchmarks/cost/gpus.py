@@ -104,14 +104,11 @@ def describe_gpu(
         raise UserError(f"--architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}.")
     card, missing = find_card(name), ", ".join(flag for flag, value in given.items() if value is None)
     listed = None if card is None else card.performance
-    if listed is None and missing and card is None:
-        raise UserError(
-            f"GPU {name!r} is not in the table (docs/gpus.md){closest(name)}: choose one, or give {missing}."
-        )
-    if listed is None and missing and card is not None:
-        raise UserError(
-            f"the table has no clock, bandwidth and memory of the {card.name}, and none are guessed: give {missing}."
-        )
+    if listed is None and missing:
+        fault = f"GPU {name!r} is not in the table (docs/gpus.md){closest(name)}: choose one, or"
+        if card is not None:
+            fault = f"the table has no clock, bandwidth and memory of the {card.name}, and none are guessed:"
+        raise UserError(f"{fault} give {missing}.")
     clock, source = (clock_ghz or 0.0) * 1e9, "given by flags"
     if listed is not None:
         source = f"{listed.source}; changed by flags" if any(given.values()) else listed.source

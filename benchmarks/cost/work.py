@@ -7,13 +7,20 @@ a tensor, not copies. Caches are not modelled: what one kernel writes and the ne
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
-from .graph import ANCHORS, KINDS, RESHAPES, Graph, Node, Value, floats, node_flops, node_kind, shape, size
+from ...kernels.guidance import BRANCHES
+from ...runtime.bundle.bundle import Bundle
+from ...runtime.bundle.manifest import STAGES
+from ...runtime.files.guarded_read import RECORD, read_json
+from .graph import ANCHORS, KINDS, RESHAPES, Graph, Node, Value, floats, node_flops, node_kind, read_graph, shape, size
 
 _WINDOWS = {*RESHAPES, "Transpose", "Slice", "Split", "Expand"}
 
@@ -93,7 +100,7 @@ class Kernel:
 def count_stage(graph: Graph) -> StageCosts:
     """FLOPs, weights and traffic of a graph, and the memory it needs."""
     kernels = fuse(graph)
-    fused, single = Counter(kernel.work for kernel in kernels), Counter(work for _, work in node_works(graph))
+    fused, single = Counter(kernel.work for kernel in kernels), Counter(_node_works(graph))
     return StageCosts(_ordered(fused), _ordered(single), _memory(graph, kernels))
 
 
@@ -111,46 +118,15 @@ def totals_by_kind(works: Works) -> list[KindTotal]:
     return [KindTotal(kind, *sums[kind]) for kind in KINDS if kind in sums]
 
 
-def node_works(graph: Graph) -> Iterable[tuple[str, Work]]:
-    """Every node that computes or moves something, by name, in order."""
+def _node_works(graph: Graph) -> Iterable[Work]:
+    """Every node that computes or moves something, in order."""
     for node in graph:
         outputs = floats(node.outputs)
         if node.op_type not in RESHAPES and outputs:
             inputs = {value: _elements_read(node, value) for value in floats(node.inputs)}
             weights = sum(count for value, count in inputs.items() if value.is_initializer())
             read, written = sum(inputs.values()) - weights, sum(map(size, outputs))
-            yield node.name, Work(node_kind(node), node_flops(node), weights, read, written)
-
-
-def layer_work(graph: Graph, layer: str) -> Work:
-    """FLOPs and traffic of the nodes that a layer's name lists, fused: what passes between them is not counted.
-
-    Args:
-        layer: as an engine's profile names it: any text with the nodes' own names in it, such as
-            ``node_conv2d_3 + node_silu_1``.
-
-    Raises:
-        UserError: no node of the graph is named.
-    """
-    words = set(re.findall(r"[^\s,+()\[\]{}]+", layer))
-    nodes = [node for node in graph if node.name in words and floats(node.outputs)]
-    if not nodes:
-        raise UserError(f"layer {layer[:60]!r} names no node of this graph: give the --bundle it was built from.")
-    made = [value for node in nodes for value in node.outputs]
-    taken: dict[Value, int] = {}
-    for node in nodes:
-        for value in set(floats(node.inputs)) - set(made):
-            taken[value] = max(taken.get(value, 0), _elements_read(node, value))
-    leaving = [value for value in made if value.is_graph_output() or not set(value.consumers()) <= set(nodes)]
-    anchors = [node for node in nodes if node.op_type in ANCHORS] or [node for node in nodes if not _is_window(node)]
-    weights = sum(count for value, count in taken.items() if value.is_initializer())
-    return Work(
-        node_kind(max(anchors or nodes, key=node_flops)),
-        sum(map(node_flops, nodes)),
-        weights,
-        sum(taken.values()) - weights,
-        sum(map(size, floats(leaving))),
-    )
+            yield Work(node_kind(node), node_flops(node), weights, read, written)
 
 
 def fuse(graph: Graph) -> list[Kernel]:
@@ -251,3 +227,99 @@ def _memory(graph: Graph, kernels: Sequence[Kernel]) -> MemoryElements:
         alive -= sum(size(value) for value in used if last_use[value] == index)
     scratch = max((kernel.work.read + kernel.work.written for kernel in kernels), default=0)
     return MemoryElements(sum(map(size, floats(graph.initializers.values()))), peak, scratch)
+
+
+# -- a whole model: counted from a bundle, or read from a small JSON table counted earlier ----------------------------
+
+FULL_SIZE = Path(__file__).with_name("full_size.json")
+"""The published size, 256 x 256 pixels, 16 frames, batch 2: counted once from a bundle of
+``consisti2v export --random-weights full``. Random weights cost what trained ones do.
+"""
+SCHEMA_VERSION = 1
+_REMEDY = "write one with 'consisti2v bench --predict --save-costs'"
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """Stages by name, and how often a video runs them."""
+
+    name: str
+    frames: int
+    height: int
+    width: int
+    rows: int
+    """Batch of the counted U-Net."""
+    guidance: str
+    stages: dict[str, StageCosts]
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """All but the stages."""
+        return {key: value for key, value in vars(self).items() if key != "stages"}
+
+    def runs(self, steps: int) -> dict[str, int]:
+        """How often each stage runs for one video of one clip."""
+        prompts = 1 if self.guidance == "none" else 2
+        unet = steps * -(-BRANCHES[self.guidance] // self.rows)
+        texts = {"text_encoder": prompts, "conditioning": prompts}
+        return {**texts, "vae_encoder": 1, "unet": unet, "vae_decoder": self.frames}
+
+
+def load_costs(path: Path) -> ModelCosts:
+    """Costs of a bundle's folder or of a saved table; weights are not read.
+
+    Raises:
+        UserError: neither of the two, or a graph whose shapes are not known.
+    """
+    if path.is_file():
+        return _read_table(path)
+    bundle = Bundle.open(path, verify=False)
+    stages = {name: count_stage(stage_graph(bundle, name)) for name in STAGES}
+    model = bundle.manifest.model
+    rows = model.rows or BRANCHES[model.guidance]
+    return ModelCosts(bundle.manifest.name, model.frames, model.height, model.width, rows, model.guidance, stages)
+
+
+def stage_graph(bundle: Bundle, name: str) -> Graph:
+    """One stage's graph with its shapes, without its weights; an open batch is that of the bundle's guidance."""
+    return read_graph(bundle.file(bundle.manifest.stages[name].file), BRANCHES[bundle.manifest.model.guidance])
+
+
+def save_table(costs: ModelCosts, path: Path) -> None:
+    """Write costs as a table that :func:`load_costs` reads."""
+
+    def rows(works: Works) -> list[list[str | int]]:
+        """kind, count, FLOPs, weights, elements read, elements written."""
+        return [[work.kind, count, work.flops, work.weights, work.read, work.written] for work, count in works.items()]
+
+    stages = {
+        name: {"memory": asdict(stage.memory), "kernels": rows(stage.kernels), "nodes": rows(stage.nodes)}
+        for name, stage in costs.stages.items()
+    }
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **costs.clip, "stages": stages}, indent=1)
+    # One row of numbers a line: the innermost lists are joined.
+    text = re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_table(path: Path) -> ModelCosts:
+    try:
+        data = read_json(path, RECORD(_REMEDY))
+        if data.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError("another schema version")
+        stages = {
+            name: StageCosts(_works(stage["kernels"]), _works(stage["nodes"]), MemoryElements(**stage["memory"]))
+            for name, stage in data.pop("stages").items()
+        }
+        if missing := [name for name in STAGES if name not in stages]:
+            raise ValueError(f"no stage {missing[0]}")
+        return ModelCosts(**data, stages=stages)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a table of costs ({error}): {_REMEDY}.") from None
+
+
+def _works(rows: list[list[Any]]) -> Works:
+    works = {Work(kind, *numbers): count for kind, count, *numbers in rows}
+    if unknown := {work.kind for work in works} - set(KINDS):
+        raise ValueError(f"unknown kind {min(unknown)!r}")
+    return works

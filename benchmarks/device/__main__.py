@@ -15,13 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,36 +35,87 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import PlainParser, plain, print_error
-from .record import Record
-from .wheels import install
+from ...runtime.files.guarded_read import RECORD, read_json
+from ...runtime.files.replace_files import replacing
 
 WORK_BUNDLE = "CONSISTI2V_DEVICE_BUNDLE"
 """Environment variable: the bundle that the tests build into, so that a later part finds what an earlier one built."""
 BUNDLE_TESTS = Path("gpu") / "test_bundle_on_gpu.py"
+_PLAIN = ("parity", "video", "device noise", "inspector", "compare", "stripped")
 _TESTS = {
-    "engine for current": "test_engine[current]",
-    "engine for rtx": "test_engine[rtx]",
-    "engine for sm80": "test_engine[sm80]",
-    "parity": "test_parity",
-    "video": "test_video",
-    "device noise": "test_device_noise",
-    "inspector": "test_inspector",
-    "compare": "test_compare",
-    "stripped": "test_stripped",
-    "calibrated int8": "test_calibrated[int8]",
-    "calibrated fp8": "test_calibrated[fp8]",
+    **{f"engine for {target}": f"test_engine[{target}]" for target in ("current", "rtx", "sm80")},
+    **{name: f"test_{name.replace(' ', '_')}" for name in _PLAIN},
+    **{f"calibrated {kind}": f"test_calibrated[{kind}]" for kind in ("int8", "fp8")},
 }
-GROUPS = (
-    "install",
-    "machine",
-    *dict.fromkeys(name.partition(" for ")[0] for name in _TESTS),
-    "tests",
-    "bench",
-    "kernels",
-)
+_PARTS = dict.fromkeys(name.partition(" for ")[0] for name in _TESTS)
+GROUPS = ("install", "machine", *_PARTS, "tests", "bench", "kernels")
 """What ``--only`` may name."""
 _MOST = 240.0
 """Seconds of one part."""
+
+
+RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
+"""What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not
+begun."""
+
+
+class Record:
+    """One JSON file, rewritten whole after every part.
+
+    Args:
+        path: the file.
+        seconds: time for the whole run; a part that would begin after it is skipped, and said to be.
+        resume: parts that an earlier run has in this file keep their results; those it skipped are made now.
+
+    Raises:
+        UserError: a file to resume that is no such record.
+    """
+
+    def __init__(self, path: Path, seconds: float, *, resume: bool = False) -> None:
+        self._path, self._until = path, time.monotonic() + seconds
+        self.parts: dict[str, dict[str, Any]] = {}
+        if resume and path.exists():
+            try:
+                self.parts = dict(read_json(path, RECORD("give another --output")))
+                if not all(entry["status"] in (RAN, REFUSED, FAILED, SKIPPED) for entry in self.parts.values()):
+                    raise ValueError("a part without status")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no record of a device run ({error}): give another --output.") from None
+
+    @property
+    def part_seconds(self) -> float:
+        """Time for a part that begins now."""
+        return max(1.0, min(_MOST, self._until - time.monotonic()))
+
+    def part(self, name: str, work: Callable[[], Any], *, again: bool = False) -> None:
+        """Run a part; its result, or the words that ended it, is in the file when this returns.
+
+        Args:
+            work: its result is what JSON can hold. A UserError is a refusal, and a finding: what refused, in which
+                words.
+            again: also where an earlier run has its result.
+        """
+        if self.parts.get(name, {}).get("status") in (RAN, REFUSED) and not again:
+            return
+        started = time.monotonic()
+        try:
+            if started >= self._until:
+                entry: dict[str, Any] = {"status": SKIPPED, "reason": "no time was left"}
+            else:
+                entry = {"status": RAN, "result": work()}
+        except UserError as refusal:
+            entry = {"status": REFUSED, "reason": str(refusal)}
+        except subprocess.TimeoutExpired as late:
+            entry = {"status": FAILED, "reason": f"stopped after {late.timeout:.0f} s"}
+        except Exception as error:
+            entry = {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
+        self.parts[name] = {**entry, "seconds": round(time.monotonic() - started, 3)}
+        with replacing([self._path]) as (new,):
+            new.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
+
+    def without_result(self) -> dict[str, str]:
+        """part -> what became of it, of those that gave no result."""
+        return {name: entry["status"] for name, entry in self.parts.items() if entry["status"] != RAN}
 
 
 def main() -> int:
@@ -143,7 +197,7 @@ def command(module: list[str], record: Record, output: Path | None = None) -> An
     if output is not None:
         output.unlink(missing_ok=True)
         words += ["--output", str(output)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=_time(record), **neutral_place())
+    done = subprocess.run(words, capture_output=True, text=True, timeout=record.part_seconds, **neutral_place())
     if done.returncode == 2 and "error: " in done.stderr:
         raise UserError(done.stderr.partition("error: ")[2].strip())
     if done.returncode or (output is not None and not output.exists()):
@@ -163,7 +217,9 @@ def run_tests(tests: Path, selection: list[str], work: Path, record: Record) -> 
     report = work / "tests.xml"
     report.unlink(missing_ok=True)
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    done = subprocess.run([*words, *selection], capture_output=True, text=True, timeout=_time(record), cwd=tests.parent)
+    done = subprocess.run(
+        [*words, *selection], capture_output=True, text=True, timeout=record.part_seconds, cwd=tests.parent
+    )
     if not report.exists():
         raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
     found = read_report(report)
@@ -190,8 +246,45 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
     return tests
 
 
-def _time(record: Record) -> float:
-    return max(1.0, min(_MOST, record.seconds_left))
+def distribution(wheel: Path) -> tuple[str, str]:
+    """Name and version of a wheel, or of an installed one's ``.dist-info``, by its file name (PEP 427)."""
+    name, number = wheel.name.removesuffix(".dist-info").split("-")[:2]
+    return re.sub(r"[-_.]+", "-", name).lower(), number
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder's wheels whose distribution is not installed in that version."""
+    there = {(re.sub(r"[-_.]+", "-", entry.name or "").lower(), entry.version) for entry in distributions()}
+    return [wheel for wheel in sorted(folder.glob("*.whl")) if distribution(wheel) not in there]
+
+
+def install(folder: Path, site: Path) -> dict[str, str]:
+    """Install the missing ones, on a machine that reaches no package registry, into a folder of their own, which comes
+    first on the path: what the machine has stays.
+
+    Returns:
+        Name -> version of what was installed.
+
+    Raises:
+        RuntimeError: pip could not.
+    """
+    wheels = missing(folder)
+    if not wheels:
+        return {}
+    site.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=site.parent) as fresh:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        done = subprocess.run([*command, "--target", fresh, *map(str, wheels)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        # Beside what an earlier run installed: pip itself would replace folders that both have part of, such as
+        # ``nvidia`` and ``cuda``.
+        names = {distribution(info)[0] for info in Path(fresh).glob("*.dist-info")}
+        for info in site.glob("*.dist-info"):
+            if distribution(info)[0] in names:
+                shutil.rmtree(info)
+        shutil.copytree(fresh, site, symlinks=True, dirs_exist_ok=True)
+    return dict(distribution(wheel) for wheel in wheels)
 
 
 if __name__ == "__main__":

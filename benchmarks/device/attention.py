@@ -6,6 +6,7 @@ as CUDA graphs on one stream and are timed with CUDA events, so neither pays for
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -22,11 +23,10 @@ from ...export.engines.libraries import find_flavour, load_library
 from ...export.engines.plan import Messages, make_logger
 from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window import rotation_table, window_positions
-from ...runtime.commands.console import make_console
+from ...runtime.commands.console import make_console, print_error
 from ...runtime.gpu.device import Gpu, open_gpu, probe
-from ..bench.intervals import ratio_words
-from ..bench.script import run_script
-from ..bench.statistics import ratio_interval
+from ..bench.record import check_writable, write_text
+from ..bench.statistics import ratio_interval, ratio_words
 
 KERNEL = "temporal_window_attention"
 CLIPS, FRAMES, HEADS = 2, 16, 8
@@ -41,7 +41,16 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each.")] = 50,
 ) -> None:
     """Time the temporal attention kernel against an engine on this machine's GPU."""
-    run_script(output, lambda: measure(rounds), _show)
+    try:
+        if output is not None:
+            check_writable(output)
+        record = measure(rounds)
+        _show(record)
+        if output is not None:
+            write_text(output, json.dumps(record, indent=2) + "\n")
+    except UserError as error:
+        print_error(error)
+        raise typer.Exit(2) from None
 
 
 def measure(rounds: int) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The published ConsistI2V U-Net (https://arxiv.org/abs/2402.04324) around Stable Diffusion 2.1's layers."""
+"""The published ConsistI2V U-Net (https://arxiv.org/abs/2402.04324) around Stable Diffusion 2.1's layers, which are
+diffusers'; parameter names are those of the checkpoint.
+
+Shapes: ``x`` is [b * f, c, h, w] in blocks and [b * f, h * w, c] in attentions; text is [b * f, n, context].
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,234 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...export.unet.config import UNetConfig
-from .layers import (
-    Downsample,
-    ScalarEmbedding,
-    Size,
-    SpatialResnet,
-    SpatialTransformer,
-    TemporalResnet,
-    TemporalTransformer,
-    Upsample,
-    sinusoid,
-)
+from ...export.unet.config import TEMPORAL_NORM_GROUPS, UNetConfig
+
+Size = tuple[int, int]
+
+# Width of an embedding that was never fed to the temporal blocks; its projection is in every checkpoint.
+_DEAD_EMBEDDING_WIDTH = 512
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions (https://arxiv.org/abs/2104.09864) on the first `dim` channels, before the head split.
+
+    Adjacent channels (2i, 2i + 1) form a pair. The frequency table is a frozen parameter of the checkpoint.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        frequencies = 1.0 / 10000 ** (torch.arange(0, dim, 2).float() / dim)
+        self.freqs = nn.Parameter(frequencies, requires_grad=False)
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate x [n, length, channels] by positions [length]; channels beyond the table pass through."""
+        angles = (positions.to(self.freqs.dtype)[:, None] * self.freqs[None, :]).repeat_interleave(2, dim=-1)
+        rotated, rest = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]
+        even, odd = rotated.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((-odd, even), dim=-1).flatten(-2)
+        return torch.cat((rotated * angles.cos() + turned * angles.sin(), rest), dim=-1)
+
+
+class SinusoidalPositions(nn.Module):
+    """Additive positions, pe[p, 2k] = sin(p / 10000^(k / C)) and pe[p, 2k + 1] = cos of the same angle.
+
+    The exponent is k / C, not the 2k / C of the transformer paper: the published model has it so. `dummy` is in
+    the checkpoint and is never read.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.dummy = nn.Parameter(torch.zeros(1))
+
+    def table(self, length: int, like: Tensor) -> Tensor:
+        """[length, channels], computed in float32 and given in the dtype and on the device of `like`."""
+        pairs = torch.arange(self.channels // 2, dtype=torch.float32, device=like.device)
+        positions = torch.arange(length, dtype=torch.float32, device=like.device)
+        angles = positions[:, None] / 10000 ** (pairs / self.channels)[None, :]
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(like.dtype)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention; q, k and v have no bias."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int, n_frames: int) -> None:
+        super().__init__()
+        self.heads, self.n_frames = heads, n_frames
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [n, lq, c], k and v [n, lk, c] -> [n, lq, c], output projection included."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class SpatialAttention(Attention):
+    """Within a frame. Self-attention (no text) also sees frame 0, concatenated before the key and value projections."""
+
+    def forward(self, x: Tensor, text: Tensor | None, size: Size) -> Tensor:
+        context = text
+        if context is None:
+            first = x.unflatten(0, (-1, self.n_frames))[:, :1].repeat(1, self.n_frames, 1, 1).flatten(0, 1)
+            context = torch.cat((x, first), dim=1)
+        return self.attend(self.to_q(x), self.to_k(context), self.to_v(context))
+
+
+class TemporalAttention(Attention):
+    """Across frames, every spatial position on its own; positions enter as rotary or sinusoidal encoding."""
+
+    def __init__(self, channels: int, context_channels: int, config: UNetConfig, *, window: bool) -> None:
+        super().__init__(channels, context_channels, config.n_temp_heads, config.n_frames)
+        self.window, self.rotary = window, config.temp_pos_embedding == "rotary"
+        if self.rotary:
+            # In the checkpoint; no forward pass reads it.
+            self.rotary_bias = nn.ModuleDict({"relative_attention_bias": nn.Embedding(32, self.heads)})
+            self.rotary_emb = RotaryEmbedding(channels // 2)
+        else:
+            self.pos_enc = SinusoidalPositions(channels)
+
+    def forward(self, x: Tensor, text: Tensor | None, size: Size) -> Tensor:
+        frames, area = self.n_frames, x.shape[1]
+        tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
+        if not self.rotary:
+            tokens = tokens + self.pos_enc.table(frames, x)
+        context = tokens
+        if text is not None:
+            context = text[::frames].repeat_interleave(area, dim=0)
+        elif self.window:
+            near = first_frame_window(x[::frames], size)
+            context = torch.cat((tokens, near if self.rotary else near + self.pos_enc.table(1, x)), dim=1)
+        q, k, v = self.to_q(tokens), self.to_k(context), self.to_v(context)
+        if self.rotary:
+            q, k = self._rotate(q, k, is_text=text is not None)
+        return self.attend(q, k, v).unflatten(0, (-1, area)).transpose(1, 2).flatten(0, 1)
+
+    def _rotate(self, q: Tensor, k: Tensor, *, is_text: bool) -> tuple[Tensor, Tensor]:
+        frames = torch.arange(self.n_frames, device=q.device)
+        # The original tells the two attentions apart by length: a text as long as the clip is rotated.
+        if not is_text or k.shape[1] == self.n_frames:
+            at_first = frames.new_zeros(k.shape[1] - self.n_frames)
+            k = self.rotary_emb.rotate(k, torch.cat((frames, at_first)))
+        return self.rotary_emb.rotate(q, frames), k
+
+
+def first_frame_window(first: Tensor, size: Size) -> Tensor:
+    """Frame 0's tokens [b, h * w, c] at the eight neighbours of every position, replicated at the border.
+
+    Returns:
+        [b * h * w, 8, c], neighbours row by row without the centre.
+    """
+    image = first.transpose(1, 2).unflatten(-1, size)
+    patches = F.unfold(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernel_size=3)
+    patches = patches.unflatten(1, (-1, 9)).permute(0, 3, 2, 1)
+    return torch.cat((patches[:, :, :4], patches[:, :, 5:]), dim=2).flatten(0, 1)
+
+
+# -- transformers ------------------------------------------------------------------------------------------------------
+
+
+def gate(alpha: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """alpha * x + (1 - alpha) * y with alpha clamped to [0, 1]: a gate of 1 leaves the input x unchanged."""
+    weight = torch.clamp(alpha, 0.0, 1.0)
+    return weight * x + (1.0 - weight) * y
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text cross-attention and feed-forward, each on a LayerNorm and with a residual."""
+
+    def __init__(self, channels: int, attn1: Attention, attn2: Attention) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.attn1, self.attn2 = attn1, attn2
+        self.ff = FeedForward(channels, activation_fn="geglu")
+
+    def forward(self, x: Tensor, text: Tensor, size: Size) -> Tensor:
+        x = self.attn1(self.norm1(x), None, size) + x
+        x = self.attn2(self.norm2(x), text, size) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class Transformer(nn.Module):
+    """Image in, image out: per-frame GroupNorm, tokens, one block, residual."""
+
+    def __init__(self, channels: int, groups: int, attn1: Attention, attn2: Attention) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, attn1, attn2)])
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """[b * f, c, h, w] -> the same shape."""
+        size = (x.shape[2], x.shape[3])
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        h = self.proj_out(self.transformer_blocks[0](h, text, size))
+        return h.transpose(1, 2).unflatten(2, size).contiguous() + x
+
+
+class SpatialTransformer(Transformer):
+    """Attention within each frame, with frame 0 beside it."""
+
+    def __init__(self, channels: int, heads: int, config: UNetConfig) -> None:
+        attn1 = SpatialAttention(channels, channels, heads, config.n_frames)
+        attn2 = SpatialAttention(channels, config.cross_attention_dim, heads, config.n_frames)
+        super().__init__(channels, config.norm_num_groups, attn1, attn2)
+
+
+class TemporalTransformer(Transformer):
+    """Attention across frames; the gate mixes the result with the input."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        attn1 = TemporalAttention(channels, channels, config, window=config.augment_temporal_attention)
+        attn2 = TemporalAttention(channels, config.cross_attention_dim, config, window=False)
+        super().__init__(channels, config.norm_num_groups, attn1, attn2)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        return gate(self.alpha, x, super().forward(x, text))
+
+
+class FrameConv(nn.Conv3d):
+    """A (3, 1, 1) convolution over frames on [b * f, c, h, w]; before the first and after the last frame is zero."""
+
+    def __init__(self, channels: int, n_frames: int) -> None:
+        super().__init__(channels, channels, kernel_size=(3, 1, 1), padding=(1, 0, 0))
+        self.n_frames = n_frames
+
+    def forward(self, input: Tensor) -> Tensor:
+        video = input.unflatten(0, (-1, self.n_frames)).transpose(1, 2)
+        return super().forward(video).transpose(1, 2).flatten(0, 1)
+
+
+class TemporalResnet(nn.Module):
+    """Gated residual block over frames; GroupNorm is per frame, and the time embedding does not enter."""
+
+    def __init__(self, channels: int, n_frames: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.norm1 = nn.GroupNorm(TEMPORAL_NORM_GROUPS, channels, eps=1e-6)
+        self.conv1 = FrameConv(channels, n_frames)
+        self.time_emb_proj = nn.Linear(_DEAD_EMBEDDING_WIDTH, channels)
+        self.norm2 = nn.GroupNorm(TEMPORAL_NORM_GROUPS, channels, eps=1e-6)
+        self.conv2 = FrameConv(channels, n_frames)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return gate(self.alpha, x, x + self.conv2(F.silu(self.norm2(h))))
 
 
 class Block(nn.Module):
@@ -38,7 +255,8 @@ class Block(nn.Module):
     def add(self, in_channels: int, channels: int, heads: int | None = None, *, temporal: bool = True) -> None:
         """Append a resnet and, with a number of heads, a transformer; in a temporal model the temporal ones too."""
         config = self.config
-        self.resnets.append(SpatialResnet(in_channels, channels, config))
+        shape = {"in_channels": in_channels, "out_channels": channels, "temb_channels": config.time_embed_dim}
+        self.resnets.append(ResnetBlock2D(**shape, groups=config.norm_num_groups, eps=config.norm_eps))
         if config.use_temporal:
             self.conv3ds.append(TemporalResnet(channels, config.n_frames))
         if heads is not None:
@@ -65,7 +283,9 @@ class DownBlock(Block):
         heads = config.attention_head_dim[level] if config.down_block_types[level].startswith("CrossAttn") else None
         for i in range(config.layers_per_block):
             self.add(widths[max(level - 1, 0)] if i == 0 else channels, channels, heads)
-        self.downsamplers = nn.ModuleList([Downsample(channels)] if level < len(widths) - 1 else [])
+        self.downsamplers = nn.ModuleList(
+            [Downsample2D(channels, use_conv=True, name="op")] if level < len(widths) - 1 else []
+        )
 
     def forward(self, x: Tensor, emb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The block's output, and the skips: one a layer, one from the downsampler."""
@@ -102,7 +322,7 @@ class UpBlock(Block):
             below = widths[max(index - 1, 0)] if i == 0 else channels
             skip = last_skip if i == layers - 1 else channels
             self.add(below + skip, channels, config.attention_head_dim[::-1][index] if has_attention else None)
-        self.upsamplers = nn.ModuleList([Upsample(channels)] if index < len(widths) - 1 else [])
+        self.upsamplers = nn.ModuleList([Upsample2D(channels, use_conv=True)] if index < len(widths) - 1 else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor, size: Size | None) -> Tensor:
         """Takes its skips off the end of `skips`; size None doubles."""
@@ -128,9 +348,9 @@ class PublishedUNet(nn.Module):
         self.config = settings = UNetConfig.from_dict(config or {})
         width, emb = settings.block_out_channels[0], settings.time_embed_dim
         self.conv_in = nn.Conv2d(settings.in_channels, width, 3, padding=1)
-        self.time_embedding = ScalarEmbedding(width, emb)
+        self.time_embedding = TimestepEmbedding(width, emb)
         if settings.use_frame_stride_condition:
-            self.frame_stride_embedding = ScalarEmbedding(width, emb)
+            self.frame_stride_embedding = TimestepEmbedding(width, emb)
             nn.init.zeros_(self.frame_stride_embedding.linear_2.weight)
             nn.init.zeros_(self.frame_stride_embedding.linear_2.bias)
         self.down_blocks = nn.ModuleList([DownBlock(settings, level) for level in range(settings.levels)])
@@ -208,5 +428,6 @@ class PublishedUNet(nn.Module):
                 f"not {values.shape[0]} numbers."
             )
         config = self.config
-        shape = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
-        return sinusoid(values.expand(rows), config.block_out_channels[0], **shape).to(sample.dtype)  # type: ignore[arg-type]
+        width, order = config.block_out_channels[0], config.flip_sin_to_cos
+        table = get_timestep_embedding(values.expand(rows), width, order, config.freq_shift)
+        return table.to(sample.dtype)  # type: ignore[no-any-return]

@@ -43,7 +43,6 @@ def evaluate(
     clip: Annotated[str, typer.Option(help="CLIP: hub id or folder.")] = "openai/clip-vit-base-patch32",
     dino: Annotated[str, typer.Option(help="DINO: hub id or folder.")] = "facebook/dino-vitb16",
     raft: Annotated[Path | None, typer.Option(help="RAFT-large state dict; torchvision's C_T_V1 if absent.")] = None,
-    amt: Annotated[Path | None, typer.Option(help="VBench's amt-s.pth.")] = None,
     fvd: Annotated[str, typer.Option(help="Features of the Frechet video distance: i3d or videomae.")] = "i3d",
     fvd_weights: Annotated[Path | None, typer.Option(help="cd-fvd's checkpoint.")] = None,
     lite0: Annotated[Path | None, typer.Option(help="EfficientNet-Lite0 state dict.")] = None,
@@ -59,9 +58,8 @@ def evaluate(
     from ...runtime.media.read_video import Video
     from ...runtime.request.settings import parse_settings
     from .evaluation import contact_sheet, evaluate_set, record, results_table
-    from .generation import generate_videos
     from .measures import choose_measures
-    from .media_set import MediaSet, match_originals, read_videos
+    from .media_set import MediaSet, generate_videos, match_originals, read_videos
     from .networks import Networks, NetworkSources
 
     console = make_console()
@@ -82,7 +80,7 @@ def evaluate(
     # What they are compared with is read first: a wrong path must not cost a generation.
     reference_videos = read_videos(reference, frames, max_rows) if reference else ()
     originals = read_videos(against, frames, max_rows) if against else ()
-    sources = NetworkSources(clip, dino, raft, amt, fvd, fvd_weights, lite0, download, device)
+    sources = NetworkSources(clip, dino, raft, fvd, fvd_weights, lite0, download, device)
     sources.check()
     judged: Sequence[Video]
     if bundle is not None and inputs is not None:
@@ -92,7 +90,7 @@ def evaluate(
                 status.update(f"generating video {min(done + 1, total)} of {total}")
 
             options = parse_settings(setting or [])
-            judged, made_by = generate_videos(bundle, inputs, output, options, show, max_rows=max_rows)
+            judged, made_by = generate_videos(bundle, inputs, output, options, max_rows, show)
     else:
         assert videos is not None
         files = read_videos(videos, frames, max_rows)

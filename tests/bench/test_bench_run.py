@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from consisti2v_rt.benchmarks.bench.comparability import missing_fields
-from consisti2v_rt.benchmarks.bench.latency import STAGES
+from consisti2v_rt.benchmarks.bench.compare import missing_fields
 from consisti2v_rt.benchmarks.bench.record import read_record
+from consisti2v_rt.benchmarks.bench.tables import STAGES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 
 QUICK = ("--steps", "2", "--rounds", "2", "--warmup", "1", "--threads", "1")

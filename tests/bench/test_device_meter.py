@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from consisti2v_rt.benchmarks.bench.device_meter import DeviceMeter, describe_gpus
+from consisti2v_rt.benchmarks.bench.machine import GpuMeter, describe_machine
 
 
 class FakeNvml:
@@ -42,27 +42,27 @@ class FakeNvml:
 
 
 def test_memory_of_given_processes() -> None:
-    assert DeviceMeter(FakeNvml()).used_bytes([7, 9]) == 305
+    assert GpuMeter(FakeNvml()).used_bytes([7, 9]) == 305
 
 
 def test_memory_beyond_what_was_used_where_processes_are_not_told_apart() -> None:
     nvml = FakeNvml(tells_processes=False)
-    meter = DeviceMeter(nvml)
+    meter = GpuMeter(nvml)
     nvml.used += 77
     assert meter.used_bytes([7]) == 77
 
 
 def test_energy_in_joules_or_not_at_all() -> None:
-    assert DeviceMeter(FakeNvml()).energy_joules() == 5.0
-    assert DeviceMeter(FakeNvml(counts_energy=False)).energy_joules() is None
+    assert GpuMeter(FakeNvml()).energy_joules() == 5.0
+    assert GpuMeter(FakeNvml(counts_energy=False)).energy_joules() is None
 
 
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
-    meter = DeviceMeter.open()
+    meter = GpuMeter.open()
     if meter is None:
         pytest.skip("no NVIDIA GPU with a driver")
-    described = describe_gpus()[0]
+    described = describe_machine()["gpus"][0]
     assert described["name"] and described["memory_bytes"] > 2**30 and described["driver"]
     first, second = meter.energy_joules(), meter.energy_joules()
     if first is None or second is None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.bench.outcome import default_name
-from consisti2v_rt.benchmarks.bench.record import KINDS, Record, check_writable, read_record
+from consisti2v_rt.benchmarks.bench.record import KINDS, Record, check_writable, place_of, read_record
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,8 +82,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_names_of_files(make_record: Callable[..., Record]) -> None:
-    assert default_name(make_record()) == "some_cpu.json"
-    assert default_name(make_record("side_by_side")) == "some_side_by_side_cpu.json"
+    assert place_of(make_record(), None).name == "some_cpu.json"
+    assert place_of(make_record("side_by_side"), None).name == "some_side_by_side_cpu.json"
     odd = make_record()
     odd.bundle = {**odd.bundle, "name": "../a b/\u00e9"}
-    assert default_name(odd) == "a_b_\u00e9_cpu.json"
+    assert place_of(odd, None).name == "a_b_\u00e9_cpu.json"

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.bench import scaling
-from consisti2v_rt.benchmarks.bench.comparability import missing_fields
+from consisti2v_rt.benchmarks.bench.compare import missing_fields
+from consisti2v_rt.benchmarks.bench.measure import ModelMaker, unet_options
 from consisti2v_rt.benchmarks.bench.record import read_record
-from consisti2v_rt.benchmarks.bench.scaled_models import ModelMaker, _options
+from consisti2v_rt.benchmarks.bench.tables import split_name
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
@@ -48,7 +47,7 @@ def exports(monkeypatch: pytest.MonkeyPatch, demo_bundle: Path) -> list[list[str
         source = DEMO_FOLDER if "any" in arguments else demo_bundle
         shutil.copytree(source, folder, dirs_exist_ok=True)
         manifest = Bundle.open(source, verify=False).manifest
-        config = manifest.model.unet_config | _options(weights)
+        config = manifest.model.unet_config | unet_options(weights)
         model = replace(manifest.model, unet_config=config, rows=None if "any" in arguments else 2)
         provenance = replace(manifest.provenance, source=f"random weights ({name}), seed 0")
         text = replace(manifest, model=model, provenance=provenance).to_json()
@@ -73,13 +72,13 @@ def test_frames_need_an_export_each_and_the_other_axes_one(
     ]
     (base, flags, frames) = (exports[0], exports[1][2:4], json.loads(Path(exports[1][1]).read_text()))
     assert len(exports) == 2 and "any" in base and "--dynamic" not in base
-    assert flags == ["--guidance", "text"] and frames == {**_options("tiny"), "n_frames": 16}
+    assert flags == ["--guidance", "text"] and frames == {**unet_options("tiny"), "n_frames": 16}
     assert consisti2v(*command).code == 0
     assert len(exports) == 2, "the models are found again"
 
 
 def test_models_kept_for_other_options_are_made_anew(exports: list[list[str]], tmp_path: Path) -> None:
-    maker = ModelMaker(str(tmp_path / "own.json"), tmp_path / "models", Console())
+    maker = ModelMaker(str(tmp_path / "own.json"), tmp_path / "models")
     for options, made in (({"n_temp_heads": 2}, 1), ({"n_temp_heads": 2}, 1), ({"n_temp_heads": 4}, 2)):
         (tmp_path / "own.json").write_text(json.dumps(options))
         maker.check()
@@ -92,7 +91,7 @@ def test_models_kept_for_other_options_are_made_anew(exports: list[list[str]], t
 def test_an_export_that_fails_says_why(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "own.json").write_text(json.dumps({"n_frames": 0}))
-    maker = ModelMaker(str(tmp_path / "own.json"), tmp_path, Console())
+    maker = ModelMaker(str(tmp_path / "own.json"), tmp_path)
     maker.check()
     with pytest.raises(UserError, match=r"own-open-batch could not be exported \(.+\): mend that"):
         maker.open_model(sizes=False)
@@ -105,11 +104,11 @@ def test_refusals(consisti2v: Callable[..., Any], demo_bundle: Path, tmp_path: P
         ([demo_bundle, "--batch", "3"], "--guidance any"),
         ([demo_bundle, "--resolution", "128"], "--dynamic"),
         ([demo_bundle, "--steps", "1", "--models", tmp_path], "without BUNDLE"),
-        (["--random-weights", "none.json", "--steps", "1"], "not a readable JSON file"),
+        (["--random-weights", "none.json", "--steps", "1"], "none.json does not exist"),
     ):
         assert words in consisti2v("bench", "scaling", *arguments, *output).refusal()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_points() -> None:
-    assert scaling.split_name("resolution 128") == ("resolution", 128)
+    assert split_name("resolution 128") == ("resolution", 128)

@@ -11,10 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from consisti2v_rt.benchmarks.bench import worker_process
-from consisti2v_rt.benchmarks.bench.machine import describe_machine, processor_flags, versions
-from consisti2v_rt.benchmarks.bench.resident_memory import own_peak_bytes
-from consisti2v_rt.benchmarks.bench.worker_process import WorkerProcess, WorkFailedError
+from consisti2v_rt.benchmarks.bench import worker as module
+from consisti2v_rt.benchmarks.bench.machine import describe_machine, own_peak_bytes, processor_flags, versions
+from consisti2v_rt.benchmarks.bench.worker import WorkerProcess, WorkFailedError
 
 
 def video(bundle: Path, photo: Path) -> dict[str, object]:
@@ -51,11 +50,13 @@ def test_a_failure_is_told_and_the_process_stays_usable(demo_bundle: Path, tmp_p
                 worker.ask("load")
 
 
-def test_files_of_the_working_directory_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_working_directory_are_not_run(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("random", "json"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
-    with WorkerProcess({"subject": "torch"}) as worker:
+    with WorkerProcess(video(demo_bundle, tmp_path)) as worker:
         assert worker.ask("peak") > 0
     assert not (tmp_path / "was_run").exists()
 
@@ -64,9 +65,9 @@ def test_files_of_the_working_directory_are_not_run(tmp_path: Path, monkeypatch:
 def test_a_line_that_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     (tmp_path / "stand_in.py").write_text(f"print('{line}', end='', flush=True)")
     real, command = subprocess.Popen, [sys.executable, str(tmp_path / "stand_in.py")]
-    monkeypatch.setattr(worker_process.subprocess, "Popen", lambda _, **options: real(command, **options))
+    monkeypatch.setattr(module.subprocess, "Popen", lambda _, **options: real(command, **options))
     with pytest.raises(WorkFailedError, match="in place of an answer"):
-        WorkerProcess({"subject": "torch"})
+        WorkerProcess(video(tmp_path, tmp_path))
 
 
 def test_memory_progress_and_end(demo_bundle: Path, photo: Path) -> None:

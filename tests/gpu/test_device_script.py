@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from consisti2v_rt.benchmarks.device import __main__ as script
-from consisti2v_rt.benchmarks.device.record import Record
+from consisti2v_rt.benchmarks.device.__main__ import Record
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import probe

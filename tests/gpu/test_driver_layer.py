@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.benchmarks.device.wheels import distribution, install, missing
+from consisti2v_rt.benchmarks.device.__main__ import distribution, install, missing
 from consisti2v_rt.runtime.gpu import device, onnx_cuda_session
 from consisti2v_rt.runtime.gpu.onnx_cuda_session import left_on_processor, provider_options
 from consisti2v_rt.runtime.gpu.pacing import IN_FLIGHT, Pacer

@@ -7,12 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.quality.formulas import (
+from consisti2v_rt.benchmarks.quality.measures import (
     at_8_fps,
-    captioned_move,
-    fit_flow,
     frame_consistency,
-    kernel_distance,
     latent_relative_l2,
     mean_squared_errors,
     motion_smoothness,
@@ -113,43 +110,3 @@ def test_latent_distance_is_per_frame():
     changed = original.copy()
     changed[:, 1] *= 1.25
     assert latent_relative_l2(changed, original) == pytest.approx([0, 0.25, 0], abs=1e-6)
-
-
-def test_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_the_difference():
-    def sample(shift: float) -> list[tuple[np.ndarray, ...]]:
-        return [(RNG.normal(1 + shift, 0.5, 40), RNG.normal(2 + shift, 0.5, 3)) for _ in range(30)]
-
-    reference = sample(0)
-    same, near, far = (kernel_distance(sample(shift), reference) for shift in (0, 0.3, 1))
-    assert abs(same) < near / 3 < far / 3
-
-
-def test_mean_flow_separates_shift_growth_and_turn():
-    y, x = np.mgrid[0:32, 0:48].astype(float)
-    x, y = x - x.mean(), y - y.mean()
-    flow = np.stack([1.5 + 0.02 * x - 0.01 * y, -0.5 + 0.02 * y + 0.01 * x], axis=-1).astype(np.float32)
-    fit = fit_flow(flow)
-    assert (fit.right, fit.down, fit.expansion, fit.turn) == pytest.approx((1.5, -0.5, 0.02, 0.01), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("caption", "move"),
-    [
-        ("a cat, the camera pans left", "pan_left"),
-        ("panning to the right", "pan_right"),
-        ("the camera tilts up, a bridge", "pan_up"),
-        ("camera moves down", "pan_down"),
-        ("Zoom in", "zoom_in"),
-        ("zooming out", "zoom_out"),
-        ("camera moves closer", "zoom_in"),
-        ("rotate clockwise", "rotate_clockwise"),
-        ("rotating counterclockwise", "rotate_counterclockwise"),
-        ("a still picture", "still"),
-        ("the camera does not move", "still"),
-        ("a cat", None),
-        ("pan left, then zoom in", None),
-        ("a company of five, right of the river", None),
-    ],
-)
-def test_moves_named_by_captions(caption, move):
-    assert captioned_move(caption) == move

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
-from consisti2v_rt.benchmarks.quality.formulas import frame_consistency
-from consisti2v_rt.benchmarks.quality.measures import MEASURES, choose_measures
+from consisti2v_rt.benchmarks.quality.measures import MEASURES, choose_measures, frame_consistency
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
 from consisti2v_rt.benchmarks.quality.networks import (
     Networks,
     NetworkSources,
     UnavailableError,
-    amt_module,
     lite0_model,
 )
 from consisti2v_rt.errors import UserError
@@ -125,7 +123,6 @@ def test_the_set_weighs_frames_as_vbench_does(networks, known):
 
 def test_missing_networks_are_unavailable_and_never_replaced(known, tmp_path, monkeypatch):
     """Whatever this machine has: with an empty cache and no download no standard network is there."""
-    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     sources = NetworkSources(clip="nobody/clip", dino="nobody/dino", fvd_weights=tmp_path / "none.pt")
     media = MediaSet(
@@ -138,7 +135,6 @@ def test_missing_networks_are_unavailable_and_never_replaced(known, tmp_path, mo
         "subject_consistency": "nobody/dino",
         "background_consistency": "nobody/clip",
         "dynamic_degree": "RAFT",
-        "motion_smoothness": "AMT-S",
     }
     results = {result.measure.name: result for result in evaluate_set(media, Networks(sources), list(standard))}
     for name, word in standard.items():
@@ -181,24 +177,6 @@ def test_fvd_through_cd_fvd(tmp_path, move):
     assert abs(same.value) < other.value / 10
     short = run(MediaSet(clips[:2], [Video("s", move(frames=8), 8.0)] * 2), networks, "frechet_video_distance")
     assert short.status == "unavailable" and "at least 9" in (short.reason or "")
-
-
-def test_motion_smoothness_through_amt(tmp_path, move):
-    """Random AMT-S weights in VBench's layout; the middle frame has the size of its neighbours."""
-    try:
-        amt = amt_module()
-    except UnavailableError as error:
-        pytest.skip(str(error))
-    torch.manual_seed(0)
-    torch.save({"state_dict": amt.Model().state_dict()}, tmp_path / "amt-s.pth")
-    networks = Networks(NetworkSources(amt=tmp_path / "amt-s.pth"))
-    frames = move(frames=3).repeat(2, axis=1).repeat(2, axis=2)[:, :113, :150]
-    middle = networks.amt.between(frames[0], frames[2])
-    assert middle.shape == (113, 150, 3) and middle.std() > 0
-    scores = run(MediaSet([Video("a", frames, 8.0)]), networks, "motion_smoothness").scores
-    assert scores is not None and 0 < scores.value < 1
-    small = run(MediaSet([Video("a", move(frames=3), 8.0)]), networks, "motion_smoothness")
-    assert small.status == "unavailable" and "at least 113" in (small.reason or "")
 
 
 def test_clip_pixels_are_those_of_its_own_processor(photo):
