@@ -196,9 +196,7 @@ def _decompose(graph: Graph, node: ir.Node) -> None:
     length, size = key.shape[2], key.shape[3]
     name = node.outputs[0].name
 
-    def add(
-        op: str, inputs: list[ir.Value], part: str, shape: list[int | ir.SymbolicDim], **options: object
-    ) -> ir.Value:
+    def add(op: str, inputs: list[ir.Value], part: str, shape: list[Any], **options: Any) -> ir.Value:
         return graph.insert(node, op, inputs, f"{name}_{part}", FLOAT, ir.Shape(shape), **options)
 
     turned = add("Transpose", [key], "keys", [batch, heads, size, length], perm=[0, 1, 3, 2])
