@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...errors import UserError, first_line
 from ...runtime.backends import Backend, Choice
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import CalibrationSpec, StageSpec
 from ...runtime.bundle.stage_graphs import Availability, has_graphs
-from ...runtime.onnx_session import make_session
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.request.presets import PUBLISHED
-from ...runtime.session import OnnxCpuSession, Session, resolve_shape
-from ...runtime.stage_failure import stage_failures, stage_of
+from ...runtime.session import OnnxCpuSession, Session
 from .calibration_set import CalibrationSet
 from .graph import FLOAT, Graph
 from .quantisation import LARGEST as LARGEST_QUANTISED
@@ -148,15 +144,15 @@ def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:
     return values[np.linspace(0, len(values) - 1, quota).astype(np.int64)]
 
 
-class ObservedSession:
-    """One stage in ONNX Runtime's CPU provider, in as little memory as it takes.
+class ObservedSession(OnnxCpuSession):
+    """One stage, whose activations are noted by every run.
 
     Args:
         graph: with its additional outputs.
         stage: the outputs that the pipeline wants.
         dims: sizes of dynamic dimensions.
         threads: None: one per physical core.
-        ranges: activation -> what is known of it; filled by every run.
+        ranges: activation -> what is known of it.
     """
 
     def __init__(
@@ -167,60 +163,24 @@ class ObservedSession:
         threads: int | None,
         ranges: dict[str, ActivationRange],
     ) -> None:
-        import onnxruntime
+        self._graph, self._ranges = graph, ranges
+        super().__init__(graph.source, stage, dims, threads, lean=True)
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads or 0
-        options.enable_cpu_mem_arena = False
-        # Nodes in the order of the graph: by default those that lead to outputs of the graph come last, and every
-        # activation would wait for them.
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session = make_session(graph.source, options, providers=["CPUExecutionProvider"])
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.source.file_name} ({first_line(error)}): "
-                "update onnxruntime, or leave --calibrate out."
-            ) from None
-        self._graph, self._stage, self._ranges = graph, stage, ranges
-        self._run_options = onnxruntime.RunOptions()
-        self._dims: dict[str, int] | None = None
-        self.inputs: dict[str, NDArray[Any]] = {}
-        self.outputs: dict[str, NDArray[Any]] = {}
-        self.allocate(dims)
+    def _check_names(self, file_name: str, stage: StageSpec) -> None:
+        """It has more outputs than the manifest says."""
 
     def allocate(self, dims: Mapping[str, int]) -> None:
-        if dict(dims) == self._dims:
-            return
-        self._dims = dict(dims)
-        self.inputs = {spec.name: np.zeros(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.inputs}
-        self.outputs = {spec.name: np.empty(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.outputs}
-
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        self.inputs[name] = array
+        super().allocate(dims)
+        for name in self._graph.observed:
+            self._binding.bind_output(name + LARGEST, "cpu")
+            self._binding.bind_output(name + VALUES, "cpu")
 
     def run(self) -> None:
-        observed = self._graph.observed
-        names = [*self.outputs, *(f"{name}{end}" for name in observed for end in (LARGEST, VALUES))]
-        with stage_failures(
-            stage_of(self._graph.source.file_name), "ONNX Runtime", lambda: bool(self._run_options.terminate)
-        ):
-            given = self._session.run(names, self.inputs, self._run_options)
-        found = dict(zip(names, given, strict=True))
-        for name, array in self.outputs.items():
-            array[...] = found[name]
-        for name in observed:
-            self._ranges[name].add(float(found[name + LARGEST]), thinned(found[name + VALUES], self._graph.quota))
-
-    def cancel(self) -> None:
-        self._run_options.terminate = True
-
-    def resume(self) -> None:
-        self._run_options.terminate = False
+        super().run()
+        noted = iter(self._binding.get_outputs()[len(self.outputs) :])
+        for name in self._graph.observed:
+            largest, values = next(noted).numpy(), next(noted).numpy()
+            self._ranges[name].add(float(largest), thinned(values, self._graph.quota))
 
 
 Values = NDArray[np.float32]
