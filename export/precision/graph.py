@@ -118,8 +118,14 @@ class Graph:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             ir.save(self.model, path, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
-        except OverflowError as error:
+        except (OverflowError, ir.serde.SerdeError) as error:
+            # onnx-ir wraps what a short weight raises, once for every level.
+            cause: BaseException = error
+            while isinstance(cause, ir.serde.SerdeError) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            if not isinstance(cause, OverflowError):
+                raise cause from None
             raise UserError(
-                f"weight {error} of {self.name} does not fit this precision: use --precision bf16 or fp32."
+                f"weight {cause} of {self.name} does not fit this precision: use --precision bf16 or fp32."
             ) from None
         onnx.checker.check_model(str(path), full_check=True)
