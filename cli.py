@@ -24,13 +24,11 @@ from .errors import CancelledError, UserError, first_line
 from .export.command import export
 from .export.engines.command import build
 from .runtime.commands.console import PlainGroup, echo, log_to, make_console, note
-from .runtime.commands.demo import demo
 from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
-from .runtime.commands.generate import generate
-from .runtime.commands.help_panels import GroupedCommand
+from .runtime.commands.generate import demo, generate
 from .runtime.commands.inspect import inspect
-from .runtime.commands.option_aliases import AliasCommand
+from .runtime.commands.option_groups import Command
 
 app = typer.Typer(
     name="consisti2v",
@@ -58,18 +56,11 @@ def _cancellable(command: Callable[..., None]) -> Callable[..., None]:
 _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
-_COMMANDS: tuple[Callable[..., None], ...] = (generate, demo, export, build, inspect, evaluate, doctor)
-_BENCH_COMMANDS: tuple[Callable[..., None], ...] = (run, side_by_side, scaling, quality, compare, report, predict)
-
-# Their options are many enough to be shown in groups.
-_GROUPED = (generate, demo)
-
-for command in _COMMANDS:
-    app.command(cls=GroupedCommand if command in _GROUPED else AliasCommand)(_cancellable(command))
-
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in _BENCH_COMMANDS:
-    bench.command()(_cancellable(command))
+for command in (generate, demo, export, build, inspect, evaluate, doctor):
+    app.command(cls=Command)(_cancellable(command))
+for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
+    bench.command()(_cancellable(measurement))
 app.add_typer(bench, name="bench")
 
 

@@ -14,7 +14,8 @@ from ..kernels.ddim import SchedulerConfig
 from ..runtime.bundle.recommended import recommended_settings
 from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.install import install_hint
-from ..runtime.request.settings import parse_settings, whole
+from ..runtime.request.option_table import whole
+from ..runtime.request.settings import parse_settings
 from .checkpoint import open_checkpoint
 from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
 from .request import check_cache_branch, check_frames, check_request, settle_size

@@ -10,7 +10,7 @@ from ..kernels.guidance import BRANCHES
 from ..runtime.bundle.manifest import DERIVED_FOLDERS, MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
 from ..runtime.bundle.replaced_folder import recover_replaced
 from ..runtime.files.guarded_read import MANIFEST, read_text
-from ..runtime.request.settings import MAX_SIDE
+from ..runtime.request.option_table import MAX_SIDE
 from .unet.config import UNetConfig
 
 ANY_GUIDANCE = "any"

@@ -1,1 +1,6 @@
-"""Torch-free operations of the loop, each a plain NumPy reference (and, on a GPU, a CUDA kernel beside it)."""
+"""Torch-free operations of the loop as NumPy functions, and CUDA kernels of the same meaning."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]

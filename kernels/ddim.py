@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
+from . import FloatArray
 from .sampler import StepTable
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 # The schedule is a table with a number for each of them; published models have 1000.
 MAX_TRAIN_TIMESTEPS = 100_000
@@ -55,17 +54,18 @@ class SchedulerConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known: choose {', '.join(allowed)}.")
-        for name, least, most in (("num_train_timesteps", 2, MAX_TRAIN_TIMESTEPS), ("steps_offset", 0, 1000)):
+        for name, (least, most) in {"num_train_timesteps": (2, MAX_TRAIN_TIMESTEPS), "steps_offset": (0, 1000)}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise ValueError(f"{name}={value!r} is not allowed: give a whole number from {least} to {most}.")
+            self._demand(name, type(value) is int and least <= value <= most, f"a whole number from {least} to {most}")
         for name in ("rescale_betas_zero_snr", "set_alpha_to_one"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give true or false.")
+            self._demand(name, isinstance(getattr(self, name), bool), "true or false")
         for name in ("beta_start", "beta_end"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ValueError(f"{name}={value!r} is not allowed: give a number between 0 and 1.")
+            self._demand(name, isinstance(value, int | float) and 0 < value < 1, "a number between 0 and 1")
+
+    def _demand(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: give {wanted}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SchedulerConfig:
@@ -98,20 +98,20 @@ def alphas_cumprod(config: SchedulerConfig) -> FloatArray:
 
     float32 and in torch's order of operations, because the published runs use these very roundings.
     """
-    betas = _betas(config)
+    # torch accumulates float32 products in float64 and rounds each one.
+    result = np.cumprod(np.float32(1) - _betas(config), dtype=np.float64).astype(np.float32)
     if config.rescale_betas_zero_snr:
-        betas = _rescale_zero_terminal_snr(betas)
-    result = _cumprod(np.float32(1) - betas)
+        # Algorithm 1 of https://arxiv.org/abs/2305.08891: sqrt(abar) shifted to end at 0, scaled to begin as it did.
+        root = np.sqrt(result)
+        abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        betas = np.float32(1) - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+        result = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
     result.flags.writeable = False
     return result
 
 
 def check_step_count(config: SchedulerConfig, num_inference_steps: int) -> None:
-    """Refuse a step count outside 1..num_train_timesteps.
-
-    Raises:
-        ValueError: naming the range.
-    """
+    """Refuse, with a ValueError, a step count outside 1..num_train_timesteps."""
     total = config.num_train_timesteps
     if not 1 <= num_inference_steps <= total:
         raise ValueError(
@@ -119,12 +119,8 @@ def check_step_count(config: SchedulerConfig, num_inference_steps: int) -> None:
         )
 
 
-def check_epsilon(config: SchedulerConfig, timesteps: npt.NDArray[np.int64]) -> None:
-    """Refuse epsilon prediction at a timestep of zero SNR: it says nothing about the clean sample there.
-
-    Raises:
-        ValueError: naming what to change.
-    """
+def check_epsilon(config: SchedulerConfig, timesteps: NDArray[np.int64]) -> None:
+    """Refuse epsilon prediction at a timestep of zero SNR, where it says nothing about the clean sample: ValueError."""
     if config.prediction_type == "epsilon" and not alphas_cumprod(config)[timesteps].all():
         raise ValueError(
             "Epsilon prediction cannot start at zero SNR, where the sample is noise alone: use "
@@ -132,7 +128,7 @@ def check_epsilon(config: SchedulerConfig, timesteps: npt.NDArray[np.int64]) -> 
         )
 
 
-def ddim_timesteps(config: SchedulerConfig, num_inference_steps: int) -> npt.NDArray[np.int64]:
+def ddim_timesteps(config: SchedulerConfig, num_inference_steps: int) -> NDArray[np.int64]:
     """Timesteps of a run, highest first: int64 [num_inference_steps].
 
     Raises:
@@ -155,15 +151,7 @@ def ddim_timesteps(config: SchedulerConfig, num_inference_steps: int) -> npt.NDA
 
 
 def add_noise(original: FloatArray, noise: FloatArray, alpha_cumprod: float) -> FloatArray:
-    """Diffuse clean latents: sqrt(abar) original + sqrt(1 - abar) noise.
-
-    Args:
-        original, noise: float32, shapes that broadcast.
-        alpha_cumprod: abar at the wanted timestep.
-
-    Returns:
-        float32 of the broadcast shape.
-    """
+    """Diffuse clean latents: sqrt(abar) original + sqrt(1 - abar) noise, float32 of shapes that broadcast."""
     abar = np.float32(alpha_cumprod)
     return np.sqrt(abar) * original + np.sqrt(np.float32(1) - abar) * noise
 
@@ -228,16 +216,3 @@ def _torch_linspace(start: float, end: float, steps: int) -> FloatArray:
     i = np.arange(steps)
     rising, falling = np.float64(first) + step * i, np.float64(last) - step * (steps - 1 - i)
     return np.where(i < steps // 2, rising, falling).astype(np.float32)
-
-
-def _cumprod(values: FloatArray) -> FloatArray:
-    # torch accumulates float32 products in float64 and rounds each one.
-    return np.cumprod(values, dtype=np.float64).astype(np.float32)
-
-
-def _rescale_zero_terminal_snr(betas: FloatArray) -> FloatArray:
-    """Algorithm 1 of https://arxiv.org/abs/2305.08891: sqrt(abar) shifted to end at 0, scaled to begin where it did."""
-    root = np.sqrt(_cumprod(np.float32(1) - betas))
-    first, last = root[0], root[-1]
-    abar = ((root - last) * (first / (first - last))) ** 2
-    return np.float32(1) - np.concatenate([abar[:1], abar[1:] / abar[:-1]])

@@ -8,12 +8,13 @@ Only in an interval of noise levels: https://arxiv.org/abs/2404.07724.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from . import FloatArray
+
 GuidanceMode: TypeAlias = Literal["none", "text", "both"]
 
 # U-Net evaluations per step. Order of the branches, text + first frame of each:
@@ -24,14 +25,7 @@ BRANCHES: dict[str, int] = {"none": 1, "text": 2, "both": 3}
 
 
 def guidance_mode(scale_txt: float, scale_img: float) -> GuidanceMode:
-    """Which branches two guidance scales ask for: "both" as soon as scale_img > 1, "text" if only scale_txt > 1.
-
-    Raises:
-        ValueError: a scale that is not a finite number.
-    """
-    for name, scale in (("text", scale_txt), ("image", scale_img)):
-        if not math.isfinite(scale):
-            raise ValueError(f"The {name} guidance scale is {scale}: give a finite number (1 switches it off).")
+    """Which branches two guidance scales ask for: "both" as soon as scale_img > 1, "text" if only scale_txt > 1."""
     if scale_img > 1:
         return "both"
     return "text" if scale_txt > 1 else "none"
@@ -41,11 +35,7 @@ def guided_steps(start: float, end: float, steps: int) -> range:
     """The steps in which guidance acts, counted from 0: those from round(start steps) up to round(end steps).
 
     The paper bounds the noise level; steps go through the levels in order, so an interval of steps is one of levels.
-    Halves are rounded up.
-
-    Args:
-        start, end: shares of the run, 0 (its first step, pure noise) to 1 (behind its last).
-        steps: of the run.
+    Halves are rounded up. start and end are shares of the run, 0 (its first step, pure noise) to 1 (behind its last).
     """
     return range(math.floor(start * steps + 0.5), math.floor(end * steps + 0.5))
 
@@ -53,12 +43,8 @@ def guided_steps(start: float, end: float, steps: int) -> range:
 def guidance_weights(mode: GuidanceMode, scale_txt: float, scale_img: float, steps: int, guided: range) -> FloatArray:
     """Guidance as data, for kernels: e = sum_b w_b e_b is :func:`combine_guidance` before rescale, up to rounding.
 
-    Args:
-        mode: from :func:`guidance_mode`. scale_txt, scale_img: guidance scales.
-        steps: of the run. guided: those in which guidance acts; in the others the last branch counts alone.
-
     Returns:
-        float32 [steps, branches].
+        float32 [steps, branches]; in steps that are not `guided` the last branch counts alone.
     """
     weights = {
         "none": [1.0],
@@ -92,31 +78,29 @@ def combine_guidance(
         float32 [b, c, f, h, w]; in "none" a view of the input.
 
     Raises:
-        ValueError: unknown mode, a number of branches that does not fit it, or a rescale outside 0..1.
+        ValueError: a number of branches that does not fit the mode.
     """
-    if mode not in BRANCHES:
-        raise ValueError(f"Unknown guidance mode {mode!r}: choose one of {', '.join(BRANCHES)}.")
     if len(noise_preds) != BRANCHES[mode]:
         raise ValueError(
             f'Guidance mode "{mode}" combines {BRANCHES[mode]} predictions, not {len(noise_preds)}: '
             f"pass one per branch on the first axis."
         )
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"Guidance rescale {rescale} is not allowed: give a number from 0 (off) to 1.")
-    if mode == "none":
-        return noise_preds[0]
     first, prompt = noise_preds[0], noise_preds[-1]
+    if mode == "none":
+        return first
     if mode == "text":
         guided = first + np.float32(scale_txt) * (prompt - first)
     else:
         image = noise_preds[1]
         guided = first + np.float32(scale_img) * (image - first) + np.float32(scale_txt) * (prompt - image)
     if rescale > 0:
-        guided *= (rescale * _std(prompt) / _std(guided) + (1 - rescale)).astype(np.float32)
+        guided *= rescale_factor(prompt, guided, rescale)
     return guided
 
 
-def _std(prediction: FloatArray) -> npt.NDArray[np.float64]:
-    """Unbiased standard deviation per sample, [b, 1, 1, ...]."""
-    axes = tuple(range(1, prediction.ndim))
-    return np.std(prediction, axis=axes, ddof=1, keepdims=True, dtype=np.float64)
+def rescale_factor(prompt: NDArray[Any], guided: NDArray[Any], rescale: float) -> FloatArray:
+    """What rescale multiplies each sample's guided prediction with, float32 [b, 1, ...]; computed in float64."""
+    of_prompt, of_guided = (
+        np.std(e, axis=tuple(range(1, e.ndim)), ddof=1, keepdims=True, dtype=np.float64) for e in (prompt, guided)
+    )
+    return (rescale * of_prompt / of_guided + (1 - rescale)).astype(np.float32)

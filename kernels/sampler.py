@@ -8,12 +8,11 @@ before it begins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from . import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +22,16 @@ class StepTable:
     state[0] is the sample in variance-preserving space, which is what the U-Net sees; it starts as the initial
     latents. The other S - 1 arrays are what a multistep solver remembers; they start as zeros and have no weight before
     they are written. e is the (guided) model output, z standard normal noise.
-
-    Attributes:
-        timesteps: int64 [steps], what the U-Net is told at each step.
-        matrices: float32 [steps, S, S + 2], contiguous: M of each step.
-        needs_noise: whether z is drawn. Then it is drawn at EVERY step, also where its weight is 0, as the published
-        loop does for eta > 0.
     """
 
-    timesteps: npt.NDArray[np.int64]
+    timesteps: NDArray[np.int64]
+    """[steps], what the U-Net is told at each step."""
     matrices: FloatArray
+    """[steps, S, S + 2], contiguous: M of each step."""
     needs_noise: bool
+    """Whether z is drawn. Then it is drawn at EVERY step, also where its weight is 0, as the published loop does for
+    eta > 0.
+    """
 
     @property
     def states(self) -> int:
@@ -67,15 +65,12 @@ def linear_step(
     Raises:
         ValueError: noise is needed and missing.
     """
-    if noise is None:
-        if matrix[:, -1].any():
-            raise ValueError("This step adds noise but got none: pass standard normal noise.")
-        terms = [*state, model_output]
-    else:
-        terms = [*state, model_output, noise]
+    if noise is None and matrix[:, -1].any():
+        raise ValueError("This step adds noise but got none: pass standard normal noise.")
+    terms = [*state, model_output, noise]
     new_state = np.zeros_like(state)
     for new, weights in zip(new_state, matrix, strict=True):
-        used = [(weight, term) for weight, term in zip(weights, terms, strict=False) if weight != 0]
+        used = [(weight, term) for weight, term in zip(weights, terms, strict=True) if weight != 0]
         for number, (weight, term) in enumerate(used):
             if number == 0:
                 np.multiply(term, weight, out=new)

@@ -1,24 +1,35 @@
-"""The schedulers by name."""
+"""The schedulers by name, and those beside DDIM: DPM-Solver++, UniPC, Euler and consistency sampling as step tables.
+
+sigma = sqrt((1 - abar) / abar) is the noise level where the signal is not scaled (https://arxiv.org/abs/2206.00364);
+in variance-preserving space the same sample is alpha x0 + spread e, alpha = 1 / sqrt(1 + sigma^2),
+spread = sigma alpha. Numbers follow diffusers' schedulers with their defaults, ``final_sigmas_type="zero"`` among them
+(the last level is 0, so the last step is of first order); with rescale_betas_zero_snr the last abar is 2^-24, as there.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
+from typing import TypeVar
 
-from .ddim import SchedulerConfig, ddim_table
-from .dpm_solver import dpmpp_2m_table
-from .euler import euler_table
-from .lcm import lcm_table
+import numpy as np
+from numpy.typing import NDArray
+
+from .ddim import SchedulerConfig, alphas_cumprod, check_epsilon, check_step_count, ddim_table, ddim_timesteps
 from .sampler import StepTable
-from .unipc import unipc_table
 
-_TABLES: dict[str, Callable[[SchedulerConfig, int], StepTable]] = {
-    "dpmpp_2m": dpmpp_2m_table,
-    "dpmpp_2m_karras": lambda config, steps: dpmpp_2m_table(config, steps, karras=True),
-    "unipc": unipc_table,
-    "euler": euler_table,
-    "lcm": lcm_table,
-}
-SCHEDULERS = ("ddim", *_TABLES)
+_Doubles = NDArray[np.float64]
+_Timesteps = NDArray[np.int64]
+_Number = TypeVar("_Number", float, _Doubles)
+
+# Where the schedule ends in noise alone, diffusers puts this instead of 0, so that sigma stays finite.
+_SMALLEST_ALPHA_CUMPROD = 2.0**-24
+_KARRAS_RHO = 7.0
+# The grid that consistency models were distilled on, and their boundary condition's numbers (section 4.2, appendix).
+_ORIGINAL_STEPS = 50
+_TIMESTEP_SCALING = 10.0
+_SIGMA_DATA = 0.5
 
 
 def step_table(name: str, config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> StepTable:
@@ -31,7 +42,8 @@ def step_table(name: str, config: SchedulerConfig, num_inference_steps: int, eta
         eta: 0 (deterministic) to 1, for "ddim" alone.
 
     Raises:
-        ValueError: an unknown name, eta for another scheduler, or a step count that is not possible.
+        ValueError: an unknown name, eta for another scheduler, a step count that is not possible, or epsilon prediction
+            at zero SNR.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"Unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
@@ -40,3 +52,196 @@ def step_table(name: str, config: SchedulerConfig, num_inference_steps: int, eta
     if eta != 0:
         raise ValueError(f"eta={eta} belongs to the ddim scheduler: set eta to 0, or scheduler to ddim.")
     return _TABLES[name](config, num_inference_steps)
+
+
+def _dpmpp_2m(config: SchedulerConfig, steps: int, karras: bool = False) -> StepTable:
+    """DPM-Solver++ (2M), https://arxiv.org/abs/2211.01095 algorithm 2: two state arrays, the sample and the clean
+    sample predicted one step before.
+
+    With sigma_s -> sigma_t, h = log(sigma_s / sigma_t), r = (the step before)'s h / h, and m, m' the clean samples
+    predicted now and one step before:
+    x_t = spread_t / spread_s x - alpha_t (exp(-h) - 1) (m + (m - m') / (2 r)), first and last step without m'.
+    """
+    timesteps, sigmas = (_karras_levels if karras else _multistep_levels)(config, steps)
+    sample, before, output, _ = np.eye(4)
+    matrices = []
+    for step in range(steps):
+        clean = _clean(config, sigmas[step], sample, output)
+        change = np.zeros_like(sample)
+        if 0 < step < steps - 1:
+            ratio = math.log(sigmas[step - 1] / sigmas[step]) / math.log(sigmas[step] / sigmas[step + 1])
+            change = (clean - before) / (2 * ratio)
+        matrices.append([_advance(sigmas, step, sample, clean, change), clean])
+    return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
+
+
+def _unipc(config: SchedulerConfig, steps: int) -> StepTable:
+    """UniPC of order 2, https://arxiv.org/abs/2302.04867 (UniPC-2, B_2(h) = e^h - 1, data prediction): four state
+    arrays, the sample, the corrected sample before, and the last two clean samples.
+
+    Each step first corrects the sample it was given, with the model's new output, then predicts the next one. The
+    U-Net is evaluated once a step, at the predicted sample.
+    """
+    timesteps, sigmas = _multistep_levels(config, steps)
+    sample, corrected_before, clean_before, clean_two_before, output, _ = np.eye(6)
+    matrices, order = [], 0
+    for step in range(steps):
+        clean = _clean(config, sigmas[step], sample, output)
+        corrected = sample
+        if step > 0:
+            # UniC: the step to this level once more, with the order of the predictor that made it.
+            if order == 1:
+                change = 0.5 * (clean - clean_before)
+            else:
+                h = math.log(sigmas[step - 1] / sigmas[step])
+                ratio, b_h = math.log(sigmas[step - 1] / sigmas[step - 2]) / h, math.expm1(-h)
+                phi_2 = b_h / -h - 1
+                phi_3 = phi_2 / -h - 1 / 2
+                first, second = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], [phi_2 / b_h, 2 * phi_3 / b_h])
+                change = first * (clean_two_before - clean_before) / ratio + second * (clean - clean_before)
+            corrected = _advance(sigmas, step - 1, corrected_before, clean_before, change)
+        order = min(2, step + 1, steps - step)
+        change = np.zeros_like(sample)
+        if order == 2:  # UniP, with the simplified weight 1/2 (the paper's remark after (10))
+            ratio = math.log(sigmas[step] / sigmas[step - 1]) / math.log(sigmas[step] / sigmas[step + 1])
+            change = 0.5 * (clean_before - clean) / ratio
+        matrices.append([_advance(sigmas, step, corrected, clean, change), corrected, clean, clean_before])
+    return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
+
+
+def _euler(config: SchedulerConfig, steps: int) -> StepTable:
+    """Euler's method on the probability-flow ODE, https://arxiv.org/abs/2206.00364 algorithm 1 without churn, on DDIM's
+    timesteps; one state array. In sigma space X = sqrt(1 + sigma^2) x and X_t = X + (X - x0) (sigma_t - sigma_s) /
+    sigma_s.
+
+    diffusers keeps the sample in sigma space. Two differences at the start: "linspace" timesteps are rounded, and the
+    first sample is the initial latents for every spacing, where diffusers scales it by sigma / sqrt(1 + sigma^2) for
+    "linspace" and "trailing". In exact arithmetic this is deterministic DDIM; it is there for checkpoints and
+    comparisons that name it.
+    """
+    timesteps = ddim_timesteps(config, steps)
+    check_epsilon(config, timesteps)
+    sample, output, _ = np.eye(3)
+    matrices = []
+    for sigma, next_sigma in itertools.pairwise(np.append(_training_sigmas(config)[timesteps], 0.0)):
+        unscaled = sample / _alpha_and_spread(sigma)[0]
+        derivative = (unscaled - _clean(config, sigma, sample, output)) / sigma
+        matrices.append([_alpha_and_spread(next_sigma)[0] * (unscaled + derivative * (next_sigma - sigma))])
+    return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
+
+
+def _lcm(config: SchedulerConfig, steps: int) -> StepTable:
+    """Multistep sampling of latent consistency models, https://arxiv.org/abs/2310.04378 algorithm 3; one state array,
+    and noise at every step where there is more than one.
+
+    The model answers for the clean sample at once: denoised = c_skip x + c_out x0, x_next = sqrt(abar_next) denoised +
+    sqrt(1 - abar_next) z; the last step is `denoised` itself. Timesteps come from the distillation grid (every 20th of
+    1000 from 999 down), whatever the config's spacing and offset.
+    """
+    total = config.num_train_timesteps
+    most = min(_ORIGINAL_STEPS, total)
+    if not 1 <= steps <= most:
+        raise ValueError(
+            f"{steps} denoising steps are not possible with lcm: give a whole number from 1 to {most}, the steps that "
+            "such models are distilled from (4 is usual)."
+        )
+    grid = np.arange(1, most + 1, dtype=np.int64) * (total // most) - 1
+    timesteps = grid[::-1][np.floor(np.linspace(0, most, steps, endpoint=False)).astype(np.int64)]
+    check_epsilon(config, timesteps)
+    abar = alphas_cumprod(config).astype(np.float64)[timesteps]
+    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+    scaled = timesteps * _TIMESTEP_SCALING
+    c_skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
+    c_out = scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2)
+    p, q = _clean_weights(config, signal, spread)
+    next_signal, next_spread = np.append(signal[1:], 1.0), np.append(spread[1:], 0.0)
+    rows = np.stack([next_signal * (c_skip + c_out * p), next_signal * c_out * q, next_spread], axis=1)
+    return StepTable(timesteps, rows[:, None].astype(np.float32), needs_noise=steps > 1)
+
+
+def _training_sigmas(config: SchedulerConfig) -> _Doubles:
+    """sigma of every training timestep: float64 [num_train_timesteps], rising."""
+    abar = alphas_cumprod(config).astype(np.float64)
+    if config.rescale_betas_zero_snr:
+        abar[-1] = _SMALLEST_ALPHA_CUMPROD
+    return np.sqrt((1 - abar) / abar)
+
+
+def _multistep_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Doubles]:
+    """Timesteps of a multistep solver, highest first: int64 [steps], and their sigmas with a 0 behind: [steps + 1].
+
+    Unlike DDIM's, "leading" and "linspace" divide the range by steps + 1 and leave the lowest timestep out, because the
+    last step goes to sigma 0, not to it.
+    """
+    check_step_count(config, steps)
+    total, distinct = config.num_train_timesteps, True
+    if config.timestep_spacing == "linspace":
+        timesteps = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+        distinct = len(np.unique(timesteps)) == steps
+    elif config.timestep_spacing == "trailing":
+        timesteps = ddim_timesteps(config, steps)
+    else:
+        ratio = total // (steps + 1)
+        timesteps = np.arange(steps, 0, -1, dtype=np.int64) * ratio + config.steps_offset
+        distinct = ratio > 0
+    if not distinct or timesteps[0] >= total:
+        raise ValueError(
+            f"{steps} denoising steps are too many for a multistep scheduler with {config.timestep_spacing} spacing "
+            f"and steps_offset {config.steps_offset}: use fewer steps, or the ddim scheduler."
+        )
+    check_epsilon(config, timesteps)
+    return timesteps, np.append(_training_sigmas(config)[timesteps], 0.0)
+
+
+def _karras_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Doubles]:
+    """As :func:`_multistep_levels`, by equation (5) of https://arxiv.org/abs/2206.00364 over the whole schedule: levels
+    equally spaced in sigma^(1/7).
+
+    The U-Net is told the nearest timestep, found by interpolating log sigma; with many steps neighbours may share one.
+    (diffusers rounds down for "squaredcos_cap_v2"; so does this.)
+    """
+    check_step_count(config, steps)
+    table = _training_sigmas(config)
+    low, high = table[0] ** (1 / _KARRAS_RHO), table[-1] ** (1 / _KARRAS_RHO)
+    sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** _KARRAS_RHO
+    positions = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+    timesteps = (positions if config.beta_schedule == "squaredcos_cap_v2" else positions.round()).astype(np.int64)
+    check_epsilon(config, timesteps)
+    return timesteps, np.append(sigmas, 0.0)
+
+
+def _advance(sigmas: _Doubles, step: int, sample: _Doubles, clean: _Doubles, change: _Doubles) -> _Doubles:
+    """x_t = spread_t / spread_s x - alpha_t (e^-h - 1) (m + change), from level `step` to the next."""
+    (_, spread), (next_alpha, next_spread) = (_alpha_and_spread(sigma) for sigma in sigmas[step : step + 2])
+    gain = next_alpha * (1 - sigmas[step + 1] / sigmas[step])
+    return next_spread / spread * sample + gain * (clean + change)
+
+
+def _alpha_and_spread(sigma: float) -> tuple[float, float]:
+    alpha = 1 / (1 + sigma**2) ** 0.5
+    return alpha, sigma * alpha
+
+
+def _clean(config: SchedulerConfig, sigma: float, sample: _Doubles, output: _Doubles) -> _Doubles:
+    """x0 at this noise level, as weights of the sample and of the model's output."""
+    p, q = _clean_weights(config, *_alpha_and_spread(sigma))
+    return p * sample + q * output
+
+
+def _clean_weights(config: SchedulerConfig, alpha: _Number, spread: _Number) -> tuple[_Number, _Number]:
+    """(p, q) of x0 = p x + q e, for x = alpha x0 + spread noise and e in the form that the config names."""
+    if config.prediction_type == "epsilon":
+        return 1 / alpha, -spread / alpha
+    if config.prediction_type == "sample":
+        return 0 * alpha, 0 * alpha + 1
+    return alpha, -spread
+
+
+_TABLES: dict[str, Callable[[SchedulerConfig, int], StepTable]] = {
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_2m_karras": lambda config, steps: _dpmpp_2m(config, steps, karras=True),
+    "unipc": _unipc,
+    "euler": _euler,
+    "lcm": _lcm,
+}
+SCHEDULERS = ("ddim", *_TABLES)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.posterior import posterior_sample
+from ..kernels.vae import posterior_sample
 from .loop.denoise import Latents
-from .media.camera_motion import camera_motion_crops
-from .media.fit import fit_photo
+from .media.fit import camera_motion_crops, fit_photo
 from .media.image import load_image
 from .request.request import Request
 from .stages import Stages

@@ -26,10 +26,10 @@ from .request.arguments import (
     check_bundle_path,
     check_call,
     check_engine,
-    check_flag,
     check_inputs,
     checked_latents,
 )
+from .request.option_table import check_flag
 from .request.options import GenerationOptions
 from .request.request import Request, check_request
 from .request.settings import FramesCallback, GenerationSettings, StepCallback

@@ -12,12 +12,8 @@ _MEMORY = ("bad_alloc", "bad allocation", "out of memory", "failed to allocate",
 
 @contextmanager
 def stage_failures(stage: str, title: str, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn whatever a backend raises while a stage is prepared or run into a :class:`UserError`.
-
-    Args:
-        stage: its name.
-        title: of the backend.
-        cancelled: whether the run was told to end; then it is a :class:`CancelledError`.
+    """Turn whatever a backend (`title`) raises while a stage is prepared or run into a :class:`UserError`, or into a
+    :class:`CancelledError` where the run was told to end.
     """
     try:
         yield

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError
-from ..kernels.frames import frames_to_uint8
+from ..kernels.vae import frames_to_uint8
 from .backends import Choice, load_in_full_precision
 from .bundle.bundle import Bundle
 from .bundle.manifest import ModelSpec

@@ -79,8 +79,7 @@ class TextConditioner:
     def cached(self, prompt: str) -> KeyValues | None:
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
-            return self._cache[prompt]
-        return None
+        return self._cache.get(prompt)
 
     def encode(self, prompt: str, text_encoder: Session) -> NDArray[np.float32]:
         """Text embeddings [1, 77, text width]."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import CancelledError, UserError
-from .request.settings import number
+from .request.option_table import number
 from .timings import Timings
 
 MAX_SECONDS = 10 * 365 * 86400.0

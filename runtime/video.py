@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .media.frame_scale import scaled_size
-from .media.video_file import check_output
-from .media.video_stream import streaming
+from .media.video_file import check_output, scaled_size, streaming
 from .request.settings import ResolvedSettings
 from .timings import Timings
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consisti2v_rt import UserError
-from consisti2v_rt.runtime.media.camera_motion import camera_motion_crops, pan_boxes, zoom_boxes
+from consisti2v_rt.runtime.media.fit import camera_motion_crops, pan_boxes, zoom_boxes
 from consisti2v_rt.runtime.media.image import covering_size, preprocess
-from consisti2v_rt.runtime.request.choices import CAMERA_MOTIONS
+from consisti2v_rt.runtime.request.option_table import CAMERA_MOTIONS
 
 RNG = np.random.default_rng(11)
 
@@ -98,14 +97,3 @@ def test_an_upright_photo_does_not_pan_and_takes_the_middle():
     crops = camera_motion_crops(image, "pan_left", 4, 64, 64)
     for crop in crops:
         np.testing.assert_array_equal(crop, preprocess(image, 64, 64)[0])
-
-
-@pytest.mark.parametrize(
-    ("motion", "height", "width", "words"),
-    [("pan_left", 256, 384, "square"), ("zoom_out", 320, 256, "square"), ("roll", 64, 64, "zoom_in")],
-)
-def test_refusals_are_one_sentence(motion, height, width, words):
-    with pytest.raises(UserError) as caught:
-        camera_motion_crops(photo(64, 64), motion, 4, height, width)
-    message = str(caught.value)
-    assert words in message and message.endswith(".") and "\n" not in message and ". " not in message

@@ -23,7 +23,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def animate() -> ImageToVideo:
-    from consisti2v_rt.runtime.commands.demo import ASSETS
+    from consisti2v_rt.locations import ASSETS
 
     return ImageToVideo.from_bundle(ASSETS / "demo_bundle", device="cpu", threads=1)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consisti2v_rt.kernels.frames import frames_to_uint8
-from consisti2v_rt.kernels.posterior import posterior_sample
+from consisti2v_rt.kernels.vae import frames_to_uint8, posterior_sample
 
 
 def test_values_are_clamped_and_truncated():

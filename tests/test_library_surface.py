@@ -33,7 +33,7 @@ from consisti2v_rt import (
     StepProgress,
     UserError,
 )
-from consisti2v_rt.runtime.request.option_names import ALIASES, OTHER_NAMES
+from consisti2v_rt.runtime.request.option_table import ALIASES, OPTIONS
 from consisti2v_rt.runtime.request.options import GenerationOptions, OtherNames
 
 FAST = {"num_inference_steps": 2, "guidance_scale_txt": 1.0, "seed": 3}
@@ -110,8 +110,8 @@ def test_typed_options_are_the_settings():
 
 def test_other_names_are_of_settings_and_of_one_only():
     fields = {field.name for field in dataclasses.fields(GenerationSettings)}
-    assert set(OTHER_NAMES) <= fields and not set(ALIASES) & fields
-    assert len(ALIASES) == sum(other != setting for setting, others in OTHER_NAMES.items() for other in others)
+    assert set(OPTIONS) == fields and not set(ALIASES) & fields
+    assert len(ALIASES) == sum(len(option.other_names) for option in OPTIONS.values())
 
 
 @pytest.mark.parametrize("name", sorted(set(ALIASES) - {"generator"}))

@@ -16,10 +16,11 @@ from typer.main import get_command
 from consisti2v_rt import cli
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.export import random_options
-from consisti2v_rt.runtime.commands import help_panels, photo_input
-from consisti2v_rt.runtime.commands.config_file import EXAMPLE, with_config
+from consisti2v_rt.runtime.commands import inputs
 from consisti2v_rt.runtime.commands.console import PlainConsole
+from consisti2v_rt.runtime.commands.inputs import EXAMPLE, with_config
 from consisti2v_rt.runtime.pipeline import ImageToVideo
+from consisti2v_rt.runtime.request.option_table import PANELS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
 
 COMMANDS = ["", "generate", "demo", "export", "build", "inspect", "evaluate", "doctor", "bench", "bench run"]
@@ -35,7 +36,7 @@ def test_h_is_help_everywhere_and_plain_in_a_pipe(consisti2v, command):
 def test_options_of_generate_stand_in_groups(consisti2v):
     said = consisti2v("generate", "-h").stdout
     panels = re.findall(r"^(\w[\w ]+):$", said, re.MULTILINE)
-    assert panels == list(help_panels._PANELS)
+    assert panels == list(PANELS)
     guidance = said[said.index("Guidance:") : said.index("FrameInit:")]
     assert "--guidance-scale" in guidance and "--fps" not in guidance
 
@@ -43,7 +44,7 @@ def test_options_of_generate_stand_in_groups(consisti2v):
 @pytest.mark.parametrize("name", ["generate", "demo"])
 def test_every_option_has_a_group(name):
     command = get_command(cli.app).commands[name]
-    assert {param.name for param in command.params} <= set(help_panels._PANEL_OF)
+    assert all(param.rich_help_panel in PANELS for param in command.params)
 
 
 def test_wrong_usage_is_plain_in_a_pipe(consisti2v):
@@ -135,7 +136,7 @@ class StandardInput:
     ],
 )
 def test_standard_input_that_is_no_photo_is_refused(consisti2v, tmp_path, monkeypatch, stdin, said):
-    monkeypatch.setattr(photo_input, "MAX_BYTES", 100)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 100)
     monkeypatch.setattr(sys, "stdin", stdin)
     assert said in consisti2v("demo", "-i", "-", "-o", tmp_path / "out.mp4").refusal()
     assert not list(tmp_path.iterdir())

@@ -10,10 +10,9 @@ from PIL import Image
 
 from consisti2v_rt import GeneratedVideos, GenerationSettings, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.media.camera_motion import camera_motion_crops
-from consisti2v_rt.runtime.media.fit import cropped_shares, fit_photo
-from consisti2v_rt.runtime.media.frame_scale import scaled
+from consisti2v_rt.runtime.media.fit import camera_motion_crops, cropped_shares, fit_photo
 from consisti2v_rt.runtime.media.image import preprocess
+from consisti2v_rt.runtime.media.video_file import scaled
 from consisti2v_rt.runtime.timings import Timings
 
 
@@ -85,15 +84,15 @@ def test_cropped_shares():
 
 
 def test_scaled():
-    frames = np.stack([np.asarray(halves(40, 20))] * 3)
-    assert scaled(frames, 1) is frames
-    assert scaled(frames, 2.5).shape == (3, 50, 100, 3) and scaled(frames, 0.8).shape == (3, 16, 32, 3)
-    np.testing.assert_array_equal(scaled(frames, 2)[0, 20, [0, -1]], [(255, 0, 0), (0, 0, 255)])
+    frame = np.asarray(halves(40, 20))
+    assert scaled(frame, 1) is frame
+    assert scaled(frame, 2.5).shape == (50, 100, 3) and scaled(frame, 0.8).shape == (16, 32, 3)
+    np.testing.assert_array_equal(scaled(frame, 2)[20, [0, -1]], [(255, 0, 0), (0, 0, 255)])
     for scale in (0, -1, float("nan"), 17, 0.5, "2", None, True):
         with pytest.raises(UserError, match=r"^scale "):
-            scaled(frames, scale)
+            scaled(frame, scale)
     with pytest.raises(UserError, match="4096"):
-        scaled(np.zeros((1, 300, 300, 3), np.uint8), 16)
+        scaled(np.zeros((300, 300, 3), np.uint8), 16)
 
 
 def test_save_takes_a_scale_and_refuses_a_rate_of_0(tmp_path):

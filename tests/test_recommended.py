@@ -15,7 +15,7 @@ from consisti2v_rt import GenerationSettings, ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.manifest import Manifest, RecommendedSettings
 from consisti2v_rt.runtime.bundle.recommended import notices, recommended_settings
-from consisti2v_rt.runtime.request.choices import CAMERA_MOTIONS
+from consisti2v_rt.runtime.request.option_table import CAMERA_MOTIONS
 from consisti2v_rt.runtime.request.presets import PUBLISHED
 from consisti2v_rt.runtime.request.settings import ResolvedSettings
 

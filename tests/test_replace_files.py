@@ -14,8 +14,7 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.files.replace_files import destination, replacing
-from consisti2v_rt.runtime.media.video_file import check_output, save_frames
-from consisti2v_rt.runtime.media.video_stream import streaming
+from consisti2v_rt.runtime.media.video_file import check_output, save_frames, streaming
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and signals as on POSIX")
 

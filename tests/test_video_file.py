@@ -11,9 +11,8 @@ import pytest
 from PIL import Image, ImageSequence
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.media import video_file
-from consisti2v_rt.runtime.media.video_file import check_output, numbered, save_frames
-from consisti2v_rt.runtime.media.video_stream import streaming
+from consisti2v_rt.runtime.media import video_file, video_writers
+from consisti2v_rt.runtime.media.video_file import check_output, numbered, save_frames, streaming
 
 
 def moving_gradient(frames: int = 16, height: int = 64, width: int = 96) -> np.ndarray:
@@ -192,7 +191,7 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         raise Stop
 
     if suffix == ".mp4":
-        interrupt_at(monkeypatch, video_file.np, "ascontiguousarray", 9)
+        interrupt_at(monkeypatch, video_writers.np, "ascontiguousarray", 9)
     else:
         monkeypatch.setattr(Image.Image, "save", half_a_save)
     with pytest.raises(Stop):
@@ -242,14 +241,14 @@ def test_check_output(tmp_path, monkeypatch):
 
 
 def test_without_h264_the_next_encoder_is_used_and_named(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video_file, "_MP4_ENCODERS", ("no_such_encoder", "mpeg4"))
+    monkeypatch.setattr(video_writers, "_MP4_ENCODERS", ("no_such_encoder", "mpeg4"))
     frames = moving_gradient()
     with caplog.at_level(logging.WARNING):
         (target,) = save_frames(frames, tmp_path / "out.mp4")
     assert "mpeg4" in caplog.text
     assert psnr(read_video(target), frames) > 30
 
-    monkeypatch.setattr(video_file, "_MP4_ENCODERS", ("no_such_encoder",))
+    monkeypatch.setattr(video_writers, "_MP4_ENCODERS", ("no_such_encoder",))
     assert ".gif" in refusal(check_output, tmp_path / "out.mp4")
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.commands import generate
-from consisti2v_rt.runtime.media import video_file, video_stream
-from consisti2v_rt.runtime.media.video_file import save_frames
-from consisti2v_rt.runtime.media.video_stream import streaming
+from consisti2v_rt.runtime.media import video_file, video_writers
+from consisti2v_rt.runtime.media.video_file import save_frames, streaming
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 
 
@@ -51,14 +50,14 @@ def test_same_files_as_written_afterwards(tmp_path, suffix):
 def test_frames_are_encoded_while_others_are_made(tmp_path):
     """The encoder is at work before the last frame is there, and the caller's buffer is free at once."""
     encoded = threading.Event()
-    real = video_stream.Mp4Writer.add
+    real = video_writers.Mp4Writer.add
 
     def add(self, pixels):
         real(self, pixels)
         encoded.set()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_stream.Mp4Writer, "add", add)
+        patch.setattr(video_writers.Mp4Writer, "add", add)
         frames = moving()
         buffer = np.empty_like(frames[:1])
         with streaming([tmp_path / "out.mp4"], 1, 12, 8) as (stream, _):
@@ -75,13 +74,13 @@ def test_frames_are_encoded_while_others_are_made(tmp_path):
 
 
 def test_what_is_hidden_is_the_time_nobody_waited(tmp_path, monkeypatch):
-    real = video_stream.write_picture
+    real = video_writers.PictureWriter.add
 
-    def slow(pixels, file):
+    def slow(self, pixels):
         time.sleep(0.05)
-        real(pixels, file)
+        real(self, pixels)
 
-    monkeypatch.setattr(video_stream, "write_picture", slow)
+    monkeypatch.setattr(video_writers.PictureWriter, "add", slow)
     with streaming([tmp_path / "out.png"], 1, 4, 8) as (stream, _):
         for number, pixels in enumerate(moving(4)):
             stream.on_frames(0, number, pixels[None])
@@ -130,7 +129,7 @@ def test_a_full_disk_stops_the_generation_in_one_sentence(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video_stream, "write_picture", full)
+    monkeypatch.setattr(video_writers.PictureWriter, "add", full)
     frames = moving()
     with (
         pytest.raises(UserError, match=r'out\.png" could not be written \(No space left on device\)'),
@@ -146,7 +145,7 @@ def test_a_failing_encoder_is_told(tmp_path, monkeypatch):
     def broken(self, pixels):
         raise av.FFmpegError(1, "broken pipe")
 
-    monkeypatch.setattr(video_stream.Mp4Writer, "add", broken)
+    monkeypatch.setattr(video_writers.Mp4Writer, "add", broken)
     with (
         pytest.raises(UserError, match="could not be written"),
         streaming([tmp_path / "out.mp4"], 1, 2, 8) as (stream, _),
@@ -175,7 +174,7 @@ def test_the_command_streams(consisti2v, tmp_path, demo_bundle, photo, monkeypat
     """Frames reach the file's thread before the generation returns."""
     seen: list[tuple[int, bool]] = []
     returned = threading.Event()
-    real_frames, real_call = video_stream.VideoStream.on_frames, ImageToVideo.__call__
+    real_frames, real_call = video_file.VideoStream.on_frames, ImageToVideo.__call__
 
     def on_frames(self, video, first, frames):
         seen.append((first, returned.is_set()))
@@ -187,14 +186,14 @@ def test_the_command_streams(consisti2v, tmp_path, demo_bundle, photo, monkeypat
         finally:
             returned.set()
 
-    monkeypatch.setattr(video_stream.VideoStream, "on_frames", on_frames)
+    monkeypatch.setattr(video_file.VideoStream, "on_frames", on_frames)
     monkeypatch.setattr(ImageToVideo, "__call__", call)
     assert consisti2v(*options(demo_bundle, photo, "--output", tmp_path / "a.png")).code == 0
     assert [first for first, _ in seen] == list(range(16)) and not any(late for _, late in seen)
 
 
 def test_the_command_leaves_nothing_when_it_is_stopped(consisti2v, tmp_path, demo_bundle, photo, monkeypatch):
-    real = video_stream.VideoStream.on_frames
+    real = video_file.VideoStream.on_frames
 
     def stop_at_the_ninth(self, video, first, frames):
         if first == 8:
@@ -202,7 +201,7 @@ def test_the_command_leaves_nothing_when_it_is_stopped(consisti2v, tmp_path, dem
         real(self, video, first, frames)
 
     (tmp_path / "out.mp4").write_bytes(b"old")
-    monkeypatch.setattr(video_stream.VideoStream, "on_frames", stop_at_the_ninth)
+    monkeypatch.setattr(video_file.VideoStream, "on_frames", stop_at_the_ninth)
     outcome = consisti2v(*options(demo_bundle, photo, "--output", tmp_path / "out.mp4"))
     assert outcome.code == 130 and "Traceback" not in outcome.stderr
     assert names(tmp_path) == ["out.mp4"] and (tmp_path / "out.mp4").read_bytes() == b"old"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...runtime.media.video_file import replacing
+from ...runtime.files.replace_files import replacing
 from .intervals import speed_up_words
 from .latency import VIDEO
 from .machine import require

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...runtime.files.guarded_read import RECORD, parse_json, read_text
-from ...runtime.media.video_file import replacing
+from ...runtime.files.replace_files import replacing
 
 SCHEMA_VERSION = 1
 KINDS = ("latency", "side_by_side", "scaling")

@@ -48,7 +48,7 @@ def predict(
     from ...errors import UserError
     from ...runtime.bundle.bundle import Bundle
     from ...runtime.commands.console import echo, make_console
-    from ...runtime.request.settings import whole
+    from ...runtime.request.option_table import whole
     from ..bench.record import write_text
     from .fit import read_fit
     from .gpus import PRECISIONS, describe_gpu

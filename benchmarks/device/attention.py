@@ -17,11 +17,11 @@ import typer
 from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...export.engines.kernels import cubin
 from ...export.engines.libraries import find_flavour, load_library
 from ...export.engines.plan import Messages, make_logger
-from ...kernels.cuda.compile import compile_cubin
 from ...kernels.cuda.launch import Kernels
-from ...kernels.temporal_window_attention import rotation_table, window_positions
+from ...kernels.temporal_window import rotation_table, window_positions
 from ...runtime.commands.console import make_console
 from ...runtime.gpu.device import Gpu, open_gpu, probe
 from ..bench.intervals import ratio_words
@@ -76,7 +76,7 @@ def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str,
     gpu.stream.sync()
     addresses = {name: block.address for name, block in blocks.items()}
     architecture = "sm_" + gpu.compute_capability.replace(".", "")
-    kernels = Kernels(gpu.stream, lambda name: compile_cubin(name, architecture))
+    kernels = Kernels(gpu.stream, lambda name: cubin(name, architecture))
     sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
     call = partial(kernels.launch, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes)
     row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}

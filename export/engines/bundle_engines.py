@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.engine_facts import FACTS_VERSION
-from ...runtime.bundle.engine_source import staleness
+from ...runtime.bundle.engines import FACTS_VERSION, staleness
 from ...runtime.bundle.manifest import EngineSpec, KernelSpec, Manifest
 from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.install import install_hint

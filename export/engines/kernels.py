@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...kernels.cuda.compile import compile_cubin, source_hash
+from ...errors import UserError
+from ...kernels.cuda.compile import CompilerMissingError, compile_cubin, source_hash
 from ...kernels.cuda.sources import SOURCES
 from ...runtime.bundle.manifest import KernelSpec
+from ...runtime.install import install_hint
 from .targets import Target
 
 
@@ -22,16 +24,25 @@ def write_cubins(target: Target, folder: Path, on_kernel: Callable[[str], None])
         path = folder / spec.file
         path.parent.mkdir(parents=True, exist_ok=True)
         on_kernel(f"{spec.name} for {path.parent.name}")
-        path.write_bytes(compile_cubin(spec.name, path.parent.name))
+        path.write_bytes(cubin(spec.name, path.parent.name))
     return specs
+
+
+def cubin(name: str, architecture: str) -> bytes:
+    """:func:`compile_cubin` with its refusals as a :class:`UserError`."""
+    try:
+        return compile_cubin(name, architecture)
+    except CompilerMissingError as error:
+        raise UserError(f"{error}: {install_hint('kernels')}.") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
     """What the manifest says of all our kernels, compiled for a target."""
     specs: list[KernelSpec] = []
     for capability in target.cubins:
-        for name, source in SOURCES.items():
+        for name, entries in SOURCES.items():
             file = f"engines/kernels/sm_{capability.replace('.', '')}/{name}.cubin"
-            entries = tuple(entry.name for entry in source.entry_points)
-            specs.append(KernelSpec(name, file, capability, source_hash(name), entries))
+            specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(entries)))
     return tuple(specs)

@@ -8,22 +8,19 @@ import re
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...errors import UserError
-from ...runtime.install import install_hint
-from .sources import SOURCES
+from .sources import FOLDER, SOURCES
 
-FOLDER = Path(__file__).parent
 # Without fused multiply-add the kernels round like their NumPy references; where one is wanted the source says fmaf.
 OPTIONS: dict[str, Any] = {"std": "c++17", "fma": False}
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}[af]?")
 
 
-def kernel_file(name: str) -> Path:
-    """The source file of a kernel of :data:`~.sources.SOURCES`.
+class CompilerMissingError(Exception):
+    """A package that compiling needs is not installed; the message names it."""
 
-    Raises:
-        ValueError: there is no such kernel.
-    """
+
+def kernel_file(name: str) -> Path:
+    """The source file of a kernel of :data:`~.sources.SOURCES`; ValueError where there is no such kernel."""
     if name not in SOURCES:
         raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(SOURCES)}.")
     return FOLDER / f"{name}.cu"
@@ -33,9 +30,6 @@ def source_hash(name: str) -> str:
     """SHA-256 of everything of ours that a kernel is compiled from: its source, our headers, the options.
 
     A cubin of another hash is of another kernel; the manifest records it.
-
-    Raises:
-        ValueError: there is no such kernel.
     """
     digest = hashlib.sha256(repr(sorted(OPTIONS.items())).encode())
     for file in (kernel_file(name), *sorted(FOLDER.glob("*.cuh"))):
@@ -57,20 +51,25 @@ def compile_cubin(name: str, arch: str, log: TextIO | None = None) -> bytes:
         The cubin; the same source, compiler and architecture give the same bytes.
 
     Raises:
-        UserError: cuda.core, NVRTC or the CUDA headers are missing, or NVRTC does not know the architecture.
-        ValueError: there is no such kernel.
+        CompilerMissingError: cuda.core, NVRTC or the CUDA headers are not there.
+        ValueError: there is no such kernel, or NVRTC does not know the architecture.
     """
     file = kernel_file(name)
     if not _ARCHITECTURE.fullmatch(arch):
-        raise UserError(f"{arch!r} is no GPU architecture: give one like sm_89.")
+        raise ValueError(f"{arch!r} is no GPU architecture: give one like sm_89.")
     try:
         from cuda.core import Program, ProgramOptions
+        from cuda.pathfinder import find_nvidia_header_directory
     except ImportError as error:
-        raise UserError(f"Compiling CUDA kernels needs cuda.core ({error}): {install_hint('kernels')}.") from None
+        raise CompilerMissingError(f"compiling CUDA kernels needs cuda.core ({error})") from None
+    # Of NVIDIA's wheels, or of an installed CUDA toolkit.
+    headers: str | None = find_nvidia_header_directory("cudart")
+    if headers is None or not (Path(headers) / "cuda_fp16.h").is_file():
+        raise CompilerMissingError("compiling CUDA kernels needs the CUDA runtime's headers")
     options = ProgramOptions(
         name=file.name,
         arch=arch,
-        include_path=[os.fspath(FOLDER), _cuda_headers()],
+        include_path=[os.fspath(FOLDER), headers],
         ptxas_options=["-v"] if log else None,
         **OPTIONS,
     )
@@ -79,18 +78,8 @@ def compile_cubin(name: str, arch: str, log: TextIO | None = None) -> bytes:
     except Exception as error:
         # cuda.pathfinder's errors for a library that is not there, and cuda.core's for one that refuses.
         if type(error).__name__.startswith("DynamicLib"):
-            raise UserError(f"Compiling CUDA kernels needs NVRTC: {install_hint('kernels')}.") from None
+            raise CompilerMissingError("compiling CUDA kernels needs NVRTC") from None
         if "invalid value for --gpu-architecture" in str(error):
-            raise UserError(f"This NVRTC cannot compile for {arch}: choose another target, or update NVRTC.") from None
+            raise ValueError(f"This NVRTC cannot compile for {arch}: choose another target, or update NVRTC.") from None
         raise
     return cubin
-
-
-def _cuda_headers() -> str:
-    """Folder of cuda_fp16.h: NVIDIA's wheels, or an installed CUDA toolkit."""
-    from cuda.pathfinder import find_nvidia_header_directory
-
-    folder: str | None = find_nvidia_header_directory("cudart")
-    if folder is None or not (Path(folder) / "cuda_fp16.h").is_file():
-        raise UserError(f"Compiling CUDA kernels needs the CUDA runtime's headers: {install_hint('kernels')}.")
-    return folder

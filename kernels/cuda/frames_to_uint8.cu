@@ -1,6 +1,6 @@
 // Decoded latents to pixels: clamp(x / 2 + 0.5, 0, 1) * 255, truncated, channels last.
 //
-// Reference: kernels/frames.py. decoded is T [frames, 3, area], pixels uint8 [frames, area, 3]. Not a number becomes 0.
+// Reference: kernels/vae.py. decoded is T [frames, 3, area], pixels uint8 [frames, area, 3]. Not a number becomes 0.
 // Where overflowed is given, it is set to 1 if any number is NaN or infinite, and left as it is otherwise.
 
 #include "element_types.cuh"

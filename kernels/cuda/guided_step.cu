@@ -5,7 +5,8 @@
 //   new[i]  = sum_j M[i, j] state[j] + M[i, S] e + M[i, S+1] z      M = matrices[step], every sampler in one form
 //   rows[k] = new[0]                                                for each branch k
 //
-// Reference: kernels/guided_step.py. state is float32 [states, videos, elements] and updated in place; predictions and
+// Reference: tests/kernels/references/guided_step.py.
+// state is float32 [states, videos, elements] and updated in place; predictions and
 // rows are T; sums run in the order written, terms of weight 0 left out, without fused multiply-add, so that host and
 // device agree bit for bit.
 // Preconditions: 1 <= states <= 4, branches >= 1, gridDim.y == videos; guidance_moments: gridDim.x == MOMENT_BLOCKS,

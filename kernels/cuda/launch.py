@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .signatures import EntryPoint
 from .sources import SOURCES
+
+_ENTRIES = {name: entry for entries in SOURCES.values() for name, entry in entries.items()}
 
 
 class Kernels:
@@ -19,9 +20,6 @@ class Kernels:
 
     def __init__(self, stream: Any, cubin_of: Callable[[str], bytes]) -> None:
         self._stream, self._cubin_of = stream, cubin_of
-        self._entries: dict[str, tuple[EntryPoint, str]] = {
-            entry.name: (entry, source.name) for source in SOURCES.values() for entry in source.entry_points
-        }
         self._code: dict[str, Any] = {}
 
     def load(self, *sources: str) -> None:
@@ -40,15 +38,14 @@ class Kernels:
             values: all its arguments by name; pointers as ints or objects with ``__int__``, None for null.
 
         Raises:
-            ValueError: there is no such entry point, or as :meth:`~.signatures.EntryPoint.call`.
+            ValueError: there is no such entry point, or as :meth:`~.sources.EntryPoint.call`.
         """
         from cuda.core import LaunchConfig, launch
 
-        if name not in self._entries:
-            raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(self._entries)}.")
-        entry, source = self._entries[name]
-        call = entry.call(**values)
-        if call.is_empty:
+        if name not in _ENTRIES:
+            raise ValueError(f"Unknown kernel {name!r}: choose one of {', '.join(_ENTRIES)}.")
+        source, call = _ENTRIES[name].source, _ENTRIES[name].call(**values)
+        if 0 in call.grid:
             return
         self.load(source)
         kernel = self._code[source].get_kernel(name)

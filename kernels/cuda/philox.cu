@@ -1,7 +1,8 @@
 // Standard normal noise: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") and the
 // Box-Muller transform. Counter-based: any element of any draw is computed on its own.
 //
-// Reference: kernels/philox.py. normals is float32 [videos, elements], gridDim.y == videos; a video's key is its seed,
+// Reference: tests/kernels/references/philox.py.
+// normals is float32 [videos, elements], gridDim.y == videos; a video's key is its seed,
 // its counter (element / 4, draw + step), so a video's noise does not depend on its place in the batch.
 
 #include "element_types.cuh"

@@ -1,270 +1,167 @@
-"""Every CUDA kernel of this package: source file, NumPy reference, entry points, arguments and grid rule.
+"""Every CUDA kernel of this package: what its entry points take, and the grid that they run on.
 
-Type suffixes of entry points: f32 float32, f16 IEEE half, bf16 bfloat16.
+Names, order and types of arguments are read from the sources; here stands what these do not say. An entry point is
+called with its arguments BY NAME. Type suffixes of entry points: f32 float32, f16 IEEE half, bf16 bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from .signatures import Argument, EntryPoint, Grid, GridRule, KernelSource, elementwise, per_row
+import numpy as np
 
-PRECISIONS = ("f32", "f16", "bf16")
+FOLDER = Path(__file__).parent
 MOMENT_BLOCKS = 32
 """Partial sums per video that guidance_moments leaves, each [4] float64."""
-MAX_STATES = 4
 HEAD_SIZES = (40, 80, 160)
-MAX_FRAMES = 32
-
-_STEP = Argument("step", "pointer", "int32 [1], the step's number; at or past `steps` nothing is written")
-_STEPS = Argument("steps", "int32", "rows of the tables")
-_WEIGHTS = Argument("weights", "pointer", "float32 [steps, weight_stride], first column that of the first branch run")
-_PREDICTIONS = Argument("predictions", "pointer", "T [branches, videos, elements], the prompt's branch last")
-_GUIDANCE_SIZES = (
-    Argument("branches", "int32", "branches that ran"),
-    Argument("weight_stride", "int32", "numbers from one step's weights to the next, at least `branches`"),
-    Argument("videos", "int32", "videos"),
-    Argument("elements", "int64", "c*f*h*w of one video, frame 0 left out"),
-)
+_THREADS = 256
+# gridDim.x may be 2^31 - 1; kernels stride over the grid, so a smaller cap costs nothing.
+_MOST_BLOCKS = 1 << 20
+_MOST_ROWS = 65535  # gridDim.y and gridDim.z
+_FUNCTION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?([\w#]+)\(([^)]*)\)')
+_NUMBERS = {"int": "int32", "long long": "int64", "unsigned long long": "uint64", "float": "float32"}
+# Whole numbers are sizes, strides and seeds: none is negative.
+_MOST = {"int32": 2**31 - 1, "int64": 2**63 - 1, "uint64": 2**64 - 1}
 
 
-def _typed_names(name: str) -> tuple[str, ...]:
-    return tuple(f"{name}_{precision}" for precision in PRECISIONS)
+class Call(NamedTuple):
+    """An entry point ready to launch. CUDA refuses a grid with a 0 in it: then there is nothing to do."""
+
+    grid: tuple[int, int, int]
+    threads: int
+    """Of a block."""
+    values: tuple[Any, ...]
+    """Python ints (addresses) and NumPy scalars, in order."""
 
 
-def _moment_grid(values: Mapping[str, int]) -> tuple[Grid, int]:
-    return (MOMENT_BLOCKS, values["videos"], 1), 256
+Sizes = Mapping[str, int]
+GridRule = Callable[[Sizes], tuple[tuple[int, int, int], int]]
+"""Whole-number arguments by name -> grid, and threads of a block."""
 
 
-def _single_thread(values: Mapping[str, int]) -> tuple[Grid, int]:
-    return (1, 1, 1), 1
+@dataclass(frozen=True)
+class EntryPoint:
+    """An ``extern "C" __global__`` function."""
+
+    name: str
+    source: str
+    """Its file is ``<source>.cu`` beside this module."""
+    arguments: Mapping[str, str]
+    """Name -> "pointer", or NumPy's name of the number's type."""
+    grid: GridRule
+    nullable: frozenset[str] = frozenset()
+    """Pointers that may be null."""
+    most: Mapping[str, int] | None = None
+    """The largest numbers the kernel is written for, where that is less than the type holds."""
+
+    def call(self, **values: Any) -> Call:
+        """Order, type and check the arguments, given by name: an int (device address) or an object with ``__int__`` for
+        a pointer, None for a null one, numbers for the rest.
+
+        Raises:
+            ValueError: a missing or unknown argument, a null pointer that is not allowed, a number out of range, or
+                more rows than a grid can have.
+        """
+        if self.arguments.keys() != values.keys():
+            missing, unknown = sorted(self.arguments.keys() - values.keys()), sorted(values.keys() - self.arguments)
+            raise ValueError(
+                f"Kernel {self.name} got unknown arguments {unknown} and lacks {missing}: "
+                f"it takes {', '.join(self.arguments)}."
+            )
+        ordered = tuple(self._typed(name, kind, values[name]) for name, kind in self.arguments.items())
+        grid, threads = self.grid({name: int(values[name]) for name, kind in self.arguments.items() if kind in _MOST})
+        if max(grid[1:]) > _MOST_ROWS:
+            raise ValueError(f"Kernel {self.name} would need a grid of {grid}: split the work, {_MOST_ROWS} at most.")
+        return Call(grid, threads, ordered)
+
+    def _typed(self, name: str, kind: str, value: Any) -> Any:
+        if kind == "pointer":
+            address = 0 if value is None else int(value)
+            if address == 0 and name not in self.nullable:
+                raise ValueError(f"Kernel {self.name} needs memory for {name}: it got none.")
+            return address
+        if kind in _MOST:
+            most = (self.most or {}).get(name, _MOST[kind])
+            if not 0 <= int(value) <= most:
+                raise ValueError(f"Kernel {self.name} got {name}={value}: give a whole number from 0 to {most}.")
+        return np.dtype(kind).type(value)
 
 
-def _attention_grid(values: Mapping[str, int]) -> tuple[Grid, int]:
+def elementwise(*sizes: str) -> GridRule:
+    """One thread per element of the product of these sizes; the kernel strides over the grid."""
+    return lambda values: ((_blocks(math.prod(values[name] for name in sizes)), 1, 1), _THREADS)
+
+
+def per_row(elements: str, rows: str, per_thread: int = 1) -> GridRule:
+    """gridDim.y = rows; x covers the elements of a row, `per_thread` at a time; the kernel strides over x."""
+    return lambda values: ((_blocks(-(-values[elements] // per_thread)), values[rows], 1), _THREADS)
+
+
+def _blocks(count: int) -> int:
+    return min(-(-count // _THREADS), _MOST_BLOCKS)
+
+
+def _attention_grid(values: Sizes) -> tuple[tuple[int, int, int], int]:
     """One block per position, head and clip; four threads per query, whole warps."""
-    threads = -(-4 * values["frames"] // 32) * 32
     positions = values["height"] * values["width"] if values["frames"] else 0
-    return (positions, values["heads"], values["clips"]), threads
+    return (positions, values["heads"], values["clips"]), -(-4 * values["frames"] // 32) * 32
 
 
-def _entries(name: str, arguments: tuple[Argument, ...], rule: GridRule) -> tuple[EntryPoint, ...]:
-    return tuple(EntryPoint(typed, arguments, rule) for typed in _typed_names(name))
-
-
-GUIDED_STEP = KernelSource(
-    "guided_step",
-    "guided_step",
-    (
-        *_entries(
-            "guidance_moments",
-            (
-                _PREDICTIONS,
-                _WEIGHTS,
-                Argument("moments", "pointer", "float64 [videos, MOMENT_BLOCKS, 4], written"),
-                _STEP,
-                _STEPS,
-                *_GUIDANCE_SIZES,
-            ),
-            _moment_grid,
-        ),
-        *_entries(
-            "guided_step",
-            (
-                Argument("state", "pointer", "float32 [states, videos, elements], updated in place"),
-                _PREDICTIONS,
-                _WEIGHTS,
-                Argument("matrices", "pointer", "float32 [steps, states, states + 2]"),
-                Argument("noise", "pointer", "float32 [videos, elements] per step; null: none is added", optional=True),
-                Argument("moments", "pointer", "what guidance_moments wrote; null: no rescale", optional=True),
-                Argument("rows", "pointer", "T [copies, videos, elements], the next U-Net input; null: none", True),
-                _STEP,
-                _STEPS,
-                *_GUIDANCE_SIZES,
-                Argument("states", "int32", f"state arrays S, 1 to {MAX_STATES}", most=MAX_STATES),
-                Argument("copies", "int32", "how often the new latents are written to `rows`, one per branch"),
-                Argument(
-                    "noise_stride", "int64", "elements from one step's noise to the next; 0: one buffer, refilled"
-                ),
-                Argument("rescale", "float32", "guidance rescale, 0 to 1; used only with `moments`"),
-            ),
-            per_row("elements", "videos"),
-        ),
-        *_entries(
-            "repeat_rows",
-            (
-                Argument("latents", "pointer", "float32 [elements]"),
-                Argument("rows", "pointer", "T [copies, elements]"),
-                Argument("copies", "int32", "branches"),
-                Argument("elements", "int64", "videos * c*f*h*w"),
-            ),
-            elementwise("elements"),
-        ),
-        EntryPoint(
-            "advance_step",
-            (
-                Argument("step", "pointer", "int32 [1], incremented (start it at -1 and call this once)"),
-                Argument("timesteps", "pointer", "int64 [steps]"),
-                Argument("timestep", "pointer", "int64 [1], the U-Net's input; left alone after the last step"),
-                _STEPS,
-            ),
-            _single_thread,
-        ),
-    ),
-)
-
-FRAMES_TO_UINT8 = KernelSource(
-    "frames_to_uint8",
-    "frames",
-    _entries(
-        "frames_to_uint8",
-        (
-            Argument("decoded", "pointer", "T [frames, 3, area]"),
-            Argument("pixels", "pointer", "uint8 [frames, area, 3]"),
-            Argument(
-                "overflowed", "pointer", "int32 [1], set to 1 by a number that is not finite; null: not checked", True
-            ),
-            Argument("frames", "int32", "frames of all videos"),
-            Argument("area", "int64", "height * width"),
-        ),
-        elementwise("frames", "area"),
-    ),
-)
-
-_PLANES = Argument("planes", "int32", "videos * channels")
-_FRAMES = Argument("frames", "int32", "T, frame 0 included")
-_AREA = Argument("area", "int64", "latent height * width")
-_BY_FRAME = elementwise("planes", "frames", "area")
-
-FRAME_INIT = KernelSource(
-    "frame_init",
-    "frame_init",
-    (
-        EntryPoint(
-            "frame_init_difference",
-            (
-                Argument("static_latents", "pointer", "float32 [planes, static_frames, area]"),
-                Argument("noise", "pointer", "float32 [planes, frames, area]"),
-                Argument("difference", "pointer", "float32 [planes, frames, area], the forward transform's input"),
-                Argument("signal", "float32", "sqrt(abar) at FrameInit's noise level"),
-                Argument("spread", "float32", "sqrt(1 - abar)"),
-                _PLANES,
-                Argument("static_frames", "int32", "1 (one frame held still) or `frames`"),
-                _FRAMES,
-                _AREA,
-            ),
-            _BY_FRAME,
-        ),
-        EntryPoint(
-            "low_pass_mix",
-            (
-                Argument("spectrum", "pointer", "complex64 [planes, bins], multiplied in place"),
-                Argument("mask", "pointer", "float32 [bins]"),
-                _PLANES,
-                Argument("bins", "int64", "T * h * (w//2 + 1)"),
-            ),
-            elementwise("planes", "bins"),
-        ),
-        EntryPoint(
-            "initial_latents",
-            (
-                Argument("noise", "pointer", "float32 [planes, frames, area]"),
-                Argument(
-                    "correction", "pointer", "float32, same shape, of the inverse transform; null: no FrameInit", True
-                ),
-                Argument("first_frame", "pointer", "float32 [planes, area]: frame 0; null: not wanted", True),
-                Argument("latents", "pointer", "float32 [planes, frames - 1, area]: the frames to denoise"),
-                Argument("scale", "float32", "1 / (T*h*w): cuFFT's inverse is unnormalised"),
-                _PLANES,
-                _FRAMES,
-                _AREA,
-            ),
-            _BY_FRAME,
-        ),
-    ),
-)
-
-NOISE = KernelSource(
-    "noise",
-    "noise",
-    (
-        EntryPoint(
-            "mix_noise_pyoco_mixed",
-            (
-                Argument("base", "pointer", "float32 [planes, 1, area]"),
-                Argument("independent", "pointer", "float32 [planes, frames, area], mixed in place"),
-                Argument("kept", "float32", "sqrt(a^2 / (1 + a^2))"),
-                Argument("fresh", "float32", "sqrt(1 / (1 + a^2))"),
-                _PLANES,
-                _FRAMES,
-                _AREA,
-            ),
-            _BY_FRAME,
-        ),
-        EntryPoint(
-            "mix_noise_pyoco_progressive",
-            (
-                Argument("base", "pointer", "float32 [planes, base_frames, area], of which frame 0 is used"),
-                Argument("independent", "pointer", "float32 [planes, frames, area], mixed in place"),
-                Argument("kept", "float32", "sqrt(a^2 / (1 + a^2))"),
-                Argument("fresh", "float32", "sqrt(1 / (1 + a^2))"),
-                _PLANES,
-                Argument("base_frames", "int32", "frames of `base`, at least 1"),
-                _FRAMES,
-                _AREA,
-            ),
-            elementwise("planes", "area"),
-        ),
-    ),
-)
-
-PHILOX = KernelSource(
-    "philox",
-    "philox",
-    (
-        EntryPoint(
-            "philox_normal",
-            (
-                Argument("normals", "pointer", "float32 [videos, elements], written"),
-                Argument("seeds", "pointer", "uint64 [videos]"),
-                Argument("step", "pointer", "int32 [1], added to `draw`; null: 0 is added", optional=True),
-                Argument("draw", "uint64", "which of the seed: 0 base noise, 1 independent, 2 + step fresh noise"),
-                Argument("videos", "int32", "videos"),
-                Argument("elements", "int64", "normals per video"),
-            ),
-            per_row("elements", "videos", per_thread=4),
-        ),
-    ),
-)
-
-TEMPORAL_WINDOW_ATTENTION = KernelSource(
-    "temporal_window_attention",
-    "temporal_window_attention",
-    tuple(
-        EntryPoint(
-            f"temporal_window_attention_d{size}_{precision}",
-            (
-                Argument("query", "pointer", "T [clips, frames, height*width, heads*d], not rotated"),
-                Argument("key", "pointer", "T, same shape, not rotated"),
-                Argument("value", "pointer", "T, same shape"),
-                Argument("rotation", "pointer", "float32 [frames, heads*d/4, 2]: cos, sin; null: no rotation", True),
-                Argument("out", "pointer", "T, same shape"),
-                Argument("scale", "float32", "of the scores, 1/sqrt(d)"),
-                Argument("clips", "int32", "rows of the U-Net batch"),
-                Argument("frames", "int32", f"0 to {MAX_FRAMES}", most=MAX_FRAMES),
-                Argument("height", "int32", "of the latents at this level"),
-                Argument("width", "int32", "of the latents at this level"),
-                Argument("heads", "int32", "heads"),
-                Argument("window", "int32", "1: frame 0's 3x3 neighbours are keys too; 0: frames only"),
-            ),
-            _attention_grid,
-        )
-        for size in HEAD_SIZES
-        for precision in PRECISIONS
-    ),
-)
-
-SOURCES: dict[str, KernelSource] = {
-    source.name: source
-    for source in (GUIDED_STEP, FRAMES_TO_UINT8, FRAME_INIT, NOISE, PHILOX, TEMPORAL_WINDOW_ATTENTION)
+# Source -> its functions, without the suffixes of head size and type.
+_GRIDS: dict[str, dict[str, GridRule]] = {
+    "guided_step": {
+        "guidance_moments": lambda values: ((MOMENT_BLOCKS, values["videos"], 1), _THREADS),
+        "guided_step": per_row("elements", "videos"),
+        "repeat_rows": elementwise("elements"),
+        "advance_step": lambda values: ((1, 1, 1), 1),
+    },
+    "frames_to_uint8": {"frames_to_uint8": elementwise("frames", "area")},
+    "frame_init": {
+        "frame_init_difference": elementwise("planes", "frames", "area"),
+        "low_pass_mix": elementwise("planes", "bins"),
+        "initial_latents": elementwise("planes", "frames", "area"),
+    },
+    "noise": {
+        "mix_noise_pyoco_mixed": elementwise("planes", "frames", "area"),
+        "mix_noise_pyoco_progressive": elementwise("planes", "area"),
+    },
+    "philox": {"philox_normal": per_row("elements", "videos", per_thread=4)},
+    "temporal_window_attention": {"temporal_window_attention": _attention_grid},
 }
-"""By name, in the order of use."""
+_NULLABLE = {
+    "guided_step": ("noise", "moments", "rows"),
+    "frames_to_uint8": ("overflowed",),
+    "initial_latents": ("correction", "first_frame"),
+    "philox_normal": ("step",),
+    "temporal_window_attention": ("rotation",),
+}
+_LARGEST = {"guided_step": {"states": 4}, "temporal_window_attention": {"frames": 32}}
+
+
+def _entry_points(source: str, grids: Mapping[str, GridRule]) -> dict[str, EntryPoint]:
+    text = (FOLDER / f"{source}.cu").read_text(encoding="utf-8").replace("\\\n", "\n")
+    arguments = {}
+    for function, listed in _FUNCTION.findall(text):
+        pairs = [argument.strip().rpartition(" ")[::2] for argument in listed.split(",")]
+        arguments[function] = {
+            name.lstrip("*"): "pointer" if "*" in kind + name else _NUMBERS[kind] for kind, name in pairs
+        }
+    found = {}
+    for base, grid in grids.items():
+        (written,) = (function for function in arguments if re.sub("(_d##D##)?(_##suffix)?$", "", function) == base)
+        names = [written]
+        for place, filled in (("##D##_", [f"{size}_" for size in HEAD_SIZES]), ("##suffix", ["f32", "f16", "bf16"])):
+            names = [name.replace(place, one) for name in names for one in (filled if place in name else [""])]
+        nullable = frozenset(_NULLABLE.get(base, ()))
+        for name in names:
+            found[name] = EntryPoint(name, source, arguments[written], grid, nullable, _LARGEST.get(base))
+    return found
+
+
+SOURCES: dict[str, dict[str, EntryPoint]] = {source: _entry_points(source, grids) for source, grids in _GRIDS.items()}
+"""Source -> its entry points by name, in the order of use."""

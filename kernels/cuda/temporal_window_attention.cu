@@ -1,7 +1,8 @@
 // Temporal self-attention with rotary positions and the first-frame window: for every clip, position and head, the
 // queries of `frames` frames over frames + 8 keys (16 x 24 in the shipped model), too few for general attention kernels.
 //
-// Reference: kernels/temporal_window_attention.py. query, key, value and out are T [clips, frames, height * width,
+// Reference: tests/kernels/references/temporal_window_attention.py.
+// query, key, value and out are T [clips, frames, height * width,
 // heads * D] as the projections leave them: nothing is transposed, concatenated or rotated in memory. rotation is
 // float32 [frames, heads * D / 4, 2] (cosine, sine), null for none. Products, softmax and sums are float32.
 //

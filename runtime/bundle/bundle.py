@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from ...errors import DerivedFileError, UserError
 from ..files.guarded_read import MANIFEST, read_text
@@ -25,6 +26,7 @@ from .home import find_bundle
 from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec
 from .recommended import check_recommended
 
+T = TypeVar("T")
 _CHUNK = 1 << 22
 _REOPENED = 10
 """Times that a bundle is opened again because another one took its place meanwhile."""
@@ -95,7 +97,8 @@ class Bundle(OneProcess):
         bundle.check_files()
         if verify:
             bundle._verify([name for name in bundle.manifest.files if not bundle.is_derived(name)])
-        bundle._check_graphs(bundle.manifest.stages.values())
+        for stage in manifest.stages.values():
+            check_graph(bundle.graph(stage), stage)
         check_sizes(manifest)
         check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
         return bundle
@@ -119,16 +122,17 @@ class Bundle(OneProcess):
         Raises:
             UserError: the file is not as recorded; a :class:`DerivedFileError` where ``consisti2v build`` made it.
         """
-        record = self.manifest.files[name]
+        is_hashed = self._hashed if hashed is None else hashed
         try:
-            file = self._open_file(name)
-            if file.size != record.bytes:
-                raise FileError(f"has {file.size} bytes instead of {record.bytes}")
-            return file.read(record.sha256 if (self._hashed if hashed is None else hashed) else None, limit)
+            file = self._sized(self._open_file(name), name)
+            return file.read(self.manifest.files[name].sha256 if is_hashed else None, limit)
         except FileError as fault:
-            if self.is_derived(name):
-                raise DerivedFileError(f"bundle file {name} {fault}: make it again with 'consisti2v build'.") from None
-            raise UserError(f"bundle file {name} {fault}: copy it again, or export again.") from None
+            raise self._refusal(name, fault) from None
+
+    def _refusal(self, name: str, fault: object, command: str = "consisti2v build") -> UserError:
+        if self.is_derived(name):
+            return DerivedFileError(f"bundle file {name} {fault}: make it again with '{command}'.")
+        return UserError(f"bundle file {name} {fault}: copy it again, or export again.")
 
     def graph(self, stage: StageSpec, *, hashed: bool | None = None) -> GraphSource:
         """A graph of the manifest with its weights, read through the bundle; see :meth:`read` for `hashed`."""
@@ -136,12 +140,11 @@ class Bundle(OneProcess):
         def read(name: str, limit: int | None) -> Bytes:
             return self.read(name, limit, hashed=hashed)
 
+        made = GraphSource(stage.file, read, self.manifest.files.__contains__)
         if hashed is not None:
-            return GraphSource(stage.file, read, self.manifest.files.__contains__)
+            return made
         with self._lock:
-            if stage.file not in self._graphs:
-                self._graphs[stage.file] = GraphSource(stage.file, read, self.manifest.files.__contains__)
-            return self._graphs[stage.file]
+            return self._graphs.setdefault(stage.file, made)
 
     def _open_file(self, name: str) -> OpenedFile:
         """The file's one handle, made at its first use and kept."""
@@ -150,9 +153,12 @@ class Bundle(OneProcess):
                 self._opened[name] = OpenedFile(self.path, name)
             return self._opened[name]
 
-    def _check_graphs(self, stages: Iterable[StageSpec]) -> None:
-        for stage in stages:
-            check_graph(self.graph(stage), stage)
+    def _sized(self, file: OpenedFile, name: str) -> OpenedFile:
+        """The file itself, of which the size is as recorded."""
+        recorded = self.manifest.files[name].bytes
+        if file.size != recorded:
+            raise FileError(f"has {file.size} bytes instead of {recorded}")
+        return file
 
     def is_derived(self, name: str) -> bool:
         """Whether ``consisti2v build`` made the file, and makes it again."""
@@ -173,7 +179,7 @@ class Bundle(OneProcess):
                 raise UserError(f"bundle file {name} {linked}: replace it by the file itself.")
             fault = None if derived else self.fault(name, hashed=False)
             if fault is not None:
-                raise UserError(f"bundle file {name} {fault}: copy it again, or export again.")
+                raise self._refusal(name, fault)
 
     def verify(self) -> None:
         """Hash every recorded file, compare with the manifest, and look through every graph.
@@ -182,9 +188,9 @@ class Bundle(OneProcess):
             UserError: with every file that is not as recorded, or the first graph that cannot be used.
         """
         self._verify(self.manifest.files, anew=True)
-        self._check_graphs(
-            stage for stages in (self.manifest.stages, *self.manifest.variants.values()) for stage in stages.values()
-        )
+        for stages in (self.manifest.stages, *self.manifest.variants.values()):
+            for stage in stages.values():
+                check_graph(self.graph(stage), stage)
 
     def fault(self, name: str, *, hashed: bool | None = None, anew: bool = False) -> str | None:
         """What is wrong with a recorded file, such as "is missing"; None: nothing.
@@ -196,26 +202,22 @@ class Bundle(OneProcess):
         record = self.manifest.files[name]
         try:
             # What was built may be built again: only its use keeps it open.
-            file = OpenedFile(self.path, name) if anew or self.is_derived(name) else self._open_file(name)
+            opened = OpenedFile(self.path, name) if anew or self.is_derived(name) else self._open_file(name)
+            file = self._sized(opened, name)
+            if hashed is False or (hashed is None and (not self._hashed or name in self._sound)):
+                return None
+            if file.sha256() != (record.sha256, record.bytes):
+                return ALTERED
         except FileError as fault:
             return str(fault)
-        if file.size != record.bytes:
-            return f"has {file.size} bytes instead of {record.bytes}"
-        if hashed is False or (hashed is None and (not self._hashed or name in self._sound)):
-            return None
-        try:
-            digest = file.sha256()
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if digest != (record.sha256, record.bytes):
-            return ALTERED
         self._sound.add(name)
         return None
 
     def lost_files(self, hashed: Collection[str] = ()) -> dict[str, str]:
         """Derived files that are not as recorded, each with its :meth:`fault`; those in `hashed` are read for it."""
-        names = [name for name in self.manifest.files if self.is_derived(name)]
-        found = {name: self.fault(name, hashed=name in hashed) for name in names}
+        found = {name: self.fault(name, hashed=name in hashed) for name in self.manifest.files if self.is_derived(name)}
         return {name: fault for name, fault in found.items() if fault is not None}
 
     def require(self, names: Iterable[str], command: str) -> None:
@@ -229,26 +231,19 @@ class Bundle(OneProcess):
             DerivedFileError: one is missing or damaged.
         """
         for name in names:
-            if name in self.manifest.files and self.is_derived(name):
-                fault = self.fault(name)
-                if fault is not None:
-                    raise DerivedFileError(f"bundle file {name} {fault}: make it again with '{command}'.")
+            fault = self.fault(name) if name in self.manifest.files and self.is_derived(name) else None
+            if fault is not None:
+                raise self._refusal(name, fault, command)
 
     def _verify(self, names: Iterable[str], *, anew: bool = False) -> None:
         """Hash files, and refuse in one sentence that names all that are not as recorded."""
-        ordered = list(names)
-        # Hashing releases the interpreter, so files go in parallel.
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = dict(
-                zip(ordered, pool.map(lambda name: self.fault(name, hashed=True, anew=anew), ordered), strict=True)
-            )
+        found = _in_parallel(lambda name: self.fault(name, hashed=True, anew=anew), names)
         faults = {name: fault for name, fault in found.items() if fault is not None}
-        if not faults:
-            return
-        told = ", ".join(f"{name} {fault}" for name, fault in faults.items())
-        mends = {True: "make it again with 'consisti2v build'", False: "copy it again, or export again"}
-        mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
-        raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
+        if faults:
+            told = ", ".join(f"{name} {fault}" for name, fault in faults.items())
+            mends = ("copy it again, or export again", "make it again with 'consisti2v build'")
+            mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
+            raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
@@ -261,11 +256,15 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """SHA-256 and size of files below `folder`; hashing releases the interpreter, so files go in parallel."""
+    """SHA-256 and size of files below `folder`."""
+    return _in_parallel(lambda name: _hash_file(folder / name), names)
+
+
+def _in_parallel(work: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
+    """Hashing releases the interpreter, so files go in parallel."""
     ordered = list(names)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        records = pool.map(lambda name: _hash_file(folder / name), ordered)
-        return dict(zip(ordered, records, strict=True))
+        return dict(zip(ordered, pool.map(work, ordered), strict=True))
 
 
 def _hash_file(path: Path) -> FileRecord:

@@ -15,7 +15,18 @@ from .graph_source import GraphSource
 from .manifest import MANIFEST_NAME, Manifest, StageSpec, TensorSpec
 from .onnx_walker import GraphTensor
 
-_AGAIN = "export the bundle again"
+# What a generation gives each stage, and takes from it.
+_NEEDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text_encoder": (("input_ids",), ("text_embeddings",)),
+    "conditioning": (("text_embeddings",), ()),
+    "vae_encoder": (("image",), ("mean", "logvar")),
+    "vae_decoder": (("latents",), ("image",)),
+    "unet": (("sample", "timestep", "first_frame_latents"), ("noise_pred",)),
+}
+
+
+def _refusal(fault: str) -> UserError:
+    return UserError(f"{fault}: export the bundle again.")
 
 
 def check_graph(source: GraphSource, stage: StageSpec) -> None:
@@ -28,15 +39,13 @@ def check_graph(source: GraphSource, stage: StageSpec) -> None:
     for kind, tensors, specs in (("inputs", facts.inputs, stage.inputs), ("outputs", facts.outputs, stage.outputs)):
         found = {tensor.name: tensor for tensor in tensors}
         if found.keys() != {spec.name for spec in specs} or not all(_same(found[spec.name], spec) for spec in specs):
-            raise UserError(f"{source.file_name} has other {kind} than {MANIFEST_NAME} says: {_AGAIN}.")
+            raise _refusal(f"{source.file_name} has other {kind} than {MANIFEST_NAME} says")
 
 
 def _same(tensor: GraphTensor, spec: TensorSpec) -> bool:
     """Type, rank and fixed sizes; a graph may name a dynamic size in its own way."""
-    if tensor.dtype != spec.dtype:
-        return False
-    if tensor.shape is None:
-        return True
+    if tensor.dtype != spec.dtype or tensor.shape is None:
+        return tensor.dtype == spec.dtype
     return len(tensor.shape) == len(spec.shape) and all(
         size == said if isinstance(said, int) else not isinstance(size, int)
         for size, said in zip(tensor.shape, spec.shape, strict=True)
@@ -50,27 +59,23 @@ def check_sizes(manifest: Manifest) -> None:
     Raises:
         UserError: with the entry and the tensor that contradict each other.
     """
-    model = manifest.model
-    height, width = model.height // model.vae_scale_factor, model.width // model.vae_scale_factor
+    model, factor = manifest.model, manifest.model.vae_scale_factor
     for name, size in (("height", model.height), ("width", model.width)):
-        if size % model.vae_scale_factor:
-            raise UserError(
-                f"{MANIFEST_NAME}: model.{name} {size} is no multiple of model.vae_scale_factor "
-                f"{model.vae_scale_factor}: {_AGAIN}."
-            )
-    sizes: dict[str, int | str | None] = {
+        if size % factor:
+            raise _refusal(f"{MANIFEST_NAME}: model.{name} {size} is no multiple of model.vae_scale_factor {factor}")
+    sizes: dict[str, int | str] = {
+        "one": 1,
+        "three colours": 3,
         "model.rows": model.rows or "rows",
         "model.latent_channels": model.latent_channels,
         "model.frames less the first": model.frames - 1,
-        "model.height": _side(model.dynamic_size_multiple, model.height, "height"),
-        "model.width": _side(model.dynamic_size_multiple, model.width, "width"),
-        "model.height over model.vae_scale_factor": _side(model.dynamic_size_multiple, height, "latent_height"),
-        "model.width over model.vae_scale_factor": _side(model.dynamic_size_multiple, width, "latent_width"),
         "tokenizer.max_length": manifest.tokenizer.max_length,
-        "one": 1,
-        "three colours": 3,
     }
-    rows, channels, moving, high, wide, latent_high, latent_wide, length, one, three = sizes
+    for name, size in (("height", model.height), ("width", model.width)):
+        is_fixed = model.dynamic_size_multiple is None
+        sizes[f"model.{name}"] = size if is_fixed else name
+        sizes[f"model.{name} over model.vae_scale_factor"] = size // factor if is_fixed else f"latent_{name}"
+    one, three, rows, channels, moving, length, high, latent_high, wide, latent_wide = sizes
     latents = (one, channels, latent_high, latent_wide)
     expected: dict[tuple[str, str], tuple[str, ...]] = {
         ("text_encoder", "input_ids"): (one, length),
@@ -84,79 +89,46 @@ def check_sizes(manifest: Manifest) -> None:
         expected[unet, "sample"] = expected[unet, "noise_pred"] = (rows, channels, moving, latent_high, latent_wide)
         expected[unet, "first_frame_latents"] = (rows, channels, one, latent_high, latent_wide)
     for (stage, name), entries in expected.items():
-        shape = _shape(manifest, stage, name)
+        spec = manifest.stages.get(stage)
+        tensors = () if spec is None else (*spec.inputs, *spec.outputs)
+        shape = next((tensor.shape for tensor in tensors if tensor.name == name), None)
         if shape is None:
             continue
+        told = f"{MANIFEST_NAME}: {name} of stage {stage}"
         if len(shape) != len(entries):
-            raise UserError(
-                f"{MANIFEST_NAME}: {name} of stage {stage} has {len(shape)} sizes, not {len(entries)}: {_AGAIN}."
-            )
+            raise _refusal(f"{told} has {len(shape)} sizes, not {len(entries)}")
         for found, entry in zip(shape, entries, strict=True):
-            wanted = sizes[entry]
-            if found != wanted:
-                raise UserError(
-                    f"{MANIFEST_NAME}: {name} of stage {stage} is {list(shape)}, and {entry} is {wanted}: {_AGAIN}."
-                )
-    _check_handover(manifest)
+            if found != sizes[entry]:
+                raise _refusal(f"{told} is {list(shape)}, and {entry} is {sizes[entry]}")
+    _check_handover(manifest.stages)
     _check_scheduler(manifest)
 
 
-def _side(multiple: int | None, size: int, name: str) -> int | str:
-    return size if multiple is None else name
-
-
-def _shape(manifest: Manifest, stage: str, name: str) -> tuple[int | str, ...] | None:
-    spec = manifest.stages.get(stage)
-    tensors = () if spec is None else (*spec.inputs, *spec.outputs)
-    return next((tensor.shape for tensor in tensors if tensor.name == name), None)
-
-
-def _check_handover(manifest: Manifest) -> None:
+def _check_handover(stages: Mapping[str, StageSpec]) -> None:
     """The conditioning takes the text encoder's output, and gives the U-Net's keys and values, a row at a time."""
-    stages = manifest.stages
-    conditioning = {spec.name: spec for spec in (*stages["conditioning"].inputs, *stages["conditioning"].outputs)}
+    conditioning = {spec.name for spec in (*stages["conditioning"].inputs, *stages["conditioning"].outputs)}
     for giver, taker in (("text_encoder", "conditioning"), ("conditioning", "unet"), ("conditioning", "unet_shallow")):
-        if taker not in stages:
-            continue
-        given = {spec.name: spec for spec in stages[giver].outputs}
-        for spec in stages[taker].inputs:
-            if spec.name not in given or spec.name not in conditioning:
-                continue
-            source = given[spec.name]
-            if (source.dtype, source.shape[1:]) != (spec.dtype, spec.shape[1:]):
-                raise UserError(
+        given = {spec.name: spec for spec in stages[giver].outputs if spec.name in conditioning}
+        for spec in stages[taker].inputs if taker in stages else ():
+            source = given.get(spec.name)
+            if source is not None and (source.dtype, source.shape[1:]) != (spec.dtype, spec.shape[1:]):
+                raise _refusal(
                     f"{MANIFEST_NAME}: stage {giver} gives {spec.name} as {source.dtype} {list(source.shape)}, and "
-                    f"stage {taker} takes {spec.dtype} {list(spec.shape)}: {_AGAIN}."
+                    f"stage {taker} takes {spec.dtype} {list(spec.shape)}"
                 )
 
 
 def _check_scheduler(manifest: Manifest) -> None:
     try:
-        SchedulerConfig.from_dict(manifest.scheduler)
+        steps = SchedulerConfig.from_dict(manifest.scheduler).num_train_timesteps
     except ValueError as error:
         raise UserError(f"{MANIFEST_NAME}: the scheduler cannot be used: {error}") from None
-    steps, level = manifest.scheduler.get("num_train_timesteps"), manifest.frame_init.noise_level
-    if isinstance(steps, int) and not isinstance(steps, bool):
-        if not 2 <= steps <= MAX_TRAINING_STEPS:
-            raise UserError(
-                f"{MANIFEST_NAME}: entry scheduler.num_train_timesteps is {steps}, which is not from 2 to "
-                f"{MAX_TRAINING_STEPS}: {_AGAIN}."
-            )
-        if not 0 <= level < steps:
-            raise UserError(
-                f"{MANIFEST_NAME}: entry frame_init.noise_level is {level}, and the scheduler has timesteps from 0 to "
-                f"{steps - 1}: {_AGAIN}."
-            )
-
-
-MAX_TRAINING_STEPS = 100_000
-_NEEDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "text_encoder": (("input_ids",), ("text_embeddings",)),
-    "conditioning": (("text_embeddings",), ()),
-    "vae_encoder": (("image",), ("mean", "logvar")),
-    "vae_decoder": (("latents",), ("image",)),
-    "unet": (("sample", "timestep", "first_frame_latents"), ("noise_pred",)),
-}
+    level = manifest.frame_init.noise_level
+    if not 0 <= level < steps:
+        raise _refusal(
+            f"{MANIFEST_NAME}: entry frame_init.noise_level is {level}, and the scheduler has timesteps from 0 to "
+            f"{steps - 1}"
+        )
 
 
 def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource], tokenizer: Any) -> int | None:
@@ -178,29 +150,26 @@ def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource]
         for needed, tensors in ((inputs, spec.inputs), (outputs, spec.outputs)):
             missing = [name for name in needed if name not in {tensor.name for tensor in tensors}]
             if missing:
-                raise UserError(f"{MANIFEST_NAME}: stage {stage} has no tensor {missing[0]}: {_AGAIN}.")
+                raise _refusal(f"{MANIFEST_NAME}: stage {stage} has no tensor {missing[0]}")
     padding, file = manifest.tokenizer, manifest.tokenizer.file
     number = tokenizer.token_to_id(padding.pad_token)
     if number != padding.pad_token_id:
-        raise UserError(
+        raise _refusal(
             f"{MANIFEST_NAME}: entry tokenizer.pad_token_id is {padding.pad_token_id}, and {file} has {number} for "
-            f"{padding.pad_token[:40]!r}: {_AGAIN}."
+            f"{padding.pad_token[:40]!r}"
         )
-    rows = _vocabulary(graph(manifest.stages["text_encoder"]))
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if rows is not None and largest >= rows:
-        raise UserError(
-            f"{file} has token numbers up to {largest}, and the text encoder's vocabulary has {rows} entries: {_AGAIN}."
-        )
-    return rows
-
-
-def _vocabulary(source: GraphSource) -> int | None:
-    """Entries of the table that the token numbers select from; None where the graph has no such table."""
-    facts = source.facts
+    # The table that the token numbers select from, where the graph has one.
+    facts = graph(manifest.stages["text_encoder"]).facts
     tables = [
         facts.initialisers[table]
         for rows, table in facts.lookups.items()
         if rows not in facts.initialisers and len(facts.initialisers.get(table, ())) == 2
     ]
-    return tables[0][0] if len(tables) == 1 else None
+    if len(tables) != 1:
+        return None
+    entries, largest = tables[0][0], max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= entries:
+        raise _refusal(
+            f"{file} has token numbers up to {largest}, and the text encoder's vocabulary has {entries} entries"
+        )
+    return entries

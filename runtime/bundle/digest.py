@@ -18,11 +18,7 @@ from ...errors import UserError
 
 
 def digest_of(manifest: Any) -> str:
-    """SHA-256, 64 hexadecimal digits.
-
-    Args:
-        manifest: a dataclass, of dataclasses, mappings, sequences and what JSON holds.
-    """
+    """SHA-256, 64 hexadecimal digits, of a dataclass of dataclasses, mappings, sequences and what JSON holds."""
     text = json.dumps(_canonical(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -48,11 +44,8 @@ def check_digest(found: str, expected: str, bundle: Path) -> None:
 
 def _canonical(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            entry.name: _canonical(getattr(value, entry.name))
-            for entry in dataclasses.fields(value)
-            if getattr(value, entry.name) != _default(entry)
-        }
+        entries = {entry.name: (entry, getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {name: _canonical(item) for name, (entry, item) in entries.items() if item != _default(entry)}
     if isinstance(value, dict):
         return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -61,6 +54,4 @@ def _canonical(value: Any) -> Any:
 
 
 def _default(entry: dataclasses.Field[Any]) -> Any:
-    if entry.default_factory is not dataclasses.MISSING:
-        return entry.default_factory()
-    return entry.default
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()

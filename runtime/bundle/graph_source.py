@@ -48,11 +48,7 @@ class GraphSource:
         return cls(graph.name, read)
 
     def with_model(self, model: bytes) -> GraphSource:
-        """Another graph over the same files of weights.
-
-        Args:
-            model: a serialised ``onnx.ModelProto`` that refers to no other files.
-        """
+        """Another graph, a serialised ``onnx.ModelProto``, over the same files of weights."""
 
         def read(name: str, limit: int | None) -> Bytes:
             return np.frombuffer(model, np.uint8) if name == self.name else self._read(name, limit)
@@ -89,11 +85,9 @@ class GraphSource:
         """Contents of the files that the graph refers to, by the location as the graph spells it. Read anew at each
         call: whoever loads them decides how long they stay.
         """
-        facts = self.facts
-        contents = {location: self._read(self._resolve(location), None) for location in facts.locations}
-        for tensor in facts.external:
-            size = len(contents[tensor.location])
-            if tensor.offset + tensor.nbytes > size:
+        contents = {location: self._read(self._resolve(location), None) for location in self.facts.locations}
+        for tensor in self.facts.external:
+            if tensor.offset + tensor.nbytes > len(contents[tensor.location]):
                 raise self._refusal(f"takes {tensor.name[:80]!r} from behind the end of {tensor.location!r}")
         return contents
 

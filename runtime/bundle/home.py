@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -32,11 +33,8 @@ def bundle_home() -> Path:
 def named_bundles() -> dict[str, Path]:
     """Every bundle that a name finds, sorted; the demo is always there."""
     found = {DEMO: DEMO_FOLDER}
-    try:
-        folders = sorted(bundle_home().iterdir())
-    except OSError:
-        folders = []
-    found |= {folder.name: folder for folder in folders if _NAME.fullmatch(folder.name) and _is_bundle(folder)}
+    with suppress(OSError):
+        found |= {f.name: f for f in bundle_home().iterdir() if _NAME.fullmatch(f.name) and _is_bundle(f)}
     return dict(sorted(found.items()))
 
 
@@ -96,12 +94,8 @@ def check_not_packaged(bundle: Path) -> None:
     """
     if bundle.resolve() != DEMO_FOLDER.resolve():
         return
-    home = bundle_home()
-    copy = (
-        f'xcopy /E /I "{DEMO_FOLDER}" "{home / DEMO}"'
-        if os.name == "nt"
-        else f'mkdir -p "{home}" && cp -r "{DEMO_FOLDER}" "{home / DEMO}"'
-    )
+    copy = f'"{DEMO_FOLDER}" "{bundle_home() / DEMO}"'
+    copy = f"xcopy /E /I {copy}" if os.name == "nt" else f'mkdir -p "{bundle_home()}" && cp -r {copy}'
     raise UserError(
         f"the demo bundle belongs to the package and is not changed: copy it with {copy} and build 'demo' again, "
         "which then means the copy."

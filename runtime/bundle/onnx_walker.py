@@ -8,9 +8,10 @@ groups, wrong wire types, and a message field that is given twice (parsers merge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 
 MAX_BYTES = (1 << 31) - 1
 """Of a graph without its weights; protobuf itself takes no more."""
@@ -23,18 +24,8 @@ MAX_DEPTH = 8
 DOMAINS = ("", "ai.onnx")
 """Operator domains a bundle's graphs may use: ONNX's own."""
 
-DTYPES = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    16: "bfloat16",
-}
+_NAMES = ["float32", "uint8", "int8", "int16", "int32", "int64", "bool", "float16", "float64", "bfloat16"]
+DTYPES = dict(zip((1, 2, 3, 5, 6, 7, 9, 10, 11, 16), _NAMES, strict=True))
 """ONNX element type -> its name in a manifest."""
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16}
 _BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4}
@@ -121,10 +112,6 @@ class _Tensor:
     """Of its external data; None: the values are in the graph."""
 
 
-_Field = tuple[int, int, int, int]
-"""Field number, wire type, start and end of the content; of a varint the value stands in place of the start."""
-
-
 class _Walker:
     def __init__(self, data: bytes) -> None:
         self._data, self._left = data, MAX_FIELDS
@@ -135,31 +122,26 @@ class _Walker:
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def model(self) -> None:
-        graphs = 0
-        for number, wire, start, end in self._fields(0, len(self._data)):
+        found = False
+        for number, _, start, end in self._fields(0, len(self._data), {7: _BYTES, 20: None, 25: _BYTES}, {7: "graph"}):
             if number == 7:
-                self._expect(wire, _BYTES)
-                graphs += 1
-                self._once(graphs, "graph")
+                found = True
                 self.facts.place = (self._begin, start, end)
                 self._graph(start, end, 0)
             elif number == 20:
                 raise ValueError("it holds a training graph")
-            elif number == 25:
-                self._expect(wire, _BYTES)
+            else:
                 self._function(start, end)
-        if not graphs:
+        if not found:
             raise ValueError("it holds no ONNX graph")
 
     def _function(self, start: int, end: int) -> None:
-        for number, wire, at, to in self._fields(start, end):
+        for number, _, at, to in self._fields(start, end, dict.fromkeys((7, 10, 11), _BYTES)):
             if number == 7:
-                self._expect(wire, _BYTES)
                 self._node(at, to, 1)
             elif number == 10:
-                self._domain(wire, at, to)
-            elif number == 11:
-                self._expect(wire, _BYTES)
+                self.facts.domains.add(self._text(at, to))
+            else:
                 self._attribute(at, to, 1)
 
     def _graph(self, start: int, end: int, depth: int) -> None:
@@ -167,10 +149,7 @@ class _Walker:
         if depth > MAX_DEPTH:
             raise ValueError(f"its graphs are nested more than {MAX_DEPTH} deep")
         borders: dict[int, list[GraphTensor]] = {11: [], 12: []}
-        for number, wire, at, to in self._fields(start, end):
-            if number not in (1, 5, 11, 12, 15):
-                continue
-            self._expect(wire, _BYTES)
+        for number, _, at, to in self._fields(start, end, dict.fromkeys((1, 5, 11, 12, 15), _BYTES)):
             if number == 1:
                 self._node(at, to, depth)
             elif number == 5 and depth == 0:
@@ -189,30 +168,22 @@ class _Walker:
         inputs: list[tuple[int, int]] = []
         is_lookup = False
         self.facts.domains.add("")
-        for number, wire, at, to in self._fields(start, end):
+        for number, wire, at, to in self._fields(start, end, {1: _BYTES, 4: None, 5: _BYTES, 7: _BYTES}):
             if number == 1:
-                self._expect(wire, _BYTES)
                 inputs.append((at, to))
             elif number == 4:
                 is_lookup = wire == _BYTES and self._data[at:to] == b"Gather"
             elif number == 5:
-                self._expect(wire, _BYTES)
                 self._attribute(at, to, depth)
-            elif number == 7:
-                self._domain(wire, at, to)
+            else:
+                self.facts.domains.add(self._text(at, to))
         if is_lookup and depth == 0 and len(inputs) == 2:
             table, rows = (self._text(*place) for place in inputs)
             self.facts.lookups[rows] = table
 
     def _attribute(self, start: int, end: int, depth: int) -> None:
-        seen = {5: 0, 6: 0, 22: 0}
-        for number, wire, at, to in self._fields(start, end):
-            if number not in (5, 6, 10, 11, 22, 23):
-                continue
-            self._expect(wire, _BYTES)
-            if number in seen:
-                seen[number] += 1
-                self._once(seen[number], "attribute")
+        wanted, once = dict.fromkeys((5, 6, 10, 11, 22, 23), _BYTES), dict.fromkeys((5, 6, 22), "attribute")
+        for number, _, at, to in self._fields(start, end, wanted, once):
             if number in (5, 10):
                 self._inner_tensor(at, to)
             elif number in (6, 11):
@@ -221,10 +192,8 @@ class _Walker:
                 self._sparse(at, to)
 
     def _sparse(self, start: int, end: int) -> None:
-        for number, wire, at, to in self._fields(start, end):
-            if number in (1, 2):
-                self._expect(wire, _BYTES)
-                self._inner_tensor(at, to)
+        for _, _, at, to in self._fields(start, end, {1: _BYTES, 2: _BYTES}):
+            self._inner_tensor(at, to)
 
     def _inner_tensor(self, start: int, end: int) -> None:
         tensor = self._tensor(start, end)
@@ -243,29 +212,28 @@ class _Walker:
 
     def _tensor(self, start: int, end: int) -> _Tensor:
         tensor, dims, external, raw = _Tensor(), list[int](), False, None
-        for number, wire, at, to in self._fields(start, end):
+        wanted = {1: None, 2: _VARINT, 8: _BYTES, 9: _BYTES, 13: _BYTES, 14: _VARINT}
+        for number, wire, at, to in self._fields(start, end, wanted):
             if number == 1:
                 dims += self._integers(wire, at, to)
-                self._rank(len(dims))
+                _check_rank(len(dims))
             elif number == 2:
-                self._expect(wire, _VARINT)
                 tensor.elem_type = at
             elif number == 8:
-                self._expect(wire, _BYTES)
                 tensor.name = self._text(at, to)
             elif number == 9:
-                self._expect(wire, _BYTES)
                 raw = to - at
-            elif number == 13:
-                self._expect(wire, _BYTES)
-                key, value = self._entry(at, to)
+            elif number == 14:
+                external = at != 0
+            else:
+                found = {1: "", 2: ""}
+                for part, _, a, b in self._fields(at, to, {1: _BYTES, 2: _BYTES}):
+                    found[part] = self._text(a, b)
+                key, value = found.values()
                 tensor.entries = {} if tensor.entries is None else tensor.entries
                 if key in tensor.entries or key not in _EXTERNAL_KEYS:
                     raise ValueError(f"the place of {tensor.name[:80]!r} has the key {key[:40]!r}, or has it twice")
                 tensor.entries[key] = value
-            elif number == 14:
-                self._expect(wire, _VARINT)
-                external = at != 0
         if external != (tensor.entries is not None):
             raise ValueError(f"tensor {tensor.name[:80]!r} says both that its values lie in another file and that not")
         tensor.dims = tuple(dims)
@@ -273,101 +241,83 @@ class _Walker:
             _check_values(tensor, raw, end - start)
         return tensor
 
-    def _entry(self, start: int, end: int) -> tuple[str, str]:
-        found = {1: "", 2: ""}
-        for number, wire, at, to in self._fields(start, end):
-            if number in found:
-                self._expect(wire, _BYTES)
-                found[number] = self._text(at, to)
-        return found[1], found[2]
-
     def _value(self, start: int, end: int) -> GraphTensor:
-        name, dtype, types = "", "no tensor", 0
+        name, dtype = "", "no tensor"
         shape: tuple[int | str | None, ...] | None = None
-        for number, wire, at, to in self._fields(start, end):
+        for number, _, at, to in self._fields(start, end, {1: _BYTES, 2: _BYTES}, {2: "type"}):
             if number == 1:
-                self._expect(wire, _BYTES)
                 name = self._text(at, to)
-            elif number == 2:
-                self._expect(wire, _BYTES)
-                types += 1
-                self._once(types, "type")
-                for kind, inner, a, b in self._fields(at, to):
-                    if kind == 1:
-                        self._expect(inner, _BYTES)
-                        dtype, shape = self._tensor_type(a, b)
+            else:
+                for _, _, a, b in self._fields(at, to, {1: _BYTES}):
+                    dtype, shape = self._tensor_type(a, b)
         return GraphTensor(name, dtype, shape)
 
     def _tensor_type(self, start: int, end: int) -> tuple[str, tuple[int | str | None, ...] | None]:
         dtype, shape = "type 0", None
-        for number, wire, at, to in self._fields(start, end):
+        for number, _, at, to in self._fields(start, end, {1: _VARINT, 2: _BYTES}, {2: "shape"}):
             if number == 1:
-                self._expect(wire, _VARINT)
                 dtype = DTYPES.get(at, f"type {at}")
-            elif number == 2:
-                self._expect(wire, _BYTES)
-                self._once(1 if shape is None else 2, "shape")
+            else:
                 sizes: list[int | str | None] = []
-                for place in self._messages(at, to, 1):
-                    sizes.append(self._size(*place))
-                    self._rank(len(sizes))
+                for _, _, a, b in self._fields(at, to, {1: _BYTES}):
+                    sizes.append(self._size(a, b))
+                    _check_rank(len(sizes))
                 shape = tuple(sizes)
         return dtype, shape
 
     def _size(self, start: int, end: int) -> int | str | None:
         size: int | str | None = None
-        for number, wire, at, to in self._fields(start, end):
-            if number == 1:
-                self._expect(wire, _VARINT)
-                size = _signed(at)
-            elif number == 2:
-                self._expect(wire, _BYTES)
-                size = self._text(at, to) or None
+        for number, _, at, to in self._fields(start, end, {1: _VARINT, 2: _BYTES}):
+            size = _signed(at) if number == 1 else self._text(at, to) or None
         return size
-
-    def _domain(self, wire: int, start: int, end: int) -> None:
-        self._expect(wire, _BYTES)
-        self.facts.domains.add(self._text(start, end))
 
     # -- the wire format -----------------------------------------------------------------------------------------------
 
-    def _messages(self, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-        for number, wire, at, to in self._fields(start, end):
-            if number == wanted:
-                self._expect(wire, _BYTES)
-                yield at, to
+    def _fields(
+        self, start: int, end: int, wanted: Mapping[int, int | None], once: Mapping[int, str] = MappingProxyType({})
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Field number, wire type, start and end of the content; of a varint the value stands in place of the start.
 
-    def _fields(self, start: int, end: int) -> Iterator[_Field]:
-        data = self._data
+        Args:
+            wanted: fields that are given, with the wire type that they must have; None: any.
+            once: fields that may be there once, and what they are.
+        """
+        data, seen = self._data, set[int]()
         while start < end:
-            self._left -= 1
-            if self._left < 0:
-                raise ValueError(f"it has more than {MAX_FIELDS} fields")
+            self._count()
             begin, tag = start, data[start]
             start += 1
             if tag >= 0x80:
                 tag, start = self._varint(start - 1, end)
             number, wire = tag >> 3, tag & 7
-            if not 0 < number < 1 << 29:
+            if not 0 < number < 1 << 29 or wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
                 raise ValueError("it is not ONNX")
-            self._begin = begin
-            if wire == _BYTES:
-                length, start = self._varint(start, end)
-                if length > end - start:
-                    raise ValueError("it is cut short, or not ONNX")
-                yield number, wire, start, start + length
-                start += length
-            elif wire == _VARINT:
-                value, start = self._varint(start, end)
-                yield number, wire, value, value
-            elif wire in (_FIXED64, _FIXED32):
-                length = 8 if wire == _FIXED64 else 4
-                if length > end - start:
-                    raise ValueError("it is cut short, or not ONNX")
-                yield number, wire, start, start + length
-                start += length
+            if wire == _VARINT:
+                at, start = self._varint(start, end)
+                to = at
             else:
+                length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
+                if wire == _BYTES:
+                    length, start = self._varint(start, end)
+                if length > end - start:
+                    raise ValueError("it is cut short, or not ONNX")
+                at = start
+                to = start = start + length
+            if number not in wanted:
+                continue
+            if wanted[number] not in (None, wire):
                 raise ValueError("it is not ONNX")
+            if number in once:
+                if number in seen:
+                    raise ValueError(f"it has a {once[number]} in two parts")
+                seen.add(number)
+            self._begin = begin
+            yield number, wire, at, to
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more than {MAX_FIELDS} fields")
 
     def _varint(self, start: int, end: int) -> tuple[int, int]:
         value = 0
@@ -385,12 +335,11 @@ class _Walker:
         """A repeated int64, packed or one by one."""
         if wire == _VARINT:
             return [_signed(start)]
-        self._expect(wire, _BYTES)
+        if wire != _BYTES:
+            raise ValueError("it is not ONNX")
         found: list[int] = []
         while start < end:
-            self._left -= 1
-            if self._left < 0:
-                raise ValueError(f"it has more than {MAX_FIELDS} fields")
+            self._count()
             value, start = self._varint(start, end)
             found.append(_signed(value))
         return found
@@ -401,20 +350,10 @@ class _Walker:
         except UnicodeDecodeError:
             raise ValueError("it has a name that is not UTF-8") from None
 
-    @staticmethod
-    def _expect(wire: int, wanted: int) -> None:
-        if wire != wanted:
-            raise ValueError("it is not ONNX")
 
-    @staticmethod
-    def _rank(sizes: int) -> None:
-        if sizes > MAX_RANK:
-            raise ValueError(f"it has a tensor of more than {MAX_RANK} sizes")
-
-    @staticmethod
-    def _once(count: int, what: str) -> None:
-        if count > 1:
-            raise ValueError(f"it has a {what} in two parts")
+def _check_rank(sizes: int) -> None:
+    if sizes > MAX_RANK:
+        raise ValueError(f"it has a tensor of more than {MAX_RANK} sizes")
 
 
 def _check_values(tensor: _Tensor, raw: int | None, size: int) -> None:

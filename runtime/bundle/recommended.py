@@ -11,14 +11,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import accumulate
 from typing import Any
 
 from ...errors import UserError
 from ...kernels.ddim import SchedulerConfig
 from ...kernels.schedulers import step_table
-from ..request.choices import CAMERA_MOTIONS
+from ..request.option_table import CAMERA_MOTIONS, one_of
 from ..request.presets import PUBLISHED
-from ..request.settings import check_sampling, one_of
+from ..request.settings import check_sampling
 from .manifest import RecommendedSettings
 
 _MAX_PROMPTS = 1000
@@ -54,14 +55,8 @@ def recommended_settings(
 
 
 def check_recommended(recommended: RecommendedSettings, scheduler: Mapping[str, Any], source: str) -> None:
-    """Refuse recommended values that a call could not be given.
-
-    Args:
-        scheduler: the model's noise schedule, fields of :class:`SchedulerConfig`.
-        source: where the values come from, for the message.
-
-    Raises:
-        UserError: a value of the wrong kind or out of its range.
+    """Refuse, with a :class:`UserError`, recommended values that a call could not be given; arguments as for
+    :func:`recommended_settings`.
     """
     given = {name: getattr(recommended, name) for name in PUBLISHED if getattr(recommended, name) is not None}
     chosen: Any = replace(recommended, **PUBLISHED | given)
@@ -124,11 +119,7 @@ def _words(text: str) -> str:
 
 def _shown(known: Sequence[str]) -> str:
     """The first ones, as many as fit into a line, and how many there are besides."""
-    if not known:
-        return "none"
-    shown, length = 0, 0
-    while shown < len(known) and (not shown or length + len(known[shown]) <= _SHOWN_LENGTH):
-        length += len(known[shown]) + 2
-        shown += 1
-    rest = len(known) - shown
-    return ", ".join(known[:shown]) + (f" and {rest} more ('consisti2v inspect' lists them)" if rest else "")
+    ends = accumulate(len(phrase) + 2 for phrase in known)
+    count = max(1, sum(end <= _SHOWN_LENGTH + 2 for end in ends))
+    rest = len(known) - count
+    return (", ".join(known[:count]) or "none") + (f" and {rest} more ('consisti2v inspect' lists them)" * (rest > 0))

@@ -42,21 +42,14 @@ def replace_folder(new: Path, output: Path) -> None:
 
 
 def rename_back(output: Path) -> None:
-    """Give the old folder its name again where no folder has it. Call it with the :func:`export_lock`.
-
-    Raises:
-        OSError: the rename fails.
-    """
+    """Give the old folder its name again where no folder has it. Call it with the :func:`export_lock`."""
     old = replaced_folder(output)
     if not os.path.lexists(output) and old.is_dir() and not old.is_symlink():
         old.rename(output)
 
 
 def recover_replaced(path: Path) -> None:
-    """Undo a replacement that was killed halfway; one that still runs is waited for.
-
-    Args:
-        path: the folder that somebody looks for; nothing is done where it exists.
+    """Undo, for a folder that is not there, a replacement that was killed halfway; one that still runs is waited for.
 
     Raises:
         UserError: the old folder is there but cannot be renamed.

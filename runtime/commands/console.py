@@ -15,11 +15,15 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
+
+_NO_LINES = Box("    \n    \n -- \n    \n -- \n    \n    \n    \n", ascii=True)
 
 
 def plain(text: object) -> str:
@@ -82,6 +86,30 @@ def make_console(*, stderr: bool = False, markup: bool = False, soft_wrap: bool 
         soft_wrap: leave the wrapping of lines to the terminal.
     """
     return PlainConsole(stderr=stderr, markup=markup, emoji=False, highlight=False, soft_wrap=soft_wrap)
+
+
+def table_console() -> PlainConsole:
+    """A console of standard output. In a pipe its lines are not broken, unless ``COLUMNS`` says where."""
+    console = make_console()
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        console.width = 1000
+    return console
+
+
+def make_table(console: PlainConsole, title: str, *columns: str, **options: Any) -> Table:
+    """A table with lines on a terminal, in columns without lines where nobody looks or ``TERM`` is dumb."""
+    box = _NO_LINES if console.is_plain else HEAVY_HEAD
+    return Table(*columns, title=title, box=box, title_justify="left", show_header=bool(columns), **options)
+
+
+def size_text(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.1f} {unit}"
 
 
 def note(console: Console, text: str, label: str = "note:", style: str = "yellow") -> None:

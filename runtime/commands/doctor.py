@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ...errors import BackendError
 from ..backends import Row, check_device, table
 from ..bundle.bundle import Bundle
+from .console import make_table, table_console
 from .packages import PURPOSES, Part, install_line, parts
-from .table_style import table_console, table_style
 
 _DEVICES = {"cuda": "the GPU", "cpu": "the processor", "openvino": "the processor"}
 
@@ -43,8 +42,7 @@ def doctor(
     console = table_console()
     for line in lines:
         console.print(line, soft_wrap=True)
-    columns = ("backend", "device", "used", "why")
-    backends = Table(*columns, title="sessions, in order of preference", **table_style(console))
+    backends = make_table(console, "sessions, in order of preference", "backend", "device", "used", "why")
     for row in rows:
         backends.add_row(row.backend.title, row.backend.device, "yes" if row.used else "no", row.reason)
     console.print(backends)
@@ -73,16 +71,14 @@ def _line(extra: str, part: Part) -> str:
 
 def _judge(bundle: Bundle | None, device: str) -> tuple[list[Row], list[str]]:
     """Every backend with its reason, and a line for each that was tried and failed."""
-    failed: set[str] = set()
-    tried: list[str] = []
+    tried: dict[str, str] = {}
     while True:
-        rows = table(bundle, device, without=failed)
+        rows = table(bundle, device, without=set(tried))
         used = next((row for row in rows if row.used), None)
         refused = _does_not_load(bundle, used)
         if used is None or refused is None:
-            return rows, tried
-        failed.add(used.backend.name)
-        tried.append(f"{used.backend.title} was tried: {refused}")
+            return rows, list(tried.values())
+        tried[used.backend.name] = f"{used.backend.title} was tried: {refused}"
 
 
 def _does_not_load(bundle: Bundle | None, used: Row | None) -> str | None:

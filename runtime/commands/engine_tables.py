@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from typing import Any
 
 from rich.table import Table
 
 from ...errors import UserError
 from ..bundle.bundle import Bundle
-from ..bundle.engine_facts import check_facts
-from ..bundle.engine_match import build_command
-from ..bundle.engine_source import staleness
+from ..bundle.engines import FACTS_VERSION, build_command, staleness
 from ..bundle.manifest import EngineSpec
 from ..files.guarded_read import parse_json
 from ..gpu.device import probe
-
-ALL = "all"
+from .console import PlainConsole, make_table, size_text
 
 
 def find_engines(bundle: Bundle, name: str) -> list[EngineSpec]:
@@ -27,12 +24,12 @@ def find_engines(bundle: Bundle, name: str) -> list[EngineSpec]:
         UserError: there are none of that name.
     """
     engines = bundle.manifest.engines
-    found = [engine for engine in engines if name in (ALL, engine.stage, engine.target)]
+    found = [engine for engine in engines if name in ("all", engine.stage, engine.target)]
+    if not engines:
+        raise UserError("the bundle has no engines: make some with 'consisti2v build BUNDLE --target rtx4060'.")
     if not found:
-        if not engines:
-            raise UserError("the bundle has no engines: make some with 'consisti2v build BUNDLE --target rtx4060'.")
         names = dict.fromkeys([*(e.target for e in engines), *(e.stage for e in engines)])
-        raise UserError(f"the bundle has no engine {name!r}: choose {ALL}, {', '.join(names)}.")
+        raise UserError(f"the bundle has no engine {name!r}: choose all, {', '.join(names)}.")
     return found
 
 
@@ -44,18 +41,60 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {}
     if engine.facts:
-        again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
-        remedy = f"build the engine again with 'consisti2v build BUNDLE {again}'"
         try:
             facts = parse_json(bundle.read(engine.facts).tobytes())
-            check_facts(facts)
+            _check_facts(facts)
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{engine.facts} cannot be read ({str(error).rstrip('.')}): {remedy}.") from None
+            again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
+            raise UserError(
+                f"{engine.facts} cannot be read ({str(error).rstrip('.')}): build the engine again with "
+                f"'consisti2v build BUNDLE {again}'."
+            ) from None
     if probe().found:
         facts["inspector"] = inspect_on_gpu(bundle, engine)
     return facts
+
+
+def _check_facts(facts: Any) -> None:
+    """Refuse, with a ValueError, facts of another version, or that lack what is shown."""
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no JSON object")
+    version = facts.get("facts_version")
+    if version != FACTS_VERSION or isinstance(version, bool):
+        raise ValueError(f"facts version {version!r}, this program knows {FACTS_VERSION}")
+
+    def get(*path: str) -> Any:
+        value: Any = facts
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def are(values: Any, is_entry: Any) -> bool:
+        return isinstance(values, list) and all(map(is_entry, values))
+
+    kinds, seconds = get("layers", "kinds"), facts.get("build_seconds")
+    sound = {
+        "layers": _is_count(get("layers", "total")) and isinstance(kinds, dict) and are([*kinds.values()], _is_count),
+        "attentions": are(get("attentions", "fused"), lambda name: isinstance(name, str))
+        and are(get("attentions", "decomposed"), _is_decomposed),
+        "build_seconds": _is_count(seconds) or (isinstance(seconds, float) and 0 <= seconds < math.inf),
+        "weight_bytes": facts.get("weight_bytes", "") is None or _is_count(facts.get("weight_bytes")),
+        "peak_host_bytes": facts.get("peak_host_bytes", "") is None or _is_count(facts.get("peak_host_bytes")),
+        "activation_bytes": are(facts.get("activation_bytes"), _is_count),
+    }
+    for name, holds in sound.items():
+        if not holds:
+            raise ValueError(f"its {name} are not what a build writes")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_decomposed(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "reason"))
 
 
 def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
@@ -73,9 +112,8 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
             f"{engine.flavour} cannot be imported ({error}): install it to look into its engines."
         ) from None
     bundle.require([engine.file], build_command(engine))
-    loaded = library.Runtime(library.Logger(library.Logger.ERROR)).deserialize_cuda_engine(
-        bundle.read(engine.file).tobytes()
-    )
+    runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+    loaded = runtime.deserialize_cuda_engine(bundle.read(engine.file).tobytes())
     if loaded is None:
         raise UserError(
             f"{library.__name__} {library.__version__} refuses {engine.file}: build it for this GPU with "
@@ -84,23 +122,19 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     return json.loads(loaded.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON))
 
 
-def engine_table(
-    bundle: Bundle, engine: EngineSpec, facts: dict[str, Any], size: Callable[[int], str], style: dict[str, Any]
-) -> Table:
-    """One engine for people; `size` writes bytes, `style` is a :func:`~.table_style.table_style`."""
-    table = Table(title=f"{engine.stage} for {engine.target}", show_header=False, **style)
+def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, facts: dict[str, Any]) -> Table:
+    """One engine for people."""
     cards = ", ".join(engine.compute_capabilities)
     rows: list[tuple[str, str]] = [
         ("runs on", f"compute capability {cards}, {engine.platform or 'Linux and Windows'}"),
         ("built by", f"{engine.flavour} {engine.version}, {engine.precision}{', stripped' if engine.stripped else ''}"),
         ("graph", staleness(engine, bundle.manifest) or "the one in the bundle"),
-        ("plan", f"{engine.file}, {size(bundle.manifest.files[engine.file].bytes)}"),
+        ("plan", f"{engine.file}, {size_text(bundle.manifest.files[engine.file].bytes)}"),
     ]
     for kind, specs in (("in", engine.inputs), ("out", engine.outputs)):
-        plain = [spec for spec in specs if "." not in spec.name]
-        rows += [(kind, f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]") for s in plain]
-        if len(plain) < len(specs):
-            texts = [spec for spec in specs if "." in spec.name]
+        texts = [spec for spec in specs if "." in spec.name]
+        rows += [(kind, f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]") for s in specs if s not in texts]
+        if texts:
             rows.append((kind, f"{len(texts)} text keys and values, {texts[0].dtype}"))
     for number, profile in enumerate(engine.profiles):
         shown = ", ".join(
@@ -109,30 +143,28 @@ def engine_table(
             if "." not in name
         )
         rows.append((f"profile {number}", shown))
-    for name, value in rows + _fact_rows(facts, size):
+    table = make_table(console, f"{engine.stage} for {engine.target}")
+    for name, value in rows + (_fact_rows(facts) if facts else []):
         table.add_row(name, value)
     return table
 
 
-def _fact_rows(facts: dict[str, Any], size: Callable[[int], str]) -> list[tuple[str, str]]:
-    if not facts:
-        return []
-    attentions, kinds = facts["attentions"], facts["layers"]["kinds"]
-    reasons = dict.fromkeys(entry["reason"] for entry in attentions["decomposed"])
+def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    attentions, kinds, peak = facts["attentions"], facts["layers"]["kinds"], facts["peak_host_bytes"]
+    memory = "" if peak is None else f", peak memory {size_text(peak)}"
     rows = [
         ("layers", f"{facts['layers']['total']}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
         ("attentions", f"{len(attentions['fused'])} fused, {len(attentions['decomposed'])} decomposed"),
-        *(("decomposed", f"as expected: {reason}") for reason in reasons),
-        ("build", f"{facts['build_seconds']:.1f} s" + _peak(facts["peak_host_bytes"], size)),
+        *(
+            ("decomposed", f"as expected: {reason}")
+            for reason in dict.fromkeys(entry["reason"] for entry in attentions["decomposed"])
+        ),
+        ("build", f"{facts['build_seconds']:.1f} s{memory}"),
     ]
     if facts["weight_bytes"] is not None:
-        rows.append(("weights", size(facts["weight_bytes"])))
+        rows.append(("weights", size_text(facts["weight_bytes"])))
     if facts["activation_bytes"]:
-        rows.append(("GPU memory", "working " + ", ".join(size(count) for count in facts["activation_bytes"])))
+        rows.append(("GPU memory", "working " + ", ".join(map(size_text, facts["activation_bytes"]))))
     if "inspector" in facts:
         rows.append(("inspector", f"{len(facts['inspector'].get('Layers', []))} layers as built; all of it: --json"))
     return rows
-
-
-def _peak(peak: int | None, size: Callable[[int], str]) -> str:
-    return "" if peak is None else f", peak memory {size(peak)}"

@@ -1,7 +1,8 @@
-"""``consisti2v generate``: a photo and a prompt in, a video file out."""
+"""``consisti2v generate``: a photo and a prompt in, a video file out; ``demo``, the same with the packaged model."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,191 +12,144 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
-from rich.console import Console
 
 from ...errors import UserError
-from ...kernels.schedulers import SCHEDULERS
+from ...locations import ASSETS
+from ..bundle.home import DEMO_FOLDER
 from ..gpu.options import GpuOptions, check_gpu_options
 from ..loop.batches import guidance_saving
 from ..media.fit import cropped_shares
-from ..media.frame_scale import scaled_size
-from ..media.video_file import check_output, numbered
-from ..media.video_stream import VideoStream, streaming
+from ..media.video_file import VideoStream, check_output, numbered, scaled_size, streaming
 from ..pipeline import ImageToVideo
-from ..request.choices import CAMERA_MOTIONS
-from ..request.option_names import command_name
+from ..request.option_table import OPTIONS, Option, check_threads, command_name
 from ..request.presets import PUBLISHED
-from ..request.settings import GenerationSettings, check_threads
+from ..request.settings import GenerationSettings
 from ..time_limit import check_time_limit
-from .config_file import with_config
 from .console import echo, make_console, note, plain
-from .photo_input import read_photos
+from .inputs import read_photos, with_config
 from .progress import prompt_interrupt, step_progress
 
-_DEFAULTS = GenerationSettings()
 # Where a refusal of the library names an option, it is given as the command line spells it. Only names with an
 # underscore: the others are words of a sentence too.
 _OPTIONS = {
-    field.name: command_name(field.name)
-    for field in (*fields(GenerationSettings), *fields(GpuOptions))
-    if "_" in field.name
+    name: command_name(name) for name in (*OPTIONS, *(field.name for field in fields(GpuOptions))) if "_" in name
 } | {"cuda_graph": "--no-cuda-graph", "time_limit": "--time-limit"}
 
 
-def _recommended(setting: str) -> str:
-    """The default of an option that a bundle may recommend, for its help."""
-    published = PUBLISHED[setting]
-    shown = ":".join(f"{part:g}" for part in published) if isinstance(published, tuple) else published
-    return f"the bundle's recommendation ('consisti2v inspect' shows it), else {shown}."
+def _in(panel: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **options)
+
+
+_Preset = Annotated[
+    str | None,
+    _in(
+        "Basic",
+        help="Steps, scheduler and guidance interval: exact (published) or balanced (35 steps). Other options win over "
+        "it; without it they are as the bundle recommends.",
+    ),
+]
+_Scale = Annotated[float, _in("Output", help="Width and height of the file, times this (0.1 to 16; Lanczos).")]
+_Device = Annotated[str, _in("Speed and memory", help="auto (a GPU where one can be used), cpu, cuda or openvino.")]
+_Precision = Annotated[str | None, _in("Speed and memory", help="fp32, fp16, bf16, int8 or fp8; the device's best.")]
+_TimeLimit = Annotated[
+    float | None, _in("Speed and memory", metavar="SECONDS", help="Stop a generation that takes longer.")
+]
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """A setting as an option of the command line, with the setting's default."""
+    text, kind, more = option.help, option.kind, {}
+    default = getattr(GenerationSettings, option.setting)
+    if option.setting == "negative_prompt":
+        default = None
+    if option.setting in PUBLISHED:
+        published = PUBLISHED[option.setting]
+        shown = ":".join(f"{part:g}" for part in published) if isinstance(published, tuple) else published
+        text += f"; the bundle's recommendation ('consisti2v inspect' shows it), else {shown}."
+    if option.setting == "guidance_interval":
+        kind, more = str, {"metavar": "START:END"}
+    annotation = Annotated[kind if default is not None else kind | None, _in(option.panel, help=text, **more)]  # type: ignore[valid-type]
+    name = command_name(option.setting).removeprefix("--").replace("-", "_")
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def generate(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Folder made by 'consisti2v export', or a name.")],
+    bundle: Annotated[Path, _in("Basic", "--bundle", "-b", help="Folder made by 'consisti2v export', or a name.")],
     image: Annotated[
-        list[Path], typer.Option("--image", "-i", help="Photo, or - for standard input; repeat for one per prompt.")
+        list[Path], _in("Basic", "--image", "-i", help="Photo, or - for standard input; repeat for one per prompt.")
     ],
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What happens; may be repeated.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File ending in .mp4, .gif, .webp or .png.")] = Path(
+    prompt: Annotated[list[str] | None, _in("Basic", "--prompt", "-p", help="What happens; may be repeated.")] = None,
+    output: Annotated[Path, _in("Output", "--output", "-o", help="File ending in .mp4, .gif, .webp or .png.")] = Path(
         "out.mp4"
     ),
-    negative_prompt: Annotated[list[str] | None, typer.Option(help="What to lead away from.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Steps, scheduler and guidance interval: exact (published) or balanced (35 steps). Other options win "
-            "over it; without it they are as the bundle recommends."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help=f"Denoising steps; {_recommended('num_inference_steps')}")] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(SCHEDULERS)} (for distilled models); {_recommended('scheduler')}"),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help=f"Text guidance, 1: off; {_recommended('guidance_scale_txt')}")
-    ] = None,
-    image_guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="First-frame guidance; above 1 it is on, at half as much work again; "
-            f"{_recommended('guidance_scale_img')}"
-        ),
-    ] = None,
-    guidance_rescale: Annotated[
-        float | None, typer.Option(help=f"0 (off) to 1; {_recommended('guidance_rescale')}")
-    ] = None,
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(
-            metavar="START:END",
-            help=f"Shares of the steps between which guidance acts; {_recommended('guidance_interval')}",
-        ),
-    ] = None,
-    guidance_batch: Annotated[
-        str, typer.Option(help="joint: a step's branches at once; split: one after the other, in less memory.")
-    ] = _DEFAULTS.guidance_batch,
-    cache_interval: Annotated[
-        int, typer.Option(help="The whole U-Net every so many steps; needs a bundle with a cache branch.")
-    ] = _DEFAULTS.cache_interval,
-    eta: Annotated[float, typer.Option(help="0: deterministic DDIM, 1: DDPM; for ddim.")] = _DEFAULTS.eta,
-    seed: Annotated[list[int] | None, typer.Option(help="One, or one per video; drawn and shown if absent.")] = None,
-    frame_stride: Annotated[int | None, typer.Option(help=f"Larger moves more; {_recommended('frame_stride')}")] = None,
-    noise: Annotated[
-        str, typer.Option(help="pyoco_mixed, pyoco_progressive or vanilla.")
-    ] = _DEFAULTS.noise_sampling_method,
-    noise_alpha: Annotated[float, typer.Option(help="How much noise frames share.")] = _DEFAULTS.noise_alpha,
-    frameinit: Annotated[bool, typer.Option(help="Low frequencies of the photo in the first noise.")] = True,
-    frameinit_noise_level: Annotated[int | None, typer.Option(help="Timestep; as the bundle says (850).")] = None,
-    frameinit_filter: Annotated[str | None, typer.Option(help="gaussian, butterworth, ideal or box.")] = None,
-    frameinit_d_s: Annotated[float | None, typer.Option(help="Spatial stop frequency, 0 to 1.")] = None,
-    frameinit_d_t: Annotated[float | None, typer.Option(help="Temporal stop frequency, 0 to 1.")] = None,
-    frameinit_order: Annotated[int | None, typer.Option(help="Order of the butterworth filter.")] = None,
-    camera_motion: Annotated[str | None, typer.Option(help=f"{', '.join(CAMERA_MOTIONS)}.")] = None,
-    videos_per_prompt: Annotated[int, typer.Option(help="Videos for each prompt.")] = 1,
-    clips: Annotated[int, typer.Option(help="Clips of a long video, each going on from the last frame before.")] = 1,
-    height: Annotated[int | None, typer.Option(help="Pixels; as the bundle was exported.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; as the bundle was exported.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the bundle was exported.")] = None,
-    fit: Annotated[
-        str, typer.Option(help="Photo of another aspect than the video: crop, pad (black bars) or stretch.")
-    ] = _DEFAULTS.fit,
-    fps: Annotated[float, typer.Option(help="Frames a second in the file.")] = _DEFAULTS.fps,
-    scale: Annotated[float, typer.Option(help="Width and height of the file, times this (0.1 to 16; Lanczos).")] = 1,
+    preset: _Preset = None,
+    scale: _Scale = 1,
     config: Annotated[
         Path | None,
-        typer.Option(help="JSON file of settings; other options win over it. Example: assets/example_settings.json."),
+        _in("Basic", help="JSON file of settings; other options win over it. Example: assets/example_settings.json."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; one per core if absent.")] = None,
-    device: Annotated[str, typer.Option(help="auto (a GPU where one can be used), cpu, cuda or openvino.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16, int8 or fp8; the device's best.")] = None,
+    threads: Annotated[int | None, _in("Speed and memory", help="Processor threads; one per core if absent.")] = None,
+    device: _Device = "auto",
+    precision: _Precision = None,
+    time_limit: _TimeLimit = None,
     low_vram: Annotated[
-        bool | None, typer.Option(help="GPU: one stage's weights at a time; where the rest does not fit.")
+        bool | None, _in("GPU", help="GPU: one stage's weights at a time; where the rest does not fit.")
     ] = None,
-    device_noise: Annotated[bool, typer.Option(help="GPU: draw the noise there; a seed gives another video.")] = False,
-    cuda_graph: Annotated[bool, typer.Option(help="GPU: replay each step as one graph.")] = True,
-    verify: Annotated[bool, typer.Option(help="Hash what is used of the bundle first.")] = True,
-    time_limit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop a generation that takes longer.")
-    ] = None,
+    device_noise: Annotated[bool, _in("GPU", help="GPU: draw the noise there; a seed gives another video.")] = False,
+    cuda_graph: Annotated[bool, _in("GPU", help="GPU: replay each step as one graph.")] = True,
+    verify: Annotated[bool, _in("Other options", help="Hash what is used of the bundle first.")] = True,
     expect_digest: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Refuse a bundle of another digest; 'inspect' prints it.")
+        str | None,
+        _in("Other options", metavar="SHA256", help="Refuse a bundle of another digest; 'inspect' prints it."),
     ] = None,
+    **settings: Any,
 ) -> None:
     """Animate a photo. Defaults are the bundle's recommendations, else the published model's."""
-    options: dict[str, Any] = {
-        "preset": preset,
-        "num_inference_steps": steps,
-        "scheduler": scheduler,
-        "guidance_interval": _interval(guidance_interval),
-        "guidance_scale_txt": guidance_scale,
-        "guidance_scale_img": image_guidance_scale,
-        "guidance_rescale": guidance_rescale,
-        "guidance_batch": guidance_batch,
-        "cache_interval": cache_interval,
-        "eta": eta,
-        "frame_stride": frame_stride,
-        "noise_sampling_method": noise,
-        "noise_alpha": noise_alpha,
-        "use_frameinit": frameinit,
-        "frameinit_noise_level": frameinit_noise_level,
-        "frameinit_filter": frameinit_filter,
-        "frameinit_d_s": frameinit_d_s,
-        "frameinit_d_t": frameinit_d_t,
-        "frameinit_order": frameinit_order,
-        "camera_motion": camera_motion,
-        "num_videos_per_prompt": videos_per_prompt,
-        "autoregress_steps": clips,
-        "height": height,
-        "width": width,
-        "video_length": frames,
-        "fps": fps,
-        "fit": fit,
-    }
-    if negative_prompt:
-        options["negative_prompt"] = negative_prompt if len(negative_prompt) > 1 else negative_prompt[0]
-    if seed:
-        options["seed"] = seed if len(seed) > 1 else seed[0]
+    options: dict[str, Any] = {"preset": preset}
+    for setting, parameter in _PARAMETERS.items():
+        value = settings[parameter.name]
+        # A single one of those that may be repeated stands for all.
+        options[setting] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    options["guidance_interval"] = _interval(options["guidance_interval"])
     if config is not None:
         options = with_config(config, {name: value for name, value in options.items() if _named(context, name)})
-    engine = {
-        "threads": threads,
-        "device": device,
-        "precision": precision,
-        "gpu": GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph),
-        "expect_digest": expect_digest,
-    }
-    animate_to_file(
-        bundle,
-        image,
-        prompt or [""],
-        [output],
-        options,
-        engine,
-        verify=verify,
-        scale=scale,
-        time_limit=time_limit,
-    )
+    gpu = GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph)
+    engine = {"threads": threads, "device": device, "precision": precision, "gpu": gpu, "expect_digest": expect_digest}
+    engine["verify"] = verify
+    animate_to_file(bundle, image, prompt or [""], [output], options, engine, scale=scale, time_limit=time_limit)
+
+
+_PARAMETERS = {setting: _parameter(option) for setting, option in OPTIONS.items()}
+_written = inspect.signature(generate, eval_str=True)
+generate.__signature__ = _written.replace(  # type: ignore[attr-defined]
+    parameters=[*list(_written.parameters.values())[:-1], *_PARAMETERS.values()]
+)
+
+
+def demo(
+    image: Annotated[
+        Path,
+        _in("Basic", "--image", "-i", help="Photo, or - for standard input.", show_default="the example photo"),
+    ] = ASSETS / "example.jpg",
+    prompt: Annotated[str, _in("Basic", "--prompt", "-p", help="What happens.")] = "zoom in",
+    output: Annotated[Path, _in("Output", "--output", "-o", help="Video; a GIF is written beside it.")] = Path(
+        "demo.mp4"
+    ),
+    preset: _Preset = None,
+    steps: Annotated[int | None, _in("Basic", help="Denoising steps; the preset's, else 50.")] = None,
+    fit: Annotated[str, _in("Video", help=OPTIONS["fit"].help)] = "crop",
+    scale: _Scale = 1,
+    seed: Annotated[int, _in("Basic", help="Another seed gives another video.")] = 0,
+    device: _Device = "auto",
+    precision: _Precision = None,
+    time_limit: _TimeLimit = None,
+) -> None:
+    """Animate a photo with the model inside the package; no download, no torch, no GPU needed."""
+    options: dict[str, Any] = {"preset": preset, "seed": seed, "num_inference_steps": steps, "fit": fit}
+    outputs = list(dict.fromkeys([output, output.with_suffix(".gif")]))
+    engine = {"device": device, "precision": precision}
+    animate_to_file(DEMO_FOLDER, [image], [prompt], outputs, options, engine, scale=scale, time_limit=time_limit)
 
 
 def animate_to_file(
@@ -206,9 +160,8 @@ def animate_to_file(
     options: dict[str, Any],
     engine: dict[str, Any],
     *,
-    verify: bool = True,
-    scale: float = 1,
-    time_limit: float | None = None,
+    scale: float,
+    time_limit: float | None,
 ) -> None:
     """Generate with progress and write to every output; refuses bad outputs and images before anything else.
 
@@ -225,7 +178,8 @@ def animate_to_file(
     if "gpu" in engine:
         with _typed_words():
             check_gpu_options(engine["gpu"], engine["device"])
-    animate = ImageToVideo.from_bundle(bundle, verify=verify, **engine)
+    animate = ImageToVideo.from_bundle(bundle, **engine)
+    manifest = animate.bundle.manifest
     prompt = prompts if len(prompts) > 1 else prompts[0]
     with _typed_words():
         request = animate.check(photos, prompt, settings=asked)
@@ -234,24 +188,24 @@ def animate_to_file(
     for output in outputs:
         for index in range(videos_asked):
             check_output(numbered(output, index, videos_asked))
-    if not animate.bundle.manifest.model.trained:
-        note(console, "the weights of this bundle are untrained: expect moving noise, not a video")
-    for notice in animate.new_notices(request):
-        note(console, notice)
-    _tell_cropped(photos, settings, console)
-    saving = guidance_saving(settings, videos_asked, animate.bundle.manifest)
-    if saving == 0:
-        note(
-            console,
+    untrained = "the weights of this bundle are untrained: expect moving noise, not a video"
+    notices = [
+        *([] if manifest.model.trained else [untrained]),
+        *animate.new_notices(request),
+        *_cropped(photos, settings),
+    ]
+    if guidance_saving(settings, videos_asked, manifest) == 0:
+        notices.append(
             "the guidance interval saves no time here: this bundle's U-Net always runs "
-            f"{animate.bundle.manifest.model.rows} rows at once; export with --guidance any",
+            f"{manifest.model.rows} rows at once; export with --guidance any"
         )
-    total_steps = settings.num_inference_steps * settings.autoregress_steps
+    for notice in notices:
+        note(console, notice)
     clip, clips = settings.video_length, settings.autoregress_steps
     # A clip begins with the last frame of the one before.
     frames = clip + (clips - 1) * (clip - 1)
     with streaming(outputs, videos_asked, frames, settings.fps, scale) as (stream, written):
-        with prompt_interrupt(animate), step_progress(total_steps, console) as advance:
+        with prompt_interrupt(animate), step_progress(settings.num_inference_steps * clips, console) as advance:
             videos = animate(
                 photos, prompt, settings=settings, callback=advance, on_frames=stream.on_frames, time_limit=time_limit
             )
@@ -275,27 +229,25 @@ def _encoding(stream: VideoStream) -> str:
     return f"; encoding {stream.seconds:.1f} s, {share}overlapped with decoding"
 
 
-def _tell_cropped(photos: Sequence[Image.Image], settings: GenerationSettings, console: Console) -> None:
-    """One line per size of photo of which 1 % or more is cut off at the sides."""
+def _cropped(photos: Sequence[Image.Image], settings: GenerationSettings) -> Iterator[str]:
+    """A notice per size of photo of which 1 % or more is cut off at the sides."""
     if settings.fit != "crop" or settings.camera_motion is not None:
         return
     assert settings.height is not None and settings.width is not None
     for width, height in dict.fromkeys(photo.size for photo in photos):
-        shares = dict(
-            zip(("height", "width"), cropped_shares(height, width, settings.height, settings.width), strict=True)
-        )
-        told = " and ".join(f"{share:.0%} of its {side}" for side, share in shares.items() if share >= 0.01)
+        shares = zip(("height", "width"), cropped_shares(height, width, settings.height, settings.width), strict=True)
+        told = " and ".join(f"{share:.0%} of its {side}" for side, share in shares if share >= 0.01)
         if told:
-            note(
-                console,
+            yield (
                 f"the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {told} is cut off; "
-                "--fit pad or --fit stretch keeps it",
+                "--fit pad or --fit stretch keeps it"
             )
 
 
 def _named(context: typer.Context, setting: str) -> bool:
     """The user typed the option of this setting."""
-    source = context.get_parameter_source(_OPTIONS.get(setting, setting).lstrip("-").replace("-", "_"))
+    name = _PARAMETERS[setting].name if setting in _PARAMETERS else setting
+    source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 

@@ -1,4 +1,4 @@
-"""``consisti2v inspect``: a bundle as a table."""
+"""``consisti2v inspect``: a bundle as tables."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from rich.table import Table
 from ...errors import UserError
 from ..bundle.bundle import Bundle
 from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
-from ..bundle.manifest import Manifest, RecommendedSettings, TensorSpec
+from ..bundle.manifest import Manifest, TensorSpec
+from ..files.guarded_read import parse_json
 from ..request.presets import PUBLISHED
 from ..text import PromptTokenizer
-from .console import echo, plain
+from .console import PlainConsole, echo, make_table, plain, size_text, table_console
 from .engine_tables import engine_facts, engine_table, find_engines
-from .table_style import table_console, table_style
-from .variant_table import variant_table
 
 
 def inspect(
@@ -34,22 +33,30 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a bundle holds: model, stages, files, where it came from."""
+    console = table_console()
     if bundle is None:
-        _list_names(verify or json or engine is not None)
+        if verify or json or engine is not None:
+            raise UserError("name the bundle to inspect: a folder, or one of " + ", ".join(named_bundles()) + ".")
+        for name, folder in named_bundles().items():
+            console.print(f"{name}  {folder}", soft_wrap=True)
+        console.print(f"bundles below {bundle_home()} have a name; {HOME_VARIABLE} sets another folder", soft_wrap=True)
         return
     opened = Bundle.open(bundle, verify=False)
     manifest = opened.manifest
     if engine is not None:
-        _show_engines(opened, engine, json)
+        found = find_engines(opened, engine)
+        if json:
+            echo(json_module.dumps([engine_facts(opened, one) for one in found], indent=2))
+        else:
+            for one in found:
+                console.print(engine_table(console, opened, one, engine_facts(opened, one)))
     elif json:
         echo(json_module.dumps({**json_module.loads(manifest.to_json()), "digest": manifest.digest}, indent=2))
     else:
-        console = table_console()
-        style = table_style(console)
-        console.print(_model_table(manifest, style))
-        console.print(_stage_table(manifest, style))
+        console.print(_model_table(console, manifest))
+        console.print(_stage_table(console, manifest))
         if manifest.variants:
-            console.print(variant_table(opened, _size, style))
+            console.print(_variant_table(console, opened))
         # On a line of its own, whole: it is for copying.
         echo(f"digest {manifest.digest}")
     lost = {} if verify else opened.lost_files()
@@ -60,76 +67,45 @@ def inspect(
         started = time.perf_counter()
         opened.verify()
         PromptTokenizer(opened)  # its numbers are those of the text encoder
-        total = sum(record.bytes for record in manifest.files.values())
-        echo(
-            f"{len(manifest.files)} files, {_size(total)}, all as recorded ({time.perf_counter() - started:.1f} s)",
-            err=json,
-        )
+        total = size_text(sum(record.bytes for record in manifest.files.values()))
+        seconds = time.perf_counter() - started
+        echo(f"{len(manifest.files)} files, {total}, all as recorded ({seconds:.1f} s)", err=json)
 
 
-def _show_engines(bundle: Bundle, name: str, as_json: bool) -> None:
-    engines = find_engines(bundle, name)
-    if as_json:
-        echo(json_module.dumps([engine_facts(bundle, engine) for engine in engines], indent=2))
-        return
-    console = table_console()
-    for engine in engines:
-        console.print(engine_table(bundle, engine, engine_facts(bundle, engine), _size, table_style(console)))
-
-
-def _list_names(asked_more: bool) -> None:
-    if asked_more:
-        raise UserError("name the bundle to inspect: a folder, or one of " + ", ".join(named_bundles()) + ".")
-    console = table_console()
-    for name, folder in named_bundles().items():
-        console.print(f"{name}  {folder}", soft_wrap=True)
-    console.print(f"bundles below {bundle_home()} have a name; {HOME_VARIABLE} sets another folder", soft_wrap=True)
-
-
-def _model_table(manifest: Manifest, style: dict[str, Any]) -> Table:
-    model, came_from = manifest.model, manifest.provenance
-    table = Table(title=f"bundle {manifest.name}", show_header=False, **style)
+def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
+    model, came_from, init = manifest.model, manifest.provenance, manifest.frame_init
+    recommended = manifest.recommended
     size = f"{model.width}x{model.height} pixels, {model.frames} frames"
     if model.dynamic_size_multiple is not None:
         size += f"; any multiple of {model.dynamic_size_multiple} pixels"
-    rows = "any" if model.rows is None else str(model.rows)
-    tools = ", ".join(f"{name} {version}" for name, version in came_from.tools.items())
-    scheduler = ", ".join(f"{name} {value}" for name, value in manifest.scheduler.items())
-    init = manifest.frame_init
-    advice = _recommendations(manifest.recommended)
-    for name, value in (
-        ("clip", size),
-        ("U-Net batch", f"{rows} (guidance {model.guidance})"),
-        ("latents", f"{model.latent_channels} channels, 1/{model.vae_scale_factor} of the pixels"),
-        ("scheduler", scheduler),
-        ("FrameInit", f"noise level {init.noise_level}, {init.filter}, d_s {init.d_s}, d_t {init.d_t}"),
-        *advice.items(),
-        ("weights", f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}"),
-        ("licence", came_from.licence),
-        ("made with", tools),
-    ):
-        table.add_row(name, value)
+    advice = {name: getattr(recommended, name) for name in PUBLISHED}
+    settings = ", ".join(f"{name} {value}" for name, value in advice.items() if value is not None)
+    rows = {
+        "clip": size,
+        "U-Net batch": f"{'any' if model.rows is None else model.rows} (guidance {model.guidance})",
+        "latents": f"{model.latent_channels} channels, 1/{model.vae_scale_factor} of the pixels",
+        "scheduler": ", ".join(f"{name} {value}" for name, value in manifest.scheduler.items()),
+        "FrameInit": f"noise level {init.noise_level}, {init.filter}, d_s {init.d_s}, d_t {init.d_t}",
+        "recommended": settings or "the published settings",
+    }
+    for name, known in (("known prompts", recommended.known_prompts), ("camera motions", recommended.camera_motions)):
+        if known is not None:
+            rows[name] = ", ".join(known) or "none"
+    rows |= {
+        "weights": f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}",
+        "licence": came_from.licence,
+        "made with": ", ".join(f"{name} {version}" for name, version in came_from.tools.items()),
+    }
+    table = make_table(console, f"bundle {manifest.name}")
+    for row in rows.items():
+        table.add_row(*row)
     return table
 
 
-def _recommendations(recommended: RecommendedSettings) -> dict[str, str]:
-    """Rows on how the model is best used: the settings that it recommends, the prompts and motions that it knows."""
-    values = {name: getattr(recommended, name) for name in PUBLISHED}
-    settings = [f"{name} {value}" for name, value in values.items() if value is not None]
-    rows = {"recommended": ", ".join(settings) or "the published settings"}
-    if recommended.known_prompts is not None:
-        rows["known prompts"] = ", ".join(recommended.known_prompts) or "none"
-    if recommended.camera_motions is not None:
-        rows["camera motions"] = ", ".join(recommended.camera_motions) or "none"
-    return rows
-
-
-def _stage_table(manifest: Manifest, style: dict[str, Any]) -> Table:
-    table = Table("stage", "", "tensors", title="stages", show_lines=True, **style)
+def _stage_table(console: PlainConsole, manifest: Manifest) -> Table:
+    table = make_table(console, "stages", "stage", "", "tensors", show_lines=True)
     for name, stage in manifest.stages.items():
-        folder = stage.file.rsplit("/", 1)[0] + "/"
-        size = sum(record.bytes for path, record in manifest.files.items() if path.startswith(folder))
-        facts = f"{stage.precision}, opset {stage.opset}\n{_size(size)}"
+        facts = f"{stage.precision}, opset {stage.opset}\n{_folder_size(manifest, stage.file)}"
         table.add_row(name, facts, f"{_tensors('in ', stage.inputs)}\n{_tensors('out', stage.outputs)}")
     for engine in manifest.engines:
         table.add_row(engine.stage, f"{engine.precision}, {engine.target}", f"{engine.flavour} {engine.version}")
@@ -145,10 +121,47 @@ def _tensors(direction: str, specs: tuple[TensorSpec, ...]) -> str:
     return "\n".join(lines)
 
 
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.1f} {unit}"
+def _folder_size(manifest: Manifest, file: str) -> str:
+    folder = file.rsplit("/", 1)[0] + "/"
+    return size_text(sum(record.bytes for path, record in manifest.files.items() if path.startswith(folder)))
+
+
+def _variant_table(console: PlainConsole, bundle: Bundle) -> Table:
+    """Graphs in other precisions: bytes, the largest relative L2 to float32, what activations were calibrated on."""
+    columns = ("precision", "stage", "size", "relative L2 to float32", "activations in 8 bits")
+    table = make_table(console, "other precisions", *columns)
+    for precision, stages in bundle.manifest.variants.items():
+        found = _losses(bundle, precision)
+        # Until engines of such graphs are timed on a card.
+        title = f"{precision}, experimental" if precision in ("int8", "fp8") else precision
+        for stage, spec in stages.items():
+            entry = found.get(stage, {})
+            calibrated = ""
+            if spec.calibration is not None:
+                on = spec.calibration
+                count = entry.get("graph", {}).get("quantised_activations", "some")
+                calibrated = f"{count}, calibrated on {on.name} ({on.samples} samples, {on.steps} steps each)"
+            table.add_row(title, stage, _folder_size(bundle.manifest, spec.file), _worst(entry), calibrated)
+    return table
+
+
+def _losses(bundle: Bundle, precision: str) -> dict[str, Any]:
+    # Damaged or gone, it is written anew with the graphs.
+    try:
+        content = bundle.read(f"variants/{precision}/losses.json", hashed=True).tobytes()
+        stages: dict[str, Any] = parse_json(content)["stages"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return stages
+
+
+def _worst(entry: dict[str, Any]) -> str:
+    losses = entry.get("losses")
+    if not losses:
+        return "not recorded"
+    rows = sorted({loss["rows"] for loss in losses if loss["rows"] is not None})
+    batches = f", batch {', '.join(map(str, rows))}" if rows else ""
+    seeds = len({loss["seed"] for loss in losses})
+    sums = entry.get("graph", {}).get("float32_sums", 0)
+    wide = f", {sums} residual sums in float32" if sums else ""
+    return f"{max(loss['relative_l2'] for loss in losses):.1e} ({seeds} seed{'s' * (seeds > 1)}{batches}){wide}"

@@ -22,7 +22,6 @@ PURPOSES = {
     "fvd": "FVD and RAFT for consisti2v evaluate",
 }
 """Of every extra of ``pyproject.toml`` but dev."""
-_DISTRIBUTION = "consisti2v-rt"
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?P<versions>[^;\[\s]*)\s*(?:;.*?extra == ['\"](?P<extra>\w+)['\"])?")
 # Distributions that hold the same module.
 _INSTEAD = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")}
@@ -63,7 +62,7 @@ def install_line(extra: str) -> str:
 def _requirements() -> list[str]:
     """Of the installed package; of the source tree where it runs without being installed."""
     try:
-        found = metadata.requires(_DISTRIBUTION)
+        found = metadata.requires("consisti2v-rt")
     except Exception:  # no metadata, or unreadable
         found = None
     if found:
@@ -71,8 +70,7 @@ def _requirements() -> list[str]:
     try:
         # Part of Python from 3.11 on.
         tomllib = importlib.import_module("tomllib")
-        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-        project = tomllib.loads(text)["project"]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (ImportError, OSError, ValueError, KeyError):
         return []
     extras = project["optional-dependencies"].items()
@@ -84,13 +82,11 @@ def _part(packages: dict[str, str]) -> Part:
     missing: list[str] = []
     faults: list[str] = []
     for package, versions in packages.items():
-        names = (package, *_INSTEAD.get(package, ()))
-        held = next(((name, version) for name in names if (version := installed_version(name)) is not None), None)
-        if held is None:
+        held = {name: _installed(name) for name in (package, *_INSTEAD.get(package, ()))}
+        name, version = next(((name, version) for name, version in held.items() if version), (package, ""))
+        if not version:
             missing.append(package)
-            continue
-        name, version = held
-        if _fits(version, versions):
+        elif _fits(version, versions):
             found[name] = version
         else:
             faults.append(f"{name} {version} is installed, {versions} is needed")
@@ -99,13 +95,13 @@ def _part(packages: dict[str, str]) -> Part:
     return Part(found, tuple(faults))
 
 
-def installed_version(package: str) -> str | None:
-    """None where it is not installed, or its metadata are damaged."""
+def _installed(package: str) -> str:
+    """The version; empty where it is not installed, or its metadata are damaged."""
     try:
         version = metadata.version(package)
     except Exception:
-        return None
-    return version if isinstance(version, str) else None
+        return ""
+    return version if isinstance(version, str) else ""
 
 
 def _fits(version: str, wanted: str) -> bool:

@@ -13,6 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+if sys.platform == "win32":
+    import msvcrt
+
+    _BUSY: type[OSError] = PermissionError
+else:
+    import fcntl
+
+    _BUSY = BlockingIOError
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.2
 """Seconds between two tries. Waiting within the system's own call would not end at a Ctrl-C on Windows."""
 _LOCKED_BYTE = 1 << 30
@@ -67,8 +76,8 @@ def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
 
 def _open(path: Path) -> BinaryIO:
     """Open or create a lock file; not through a link, because the holder writes into it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    number = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
+    more = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | more, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -76,21 +85,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _try_lock(file: BinaryIO) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(_LOCKED_BYTE)
-        try:
+    try:
+        if sys.platform == "win32":
+            file.seek(_LOCKED_BYTE)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-    else:
-        import fcntl
-
-        try:
+        else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    except _BUSY:
+        return False
     return True
 
 
@@ -110,22 +112,15 @@ def _holder(file: BinaryIO) -> str:
 
 
 def _release(path: Path, file: BinaryIO) -> None:
+    # What cannot be removed, in a folder that turned read-only, is an unlocked file, which stops nobody.
+    with suppress(OSError), file:
+        if sys.platform == "win32":
+            file.seek(_LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        elif _is_at(path, file):
+            # While it is still locked: see the check in _acquire.
+            path.unlink(missing_ok=True)
     if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(_LOCKED_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        file.close()
         # Windows refuses it while somebody else has the file open, and only then: nobody's lock is lost.
         with suppress(OSError):
             path.unlink()
-        return
-    try:
-        # While it is still locked: see the check in _acquire.
-        if _is_at(path, file):
-            path.unlink(missing_ok=True)
-    except OSError:
-        # A folder that turned read-only: an unlocked file is left, which stops nobody.
-        pass
-    finally:
-        file.close()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -50,7 +52,6 @@ class FileKind:
 
 MANIFEST = FileKind(16 * MIB, "export the bundle again")
 TOKENIZER = FileKind(64 * MIB, "export the bundle again")
-ENGINE_FACTS = FileKind(16 * MIB, "build the engine again")
 LOSSES = FileKind(16 * MIB, "make it again with 'consisti2v build'")
 CONFIG = FileKind(MIB, "give a JSON file of options")
 WEIGHT_INDEX = FileKind(16 * MIB, "download the folder again")
@@ -71,21 +72,19 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise ValueError("is no possible name of a file")
     try:
         _check_regular(Path(path).stat().st_mode)
-        flags = os.O_RDONLY
         # Between the check and the opening the file may have been exchanged for a pipe.
-        for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
-            flags |= getattr(os, name, 0)
-        descriptor = os.open(path, flags)
+        names = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
+        file = os.fdopen(os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in names)), "rb")
     except FileNotFoundError:
         raise ValueError("does not exist") from None
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     try:
-        _check_regular(os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb")
+        _check_regular(os.fstat(file.fileno()).st_mode)
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def _check_regular(mode: int) -> None:
@@ -104,29 +103,55 @@ def read_bytes(path: str | os.PathLike[str], kind: FileKind, name: str | None = 
     Raises:
         UserError: it is missing, unreadable, no regular file, or larger than the limit.
     """
-    try:
-        with open_regular(path) as file:
-            # One more than there should be: a file of /proc has a size of 0 and any content.
-            size = os.fstat(file.fileno()).st_size
-            if size > kind.max_bytes:
-                raise ValueError(_too_large(kind.max_bytes))
-            content = file.read(size + 1)
-    except OSError as error:
-        _refuse(path, kind, name, f"cannot be read ({error.strerror})")
-    except ValueError as error:
-        _refuse(path, kind, name, str(error))
-    if len(content) > size:
-        _refuse(path, kind, name, "has more content than its size says")
-    return content
+    with _refusals(path, kind, name):
+        return _content(path, kind)
 
 
 def read_text(path: str | os.PathLike[str], kind: FileKind, name: str | None = None) -> str:
     """The content of a UTF-8 text file, without a byte order mark; :class:`UserError` as :func:`read_bytes`."""
-    content = read_bytes(path, kind, name)
+    with _refusals(path, kind, name):
+        return decode(_content(path, kind))
+
+
+def read_json(path: str | os.PathLike[str], kind: FileKind, name: str | None = None) -> Any:
+    """The value of a JSON file, parsed as :func:`parse_json` does; :class:`UserError` as :func:`read_bytes`."""
+    with _refusals(path, kind, name):
+        content = _content(path, kind)
+        try:
+            return parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"is not valid JSON ({error})") from None
+
+
+def read_json_object(path: str | os.PathLike[str], kind: FileKind, name: str | None = None) -> dict[str, Any]:
+    """As :func:`read_json`, for a file that holds an object."""
+    value = read_json(path, kind, name)
+    with _refusals(path, kind, name):
+        if not isinstance(value, dict):
+            raise ValueError("does not hold a JSON object")
+    return value
+
+
+@contextmanager
+def _refusals(path: str | os.PathLike[str], kind: FileKind, name: str | None) -> Iterator[None]:
+    """What is raised within continues a sentence that begins with the file's name."""
     try:
-        return decode(content)
-    except ValueError as error:
-        _refuse(path, kind, name, str(error))
+        yield
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise UserError(f"{Path(path) if name is None else name} {fault}: {kind.remedy}.") from None
+
+
+def _content(path: str | os.PathLike[str], kind: FileKind) -> bytes:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > kind.max_bytes:
+            raise ValueError(f"has more than {kind.max_bytes // MIB} MiB, the most for such a file")
+        # One more than there should be: a file of /proc has a size of 0 and any content.
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise ValueError("has more content than its size says")
+    return content
 
 
 def decode(content: bytes) -> str:
@@ -146,23 +171,6 @@ def decode(content: bytes) -> str:
     return text
 
 
-def read_json(path: str | os.PathLike[str], kind: FileKind, name: str | None = None) -> Any:
-    """The value of a JSON file, parsed as :func:`parse_json` does; :class:`UserError` as :func:`read_bytes`."""
-    content = read_bytes(path, kind, name)
-    try:
-        return parse_json(content)
-    except ValueError as error:
-        _refuse(path, kind, name, f"is not valid JSON ({error})")
-
-
-def read_json_object(path: str | os.PathLike[str], kind: FileKind, name: str | None = None) -> dict[str, Any]:
-    """As :func:`read_json`, for a file that holds an object."""
-    value = read_json(path, kind, name)
-    if not isinstance(value, dict):
-        _refuse(path, kind, name, "does not hold a JSON object")
-    return value
-
-
 def parse_json(content: str | bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no number that does not fit, no entry twice, no half surrogate pair or NUL in a
     text, and at most :data:`MAX_DEPTH` levels.
@@ -172,29 +180,19 @@ def parse_json(content: str | bytes) -> Any:
     """
     text = decode(content) if isinstance(content, bytes) else content
     try:
-        value = json.loads(
-            text,
-            parse_int=_integer,
-            parse_float=_real,
-            parse_constant=_no_number,
-            object_pairs_hook=unique_entries,
-        )
+        numbers: Any = {"parse_int": _number, "parse_float": _number, "parse_constant": _no_number}
+        value = json.loads(text, object_pairs_hook=unique_entries, **numbers)
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} levels") from None
     _check_levels(value)
     return value
 
 
-def _integer(digits: str) -> int:
+def _number(digits: str) -> int | float:
     # int() takes time that grows with the square of the digits.
-    if len(digits) > 20 or not -_MAX_INTEGER <= (number := int(digits)) <= _MAX_INTEGER:
-        raise ValueError(f"number {_short(digits)} does not fit")
-    return number
-
-
-def _real(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
+    is_whole = digits.lstrip("-").isdigit()
+    number = float(digits) if len(digits) > 20 or not is_whole else int(digits)
+    if math.isinf(number) or (is_whole and (len(digits) > 20 or abs(number) > _MAX_INTEGER)):
         raise ValueError(f"number {_short(digits)} does not fit")
     return number
 
@@ -252,10 +250,10 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
             or a header that names a column twice; the message continues a sentence.
     """
     previous = csv.field_size_limit(_MAX_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header: list[str] | None = None
-        for fields in _fields(reader):
+        for fields in reader:
             if not any(field.strip() for field in fields):
                 continue
             if header is None:
@@ -267,28 +265,11 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
             if len(fields) > len(header):
                 raise ValueError(f"has more fields in line {reader.line_num} than columns in its header")
             yield reader.line_num, dict(zip(header, fields, strict=False))
+    except csv.Error as error:
+        raise ValueError(f"is not valid CSV in line {reader.line_num} ({error})") from None
     finally:
         csv.field_size_limit(previous)
 
 
-def _fields(reader: Any) -> Iterator[list[str]]:
-    while True:
-        try:
-            yield next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(f"is not valid CSV in line {reader.line_num} ({error})") from None
-
-
-def _too_large(limit: int) -> str:
-    return f"has more than {limit // MIB} MiB, the most for such a file"
-
-
 def _short(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:24]}..."
-
-
-def _refuse(path: str | os.PathLike[str], kind: FileKind, name: str | None, fault: str) -> NoReturn:
-    shown = str(Path(path)) if name is None else name
-    raise UserError(f"{shown} {fault}: {kind.remedy}.") from None

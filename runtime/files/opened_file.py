@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+ALTERED = "was altered (its SHA-256 differs)"
 _CHUNK = 1 << 22
 _IS_LINK = "is a link"
 _FROM_FOLDER = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
@@ -46,7 +47,7 @@ class OpenedFile:
         except (FileNotFoundError, NotADirectoryError):
             raise FileError("is missing") from None
         except OSError as error:
-            raise FileError(f"cannot be read ({error.strerror})") from None
+            raise FileError(_IS_LINK if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})") from None
         self._file = io.FileIO(descriptor)
         weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
@@ -75,34 +76,28 @@ class OpenedFile:
         Raises:
             FileError: they hash to something else, are more than `limit` or than fit into memory, or cannot be read.
         """
-        try:
-            return self._read(sha256, limit)
-        except MemoryError:
-            raise FileError(f"has {self.size} bytes, which do not fit into memory") from None
-        except OSError as error:
-            raise FileError(f"cannot be read ({error.strerror})") from None
-
-    def _read(self, sha256: str | None, limit: int | None) -> Bytes:
-        size = self.size
+        size, digest, done = self.size, hashlib.sha256(), 0
         if limit is not None and size > limit:
             raise FileError(f"has {size} bytes, more than the {limit} allowed")
-        content, digest, done = np.empty(size, np.uint8), hashlib.sha256(), 0
-        view = memoryview(content.data)
-        with self._lock:
-            self._file.seek(0)
-            while done < size:
-                count = self._file.readinto(view[done : done + _CHUNK])
-                if not count:
-                    raise FileError(f"was cut short to {done} bytes while it was read")
-                if sha256 is not None:
-                    digest.update(view[done : done + count])
-                done += count
+        try:
+            content = np.empty(size, np.uint8)
+            view = memoryview(content.data)
+            with self._lock:
+                self._file.seek(0)
+                while done < size:
+                    count = self._file.readinto(view[done : done + _CHUNK])
+                    if not count:
+                        raise FileError(f"was cut short to {done} bytes while it was read")
+                    if sha256 is not None:
+                        digest.update(view[done : done + count])
+                    done += count
+        except MemoryError:
+            raise FileError(f"has {size} bytes, which do not fit into memory") from None
+        except OSError as error:
+            raise FileError(f"cannot be read ({error.strerror})") from None
         if sha256 is not None and digest.hexdigest() != sha256:
             raise FileError(ALTERED)
         return content
-
-
-ALTERED = "was altered (its SHA-256 differs)"
 
 
 def link_fault(folder: Path, name: str) -> str | None:
@@ -118,26 +113,19 @@ def link_fault(folder: Path, name: str) -> str | None:
 
 def _open_below(folder: Path, parts: tuple[str, ...]) -> int:
     """Descriptor of a regular file; one that blocks when opened (a FIFO) is refused, not waited for."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     fault = link_fault(folder, "/".join(parts))
     if fault is not None:
         raise FileError(fault)
     if _FROM_FOLDER:
         # Each folder through the one before: none can become a link between the look and the opening.
-        inner = flags | os.O_NOFOLLOW
-        current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in parts[:-1]:
-                deeper = os.open(part, inner | os.O_DIRECTORY, dir_fd=current)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for depth, part in enumerate(parts, 1):
+            current, kind = descriptor, os.O_DIRECTORY if depth < len(parts) else 0
+            try:
+                descriptor = os.open(part, flags | os.O_NOFOLLOW | kind, dir_fd=current)
+            finally:
                 os.close(current)
-                current = deeper
-            descriptor = os.open(parts[-1], inner, dir_fd=current)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise FileError(_IS_LINK) from None
-            raise
-        finally:
-            os.close(current)
     else:
         descriptor = os.open(folder.joinpath(*parts), flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import DerivedFileError, UserError
 from ..bundle.bundle import Bundle
-from ..bundle.engine_choice import Machine, engines_fit, find_engine
-from ..bundle.engine_match import build_command, check_engine
-from ..bundle.engine_source import engine_graph, staleness
+from ..bundle.engines import Machine, build_command, check_engine, engine_graph, engines_fit, find_engine, staleness
 from ..bundle.manifest import STAGES, EngineSpec
 from ..bundle.stage_graphs import Availability, graph_files, stage_graph
 from ..install import install_hint

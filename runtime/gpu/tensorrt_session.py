@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ...errors import BackendError, UserError
-from ..bundle.engine_match import build_command
+from ..bundle.engines import build_command
 from ..bundle.graph_source import GraphSource
 from ..bundle.manifest import EngineSpec, StageSpec, TensorSpec
 from ..session import dynamic_size

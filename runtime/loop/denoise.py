@@ -49,29 +49,20 @@ class NoisePredictor(Protocol):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the branches of a step are combined; see :func:`combine_guidance`.
-
-    Attributes:
-        steps: in which steps guidance acts, None: in all. In the others the prompt's branch runs alone
-            (https://arxiv.org/abs/2404.07724).
-    """
+    """How the branches of a step are combined; see :func:`combine_guidance`."""
 
     mode: GuidanceMode
     scale_txt: float
     scale_img: float
     rescale: float = 0.0
     steps: range | None = None
+    """In which steps guidance acts, None: in all. In the others the prompt's branch runs alone (arXiv:2404.07724)."""
 
     @classmethod
     def of(cls, settings: ResolvedSettings) -> Guidance:
         """What the settings of a call ask for."""
-        return cls(
-            settings.guidance,
-            settings.guidance_scale_txt,
-            settings.guidance_scale_img,
-            settings.guidance_rescale,
-            settings.guided_steps,
-        )
+        scales = settings.guidance_scale_txt, settings.guidance_scale_img, settings.guidance_rescale
+        return cls(settings.guidance, *scales, settings.guided_steps)
 
     def acts_in(self, step: int) -> bool:
         return self.steps is None or step in self.steps
@@ -140,13 +131,8 @@ def denoise_clip(
     for step, timestep in enumerate(table.timesteps):
         guided = guidance.acts_in(step)
         noise_preds = unet.predict(state[0], int(timestep), guided)
-        noise_pred = combine_guidance(
-            noise_preds,
-            guidance.mode if guided else "none",
-            guidance.scale_txt,
-            guidance.scale_img,
-            guidance.rescale,
-        )
+        mode = guidance.mode if guided else "none"
+        noise_pred = combine_guidance(noise_preds, mode, guidance.scale_txt, guidance.scale_img, guidance.rescale)
         fresh = draw_noise(noise_pred.shape) if table.needs_noise else None
         state = linear_step(state, noise_pred, table.matrices[step], fresh)
         if on_step is not None:

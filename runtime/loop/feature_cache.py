@@ -13,11 +13,7 @@ from ..session import Array, Session
 
 
 class CachePolicy:
-    """Which steps are whole ones.
-
-    Args:
-        interval: every how many steps the whole U-Net runs; 1: always.
-    """
+    """Which steps are whole ones: one of `interval`, and the first one over other rows than before."""
 
     def __init__(self, interval: int) -> None:
         self._interval = interval
@@ -29,7 +25,7 @@ class CachePolicy:
         self._rows = None
 
     def reuses(self, rows: object) -> bool:
-        """Count a step over these rows; whether it is a shallow one. Other rows than before need a whole step."""
+        """Count a step over these rows; whether it is a shallow one."""
         self._age += 1
         if self._rows is rows and self._age < self._interval:
             return True
@@ -38,11 +34,7 @@ class CachePolicy:
 
 
 class FeatureCache(CachePolicy):
-    """Deep features of the last whole step, on the host.
-
-    Args:
-        load: gives the session of the shallow step for a batch.
-    """
+    """Deep features of the last whole step, on the host; `load` gives the session of the shallow step for a batch."""
 
     def __init__(self, interval: int, load: Callable[[int], Session]) -> None:
         super().__init__(interval)
@@ -58,8 +50,7 @@ class FeatureCache(CachePolicy):
     def keep(self, features: Array, alone: bool) -> None:
         """Features of one turn of a whole step [rows, f, channels, h, w].
 
-        Args:
-            alone: the turn is the step's only one. Nothing writes to the session's buffer then before the next whole
-                step, so it is handed on as it is.
+        `alone`: the turn is the step's only one. Nothing writes to the session's buffer then before the next whole
+        step, so it is handed on as it is.
         """
         self.features.append(features if alone else features.copy())

@@ -19,22 +19,13 @@ def is_finite(array: NDArray[Any]) -> bool:
 
 
 def check_finite(stage: str, precision: str, arrays: Iterable[NDArray[Any]]) -> None:
-    """Refuse NaN and infinity in a stage's output.
-
-    Args:
-        stage: its name.
-        precision: what it ran in; half precision has another remedy than float32.
-        arrays: the output.
-
-    Raises:
-        UserError: the sentence names the stage and the remedy.
-    """
-    if not all(is_finite(array) for array in arrays):
+    """Refuse, with a :class:`UserError`, NaN and infinity in a stage's output in this precision."""
+    if not all(map(is_finite, arrays)):
         raise not_finite(stage, precision)
 
 
 def not_finite(stage: str, precision: str) -> UserError:
-    """The error for a stage whose output holds NaN or infinity."""
+    """The error for a stage whose output holds NaN or infinity; half precision has another remedy than float32."""
     remedy = (
         "check the bundle with 'consisti2v inspect BUNDLE --verify' and the guidance scales, or export it again"
         if precision == "fp32"

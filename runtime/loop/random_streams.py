@@ -1,6 +1,4 @@
-"""Random draws of a generation, in the published order: VAE posterior, base noise, independent noise, then eta's
-noise.
-"""
+"""Random draws of a generation, in the published order: VAE posterior, base noise, independent noise, eta's noise."""
 
 from __future__ import annotations
 
@@ -28,39 +26,26 @@ class RandomStreams:
     """
 
     def __init__(self, seed: int | tuple[int, ...] | None, videos: int) -> None:
+        self._shared = not isinstance(seed, tuple)
         seeds = seed if isinstance(seed, tuple) else (seed,)
-        if isinstance(seed, tuple) and len(seeds) != videos:
+        if not self._shared and len(seeds) != videos:
             raise UserError(f"{len(seeds)} seeds for {videos} videos: give one seed, or one per video.")
         self._streams = [TorchGenerator(s) for s in seeds]  # type: ignore[arg-type]
-        self._shared = not isinstance(seed, tuple)
 
-    def randn(self, shape: tuple[int, ...]) -> Noise:
-        """Standard normal noise [videos, ...]."""
+    def randn(self, shape: tuple[int, ...], rows: int = 1) -> Noise:
+        """Standard normal noise [videos, ...]; where each video has a stream, it draws `rows` of the first axis."""
         if self._shared:
             return self._streams[0].randn(shape)
-        return np.concatenate([stream.randn((1, *shape[1:])) for stream in self._streams])
+        return np.concatenate([stream.randn((rows, *shape[1:])) for stream in self._streams])
 
     def posterior(self, shape: tuple[int, ...], prompts: int) -> Noise:
         """Noise for the VAE posterior of `prompts` images of one or more frames, shape [prompts * frames, c, h, w].
 
         With one seed per video every video samples the posterior for itself: [videos * frames, c, h, w].
         """
-        if self._shared:
-            return self._streams[0].randn(shape)
-        frames = shape[0] // prompts
-        return np.concatenate([stream.randn((frames, *shape[1:])) for stream in self._streams])
+        return self.randn(shape, shape[0] // prompts)
 
     def noise(self, base_shape: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[Noise | None, Noise]:
-        """Base noise (None where `base_shape` is None), then independent noise; each stream draws the one, then the
-        other.
-        """
-        if self._shared:
-            base = None if base_shape is None else self._streams[0].randn(base_shape)
-            return base, self._streams[0].randn(shape)
-        pairs = [
-            (None if base_shape is None else stream.randn((1, *base_shape[1:])), stream.randn((1, *shape[1:])))
-            for stream in self._streams
-        ]
-        independent = np.concatenate([pair[1] for pair in pairs])
-        bases = [pair[0] for pair in pairs if pair[0] is not None]
-        return (np.concatenate(bases) if bases else None), independent
+        """Base noise (None where `base_shape` is None), then independent noise; no stream waits for another one."""
+        base = None if base_shape is None else self.randn(base_shape)
+        return base, self.randn(shape)

@@ -8,13 +8,13 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ...errors import UserError
 from ..files.guarded_read import open_regular
@@ -22,13 +22,13 @@ from .image_budget import (
     MAX_DECODING_BYTES,
     MAX_EXIF_BYTES,
     MAX_FILE_BYTES,
+    WHOLE_FILE,
     MeteredBytes,
     MeteredFile,
     check_decoding,
     check_size,
     embedded_exif_bytes,
     exif_is_small,
-    holds_whole_file,
     jpeg_layout,
     too_large,
 )
@@ -43,16 +43,6 @@ _STRIP_PIXELS = 1 << 20
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000")
 _NO_FILE = "is no open binary file that can be read from its start"
 _FORMATS_ADVICE = "use a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP photo"
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Window(NamedTuple):
@@ -77,17 +67,15 @@ def load_image(source: ImageSource) -> Image.Image:
     Pictures whose decoding takes more than 8 bytes a pixel may have fewer, so that reading any takes less than 1 GiB.
     """
     if isinstance(source, np.ndarray):
-        return _to_rgb(_image_from_array(source))
+        _check_array(source)
+        squeezed = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(squeezed)))
     if isinstance(source, Image.Image):
         check_size(source.width, source.height, "the image")
         return _decode(source, "the image")
     name = _name_of(source)
-    with _opened(source, name) as (file, in_memory):
-        image = _open(file, in_memory, name)
-        try:
-            return _decode(image, name, owned=True)
-        finally:
-            image.close()
+    with _opened(source, name) as (file, in_memory), closing(_open(file, in_memory, name)) as image:
+        return _decode(image, name, owned=True)
 
 
 def check_image(source: ImageSource) -> None:
@@ -159,11 +147,15 @@ def resize_window(pixels: npt.NDArray[np.generic], size: tuple[int, int], window
     left, right, across = _neighbours(pixels.shape[1], size[1], window.left, window.width)
     down, across = down[:, None, None], across[None, :, None]
 
-    def interpolated_row(rows: npt.NDArray[np.intp]) -> FloatArray:
-        lines = pixels.take(rows, axis=0)
-        return _as_float(lines.take(left, axis=1)) * (1 - across) + _as_float(lines.take(right, axis=1)) * across
+    def as_float(lines: npt.NDArray[np.generic]) -> FloatArray:
+        values = lines.astype(np.float32)
+        return values / np.float32(255) if pixels.dtype == np.uint8 else values
 
-    return interpolated_row(above) * (1 - down) + interpolated_row(below) * down
+    def row(rows: npt.NDArray[np.intp]) -> FloatArray:
+        lines = pixels.take(rows, axis=0)
+        return as_float(lines.take(left, axis=1)) * (1 - across) + as_float(lines.take(right, axis=1)) * across
+
+    return row(above) * (1 - down) + row(below) * down
 
 
 def _neighbours(
@@ -176,14 +168,8 @@ def _neighbours(
     position = ((np.arange(start, start + count) + 0.5) * scale - 0.5).astype(np.float32)
     position = np.maximum(position, np.float32(0))
     first = np.minimum(position.astype(np.intp), length - 1)
-    second = np.minimum(first + 1, length - 1)
     weight = np.clip(position - first.astype(np.float32), np.float32(0), np.float32(1))
-    return first, second, weight
-
-
-def _as_float(pixels: npt.NDArray[np.generic]) -> FloatArray:
-    values = pixels.astype(np.float32)
-    return values / np.float32(255) if pixels.dtype == np.uint8 else values
+    return first, np.minimum(first + 1, length - 1), weight
 
 
 def _name_of(source: object) -> str:
@@ -262,22 +248,21 @@ def _open(file: BinaryIO, in_memory: int, name: str) -> Image.Image:
             # Of sizes, which are checked here, and of metadata, which is not used.
             warnings.simplefilter("ignore")
             image = Image.open(file, formats=formats)
-        if not in_memory and holds_whole_file(image):
+        if not in_memory and image.format in WHOLE_FILE:
             in_memory = file.seek(0, os.SEEK_END)
         check_decoding(image, in_memory, multi_scan, name)
         return image
     except UserError:
         raise
-    except Image.DecompressionBombError:
-        raise UserError(too_large(name)) from None
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image in a format that can be read here, so {_FORMATS_ADVICE}.") from None
-    except OSError as error:
-        if error.strerror is None:  # from a decoder, not from the operating system
-            raise UserError(f"{name} is not a readable image, so {_FORMATS_ADVICE}.") from None
-        raise UserError(f"{name} cannot be read ({error.strerror}), so check the file and its permissions.") from None
-    except Exception:  # a hostile header may raise anything at all inside a decoder
-        raise UserError(f"{name} is not a readable image, so {_FORMATS_ADVICE}.") from None
+    except Exception as error:  # a hostile header may raise anything at all inside a decoder
+        refusal = f"{name} is not a readable image, so {_FORMATS_ADVICE}."
+        if isinstance(error, Image.DecompressionBombError):
+            refusal = too_large(name)
+        elif isinstance(error, UnidentifiedImageError):
+            refusal = f"{name} is not an image in a format that can be read here, so {_FORMATS_ADVICE}."
+        elif isinstance(error, OSError) and error.strerror is not None:  # from the operating system
+            refusal = f"{name} cannot be read ({error.strerror}), so check the file and its permissions."
+        raise UserError(refusal) from None
 
 
 def _decode(image: Image.Image, name: str, *, owned: bool = False) -> Image.Image:
@@ -286,16 +271,15 @@ def _decode(image: Image.Image, name: str, *, owned: bool = False) -> Image.Imag
             warnings.simplefilter("ignore")
             image.load()
         # After load: the TIFF reader turns the image itself and drops the tag.
-        turn = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         rgb = _to_rgb(image)
         if owned:
             image.close()
-        if turn is None:
-            return rgb
-        upright = rgb.transpose(turn)
-        # Without the tag, which came along: read again, the picture would turn again.
-        upright.info = {}
-        return upright
+        if orientation != 1:
+            rgb.getexif()[ExifTags.Base.Orientation] = orientation
+            ImageOps.exif_transpose(rgb, in_place=True)
+            rgb.info = {}
+        return rgb
     except UserError:
         raise
     except Exception:  # broken data may raise anything at all inside a decoder
@@ -319,12 +303,6 @@ def _check_array(array: npt.NDArray[np.generic]) -> None:
             f"{list(array.shape)}, so convert it to 0..255 and put the channels last."
         )
     check_size(array.shape[1], array.shape[0], "the image array")
-
-
-def _image_from_array(array: npt.NDArray[np.generic]) -> Image.Image:
-    _check_array(array)
-    squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return Image.fromarray(np.ascontiguousarray(squeezed))
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

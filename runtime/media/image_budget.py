@@ -27,7 +27,7 @@ _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 """Written in Python: about a second a megapixel."""
 # Beside the decoded picture, measured with the largest accepted ones.
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 16, "HEIF": 24, "JPEG2000": 32, "GIF": 4}
-_WHOLE_FILE = ("WEBP", "AVIF", "HEIF", "JPEG2000")
+WHOLE_FILE = ("WEBP", "AVIF", "HEIF", "JPEG2000")
 """Formats whose decoders hold the file in memory."""
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 _TIFF_JPEG = (6, 7)
@@ -62,10 +62,6 @@ def check_decoding(image: Image.Image, file_bytes: int, multi_scan: bool, name: 
     per_pixel = _MODE_BYTES.get(image.mode, 4) + _RGB_BYTES + _decoder_bytes(image, multi_scan)
     room = MAX_DECODING_BYTES - file_bytes
     check_size(image.width, image.height, name, min(MAX_PIXELS, max(int(room // per_pixel), 0)))
-
-
-def holds_whole_file(image: Image.Image) -> bool:
-    return image.format in _WHOLE_FILE
 
 
 def _decoder_bytes(image: Image.Image, multi_scan: bool) -> int:
@@ -119,11 +115,9 @@ def jpeg_layout(file: BinaryIO) -> tuple[int, bool]:
 
 
 def exif_is_small(info: dict[Any, Any]) -> bool:
-    """Whether reading a picture's EXIF block takes little memory."""
-    blocks = (info.get("exif"), info.get("Raw profile type exif"))
-    return all(len(block) <= MAX_EXIF_BYTES * 2 for block in blocks[1:] if block) and (
-        not blocks[0] or len(blocks[0]) <= MAX_EXIF_BYTES
-    )
+    """Whether reading a picture's EXIF block takes little memory; a PNG's may be in hexadecimal digits."""
+    limits = {"exif": MAX_EXIF_BYTES, "Raw profile type exif": 2 * MAX_EXIF_BYTES}
+    return all(len(info.get(name) or "") <= most for name, most in limits.items())
 
 
 def embedded_exif_bytes(content: bytes) -> int:
@@ -145,40 +139,46 @@ def embedded_exif_bytes(content: bytes) -> int:
     return most
 
 
-class MeteredFile(io.FileIO):
-    """A file that may be read about twice as a whole: a TIFF whose entries all point to the same bytes would be read
-    many times over.
+class _Meter:
+    """Counts what is read of a picture's file, which may be about twice all of it: a TIFF whose entries all point to
+    the same bytes would be read many times over.
     """
+
+    def __init__(self, size: int) -> None:
+        self._left = 2 * size + (8 << 20)
+
+    def count(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise OSError("the picture reads its file too often")
+
+
+class MeteredFile(io.FileIO):
+    """A file on disk with a meter."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         super().__init__(descriptor, "rb")
-        self._left = 2 * size + (8 << 20)
+        self._meter = _Meter(size)
 
     def readinto(self, buffer: Any) -> int:
         count = super().readinto(buffer) or 0
-        self._left -= count
-        if self._left < 0:
-            raise OSError("the picture reads its file too often")
+        self._meter.count(count)
         return count
 
     def readall(self) -> bytes:
         content = super().readall() or b""
-        self._left -= len(content)
-        if self._left < 0:
-            raise OSError("the picture reads its file too often")
+        self._meter.count(len(content))
         return content
 
 
 class MeteredBytes(io.BytesIO):
-    """The same for bytes in memory."""
+    """Bytes in memory with a meter."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self._left = 2 * len(content) + (8 << 20)
+        self._meter = _Meter(len(content))
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
-        self._left -= len(content)
-        if self._left < 0:
-            raise OSError("the picture reads its file too often")
+        self._meter.count(len(content))
         return content

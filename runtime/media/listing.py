@@ -75,14 +75,15 @@ def _rows(listing: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if suffix == ".csv":
         try:
             yield from csv_rows(text)
+        except UserError:
+            raise
         except ValueError as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f'the listing "{listing}" {error}: save it as plain CSV again.') from None
         return
     for number, line in json_lines(text):
+        fault = "it is another value"
         try:
-            row, fault = parse_json(line), "it is another value"
+            row = parse_json(line)
         except ValueError as error:
             row, fault = None, str(error)
         if not isinstance(row, dict):

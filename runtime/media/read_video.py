@@ -56,10 +56,12 @@ def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> t
         frames, fps = [np.asarray(load_image(file)) for file in pictures[:max_frames]], PICTURES_FPS
     elif not source.is_file():
         raise UserError(f'video "{source}" does not exist: check the path.')
-    elif source.suffix.lower() == ".webp":
-        frames, fps = _read_webp(source, max_frames)
     else:
-        frames, fps = _read_container(source, max_frames)
+        read = _read_webp if source.suffix.lower() == ".webp" else _read_container
+        try:
+            frames, fps = read(source, max_frames)
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f'"{source}" cannot be read as a video ({type(error).__name__}): save it again.') from None
     if not frames:
         raise UserError(f'"{source}" holds no frames: give a video with at least one.')
     if len({frame.shape for frame in frames}) > 1:
@@ -90,38 +92,31 @@ def _is_video(entry: Path) -> bool:
 
 def _read_container(source: Path, max_frames: int | None) -> tuple[list[Frames], float]:
     frames: list[Frames] = []
-    try:
-        # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
-        with av.open(str(source.absolute())) as container:
-            if not container.streams.video:
-                raise UserError(f'"{source}" holds no video stream: give a video.')
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or stream.guessed_rate or PICTURES_FPS)
-            for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                _check_bytes(frames, source)
-                if len(frames) == max_frames:
-                    break
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f'"{source}" cannot be read as a video ({type(error).__name__}): save it again.') from None
-    return frames, fps
+    # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
+    with av.open(str(source.absolute())) as container:
+        if not container.streams.video:
+            raise UserError(f'"{source}" holds no video stream: give a video.')
+        stream = container.streams.video[0]
+        for frame in container.decode(stream):
+            frames.append(frame.to_ndarray(format="rgb24"))
+            _check_bytes(frames, source)
+            if len(frames) == max_frames:
+                break
+        return frames, float(stream.average_rate or stream.guessed_rate or PICTURES_FPS)
 
 
 def _read_webp(source: Path, max_frames: int | None) -> tuple[list[Frames], float]:
     """FFmpeg does not read animated WebP; Pillow does. Equal neighbours were written as one that lasts longer."""
-    frames: list[Frames] = []
-    try:
-        with Image.open(source, formats=["WEBP"]) as image:
-            durations, pages = [], []
-            for page in ImageSequence.Iterator(image):
-                pages.append(np.asarray(page.convert("RGB")))
-                durations.append(float(page.info.get("duration") or 1000 / PICTURES_FPS))
-                _check_bytes(pages, source)
-    except OSError as error:
-        raise UserError(f'"{source}" cannot be read as a video ({type(error).__name__}): save it again.') from None
+    pages: list[Frames] = []
+    durations: list[float] = []
+    with Image.open(source, formats=["WEBP"]) as image:
+        for page in ImageSequence.Iterator(image):
+            pages.append(np.asarray(page.convert("RGB")))
+            durations.append(float(page.info.get("duration") or 1000 / PICTURES_FPS))
+            _check_bytes(pages, source)
     shortest = min(durations)
-    for page_pixels, duration in zip(pages, durations, strict=True):
-        frames += [page_pixels] * max(1, round(duration / shortest))
+    counts = [max(1, round(duration / shortest)) for duration in durations]
+    frames = [page for page, count in zip(pages, counts, strict=True) for _ in range(count)]
     return frames[:max_frames], 1000 / shortest
 
 

@@ -1,55 +1,47 @@
-"""The way out: uint8 frames -> a video file, an animated image or numbered pictures, whole or not at all."""
+"""The way out: video files that are written while their frames are made, whole or not at all.
+
+Each output has a thread of its own: an mp4 is encoded while the next frames decode. Nothing appears under its own name
+before everything is written.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from fractions import Fraction
-from itertools import pairwise
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
 
 import av
 import numpy as np
-import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, features
 
 from ...errors import UserError, shown
 from ..files.replace_files import destination, replacing
-from ..request.settings import check_fps
-from .frame_scale import scaled
-
-Frames: TypeAlias = npt.NDArray[np.uint8]
+from ..request.option_table import check_fps, number
+from .video_writers import Frames, mp4_encoder, open_writer
 
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")
-
+_MIN_SCALE, _MAX_SCALE = 0.1, 16
+# Below, encoders refuse; above, H.264 has no level that players know.
+_MIN_SIDE, _MAX_SIDE = 16, 4096
 _log = logging.getLogger(__name__)
-
-# In order of preference. libx264 is the only one that holds a constant quality by itself.
-_MP4_ENCODERS = ("libx264", "libopenh264", "mpeg4")
-# With macroblock-tree rate control, x264's vector code gives the same frames other bytes now and then (2 to 10 of 150
-# times, on one thread); without it the files are 2 % larger.
-_X264_OPTIONS = {"crf": "17", "preset": "slow", "x264-params": "mbtree=0"}
-_FALLBACK_BITS_PER_PIXEL = 1.0
-_BT709 = 1
-_LIMITED_RANGE = 1
-_WEBP_QUALITY = 90
-# Browsers slow a GIF frame shorter than this down to 100 ms.
-_GIF_SHORTEST_CENTISECONDS = 2
-_PALETTE_SAMPLES = 1_000_000
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Refuse, before any work, a path that :func:`save_frames` could not write; returns it as a :class:`Path`.
+    """Refuse, before any work, a path that could not be written; returns it as a :class:`Path`.
 
-    Raises :class:`UserError` for an unknown suffix, a folder or device in the file's place, a missing or unwritable
-    parent folder, and a format that the installed libraries cannot write. A symbolic link stands for its target.
+    Raises:
+        UserError: no path, an unknown suffix, a folder or device in the file's place, a missing or unwritable parent
+            folder, or a format that the installed libraries cannot write. A symbolic link stands for its target.
     """
-    target = output_path(path)
+    try:
+        target = Path(path)
+    except TypeError:
+        raise UserError(f"an output is a path such as out.mp4, as a str or a Path, not {shown(path)}.") from None
     suffix = target.suffix.lower()
     if str(target) == "-":
         raise UserError("a video cannot be written to standard output, so give a file name ending in .mp4 for example.")
@@ -66,27 +58,44 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise UserError(f'"{target}" cannot be written ({_reason(error)}), so choose another name.') from None
     if suffix == ".mp4":
-        _mp4_encoder()
+        mp4_encoder()
     if suffix == ".webp" and not features.check("webp"):
         raise UserError("the installed Pillow cannot write WebP, so choose .mp4, .gif or .png.")
     return target
 
 
-def output_path(path: str | os.PathLike[str]) -> Path:
-    """The name of an output; :class:`UserError` for what is no path, such as a file object."""
-    try:
-        return Path(path)
-    except TypeError:
-        raise UserError(f"an output is a path such as out.mp4, as a str or a Path, not {shown(path)}.") from None
-
-
 def numbered(path: str | os.PathLike[str], index: int, count: int) -> Path:
     """The name of video ``index`` of ``count``: out-0.mp4, out-1.mp4 ... for out.mp4; a single video keeps its name."""
-    target = output_path(path)
+    target = Path(path)
     if count == 1:
         return target
-    digits = len(str(count - 1))
-    return target.with_name(f"{target.stem}-{index:0{digits}d}{target.suffix}")
+    return target.with_name(f"{target.stem}-{index:0{len(str(count - 1))}d}{target.suffix}")
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Height and width times `scale`, in whole pixels.
+
+    Raises:
+        UserError: a factor that is not possible, or that leads to sides under 16 or over 4096 pixels.
+    """
+    scale = number(scale, "scale", _MIN_SCALE, _MAX_SCALE)
+    if scale == 1:
+        return height, width
+    size = round(height * scale), round(width * scale)
+    if not _MIN_SIDE <= min(size) <= max(size) <= _MAX_SIDE:
+        raise UserError(
+            f"scale {scale:g} would make {size[1]}x{size[0]} pixels of {width}x{height}: choose one that leads to "
+            f"sides of {_MIN_SIDE} to {_MAX_SIDE} pixels."
+        )
+    return size
+
+
+def scaled(pixels: Frames, scale: float) -> Frames:
+    """A frame, uint8 [height, width, 3], with both sides times `scale`, by Lanczos' filter; 1 changes nothing."""
+    height, width = scaled_size(pixels.shape[0], pixels.shape[1], scale)
+    if scale == 1:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8, scale: float = 1) -> list[Path]:
@@ -103,33 +112,153 @@ def save_frames(frames: Frames, path: str | os.PathLike[str], fps: float = 8, sc
     or types, and if the disk is full or the folder is not writable.
     """
     target = check_output(path)
-    if not (
-        isinstance(frames, np.ndarray)
-        and frames.dtype == np.uint8
-        and frames.ndim == 4
-        and frames.shape[3] == 3
-        and frames.size > 0
-    ):
-        given = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else type(frames).__name__
+    is_array = isinstance(frames, np.ndarray)
+    if not is_array or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or frames.size == 0:
+        given = f"{frames.dtype} {list(frames.shape)}" if is_array else type(frames).__name__
         raise UserError(f"frames must be a uint8 array [frames, height, width, 3] that is not empty, not {given}.")
-    fps = check_fps(fps)
-    frames = scaled(frames, scale)
+    scaled_size(frames.shape[1], frames.shape[2], scale)
+    with streaming([target], 1, len(frames), fps, scale) as (stream, files):
+        stream.on_frames(0, 0, frames)
+    return files
 
-    targets = files_of(target, len(frames))
+
+class VideoStream:
+    """Takes frames from :attr:`on_frames` on; made by :func:`streaming`."""
+
+    def __init__(self, outputs: Sequence[_Output]) -> None:
+        self._outputs = outputs
+        self.waited = 0.0
+        """Seconds that :meth:`finish` waited: what of the writing was not hidden behind the decoding."""
+
+    def on_frames(self, video: int, first: int, frames: Frames) -> None:
+        """Frames [n, height, width, 3] of a video, in order; videos may take turns. Returns at once.
+
+        Raises:
+            UserError: a file could not be written.
+        """
+        # The caller's buffer may be the GPU's: it is good for this call only.
+        own = np.array(frames)
+        for output in self._outputs:
+            output.check(wait=False)
+            output.submit(video, own)
+
+    def finish(self) -> None:
+        """Wait until everything is encoded.
+
+        Raises:
+            UserError: a file could not be written.
+            ValueError: a video did not get all its frames.
+        """
+        started = time.perf_counter()
+        for output in self._outputs:
+            output.check(wait=True)
+        self.waited += time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """Of encoding and writing, all outputs together."""
+        return sum(output.seconds for output in self._outputs)
+
+
+@contextmanager
+def streaming(
+    outputs: Sequence[Path], videos: int, frames: int, fps: float, scale: float = 1
+) -> Iterator[tuple[VideoStream, list[Path]]]:
+    """Open a stream for `videos` videos of `frames` frames each; gives it and the files that there will be.
+
+    The files are put in place when the body has ended and everything is encoded; if it fails or is interrupted, what
+    was there before stays.
+
+    Args:
+        outputs: checked by :func:`check_output`; several videos are numbered.
+        fps: frames a second.
+        scale: factor of the files' width and height.
+
+    Raises:
+        UserError: a file could not be written, or the rate is not possible.
+    """
+    fps = check_fps(fps)
+    names = [[_files_of(numbered(output, video, videos), frames) for video in range(videos)] for output in outputs]
+    targets = [file for output in names for video in output for file in video]
     try:
         with replacing(targets) as temporary:
-            if target.suffix.lower() == ".png":
-                for pixels, file in zip(frames, temporary, strict=True):
-                    write_picture(pixels, file)
-            else:
-                write_whole(frames, temporary[0], fps)
-    except (OSError, av.FFmpegError) as error:
-        raise not_written(target, error) from error
-    tell_longer_series(targets)
-    return targets
+            place = iter(temporary)
+            running = [
+                _Output(output, [[next(place) for _ in video] for video in of_output], frames, fps, scale)
+                for output, of_output in zip(outputs, names, strict=True)
+            ]
+            stream = VideoStream(running)
+            try:
+                yield stream, targets
+                stream.finish()  # nothing is left to do where the body did it
+            finally:
+                for output in running:
+                    output.stop()
+    except OSError as error:
+        raise _not_written(outputs[0], error) from error
+    for of_output in names:
+        for video in of_output:
+            _tell_longer_series(video)
 
 
-def tell_longer_series(targets: list[Path]) -> None:
+class _Output:
+    """Writes the videos of one output, in a thread."""
+
+    def __init__(self, name: Path, files: list[list[Path]], frames: int, fps: float, scale: float) -> None:
+        self.seconds = 0.0
+        self._name, self._frames, self._scale = name, frames, scale
+        self._videos = [open_writer(of_video, fps) for of_video in files]
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"writing {name.name}")
+        self._tasks: list[Future[None]] = []
+
+    def submit(self, video: int, frames: Frames) -> None:
+        self._tasks.append(self._pool.submit(self._write, video, frames))
+
+    def check(self, *, wait: bool) -> None:
+        """Raise what the thread met; with `wait`, at the end of all it was given."""
+        try:
+            while self._tasks and (wait or self._tasks[0].done()):
+                self._tasks[0].result()
+                del self._tasks[0]
+        except (OSError, av.FFmpegError) as error:
+            raise _not_written(self._name, error) from None
+        for index, video in enumerate(self._videos):
+            if wait and video.count != self._frames:
+                raise ValueError(f"video {index} got {video.count} of {self._frames} frames")
+
+    def stop(self) -> None:
+        """End the thread; where it has not finished, its files are closed as they are."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+        for video in self._videos:
+            video.abandon()
+
+    def _write(self, number: int, frames: Frames) -> None:
+        video, started = self._videos[number], time.perf_counter()
+        try:
+            for pixels in frames:
+                if self._stopped.is_set():
+                    return
+                video.add(scaled(pixels, self._scale))
+            if video.count == self._frames:
+                video.close()
+        except BaseException:
+            self._stopped.set()
+            raise
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _files_of(target: Path, frames: int) -> list[Path]:
+    """The files that a video becomes: one, or for .png one per frame."""
+    if target.suffix.lower() != ".png":
+        return [target]
+    digits = max(3, len(str(frames - 1)))
+    return [target.with_name(f"{target.stem}-{i:0{digits}d}{target.suffix}") for i in range(frames)]
+
+
+def _tell_longer_series(targets: list[Path]) -> None:
     """Warn of pictures that follow a series just written: a player or FFmpeg would show them as its end."""
     last = targets[-1]
     stem, _, digits = last.stem.rpartition("-")
@@ -142,147 +271,11 @@ def tell_longer_series(targets: list[Path]) -> None:
         _log.warning('"%s" to "%s" of an earlier, longer series are still there', stale[0], stale[-1].name)
 
 
-def files_of(target: Path, frames: int) -> list[Path]:
-    """The files that a video becomes: one, or for .png one per frame."""
-    if target.suffix.lower() != ".png":
-        return [target]
-    digits = max(3, len(str(frames - 1)))
-    return [target.with_name(f"{target.stem}-{i:0{digits}d}{target.suffix}") for i in range(frames)]
-
-
-def write_picture(pixels: Frames, file: Path) -> None:
-    """One frame [height, width, 3] as a PNG."""
-    Image.fromarray(pixels).save(file, "PNG")
-
-
-def write_whole(frames: Frames, file: Path, fps: float) -> None:
-    """All frames of a video at once, in the format of the suffix."""
-    _WRITERS[file.suffix.lower()](frames, file, fps)
-
-
-def not_written(target: Path, error: Exception) -> UserError:
-    """The refusal for a file that could not be written."""
+def _not_written(target: Path, error: Exception) -> UserError:
     return UserError(
         f'"{target}" could not be written ({_reason(error)}), so check the free space and the permissions.'
     )
 
 
-def _mp4_encoder() -> str:
-    for name in _MP4_ENCODERS:
-        try:
-            av.Codec(name, "w")
-        except ValueError:  # av.codec.codec.UnknownCodecError
-            continue
-        return name
-    raise UserError(
-        f"the installed PyAV has none of the encoders {', '.join(_MP4_ENCODERS)}, so choose .gif, .webp or .png, "
-        "or reinstall the av package."
-    )
-
-
-class Mp4Writer:
-    """An mp4 that grows frame by frame; whole once it is closed.
-
-    Args:
-        file: where to.
-        size: height and width of the frames; an odd side is padded by its last row or column.
-        fps: frames a second.
-    """
-
-    def __init__(self, file: Path, size: tuple[int, int], fps: float) -> None:
-        encoder = _mp4_encoder()
-        self._rate = Fraction(fps).limit_denominator(1001)
-        # 4:2:0 halves both sides of the colour planes, so they must be even.
-        self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
-        height, width = (side + side % 2 for side in size)
-        self._frames = 0
-        # An absolute path, for FFmpeg takes what stands before a colon for a protocol.
-        options = {"movflags": "+faststart"}
-        self._container = av.open(str(file.absolute()), "w", format="mp4", options=options)
-        self._stream = stream = self._container.add_stream(encoder, rate=self._rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = _LIMITED_RANGE
-        if encoder == "libx264":
-            stream.options = dict(_X264_OPTIONS)
-            context.thread_count = 1
-        else:
-            stream.bit_rate = max(200_000, int(height * width * fps * _FALLBACK_BITS_PER_PIXEL))
-            _log.warning("libx264 is missing from the installed PyAV; %s is used instead, at lower quality", encoder)
-
-    def add(self, pixels: Frames) -> None:
-        """One frame: uint8 RGB [height, width, 3]."""
-        padded = np.ascontiguousarray(np.pad(pixels, self._padding, mode="edge"))
-        frame = av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
-            format="yuv420p",
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-            dst_colorspace=Colorspace.ITU709,
-        )
-        frame.pts, frame.time_base = self._frames, 1 / self._rate
-        self._frames += 1
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Write what the encoder still holds, and the index."""
-        self._container.mux(self._stream.encode())
-        self._container.close()
-
-    def abandon(self) -> None:
-        """Let go of the file, which is of no use then."""
-        with suppress(OSError, av.FFmpegError):
-            self._container.close()
-
-
-def _write_mp4(frames: Frames, file: Path, fps: float) -> None:
-    writer = Mp4Writer(file, (frames.shape[1], frames.shape[2]), fps)
-    try:
-        for pixels in frames:
-            writer.add(pixels)
-    except BaseException:
-        writer.abandon()
-        raise
-    writer.close()
-
-
-def _write_gif(frames: Frames, file: Path, fps: float) -> None:
-    # One palette for all frames: with one palette each, still areas flicker. Octree, dithered, came out closest to the
-    # source after a slight blur (48 dB; median cut 41 dB), and smallest.
-    step = max(1, math.isqrt(math.ceil(frames[..., 0].size / _PALETTE_SAMPLES)))
-    samples = np.concatenate(frames[:, ::step, ::step])
-    palette = Image.fromarray(samples).quantize(256, method=Image.Quantize.FASTOCTREE)
-    pages = [Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for pixels in frames]
-    durations = [10 * max(_GIF_SHORTEST_CENTISECONDS, ticks) for ticks in _ticks(len(frames), fps, 100)]
-    pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
-
-
-def _write_webp(frames: Frames, file: Path, fps: float) -> None:
-    pages = [Image.fromarray(pixels) for pixels in frames]
-    pages[0].save(
-        file,
-        "WEBP",
-        save_all=True,
-        append_images=pages[1:],
-        duration=_ticks(len(frames), fps, 1000),
-        loop=0,
-        quality=_WEBP_QUALITY,
-        method=4,
-    )
-
-
-def _ticks(count: int, fps: float, ticks_per_second: int) -> list[int]:
-    """Whole-tick durations whose running sum stays within half a tick of the exact time of each frame's end."""
-    ends = [round(index * ticks_per_second / fps) for index in range(count + 1)]
-    return [end - start for start, end in pairwise(ends)]
-
-
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
-
-
-_WRITERS: dict[str, Callable[[Frames, Path, float], None]] = {
-    ".mp4": _write_mp4,
-    ".gif": _write_gif,
-    ".webp": _write_webp,
-}

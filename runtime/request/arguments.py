@@ -15,17 +15,14 @@ from ...errors import UserError, shown
 from ..bundle.bundle import Bundle
 from ..call_queue import CancelToken
 from ..gpu.options import GpuOptions
-from .settings import GenerationSettings, check_threads
+from .option_table import check_flag, check_threads
+from .settings import GenerationSettings
 
 _IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
 
 
 def check_bundle(bundle: object) -> None:
-    """For the constructor.
-
-    Raises:
-        UserError: not an open bundle, for example a path.
-    """
+    """Refuse, for the constructor, what is no open bundle, for example a path."""
     if isinstance(bundle, str | os.PathLike):
         raise UserError(
             f"ImageToVideo takes an open Bundle, not a path: use ImageToVideo.from_bundle({os.fspath(bundle)!r})."
@@ -37,29 +34,15 @@ def check_bundle(bundle: object) -> None:
 
 
 def check_bundle_path(path: object) -> None:
-    """For ``from_bundle``.
-
-    Raises:
-        UserError: not a path.
-    """
+    """Refuse, for ``from_bundle``, what is no path."""
     if isinstance(path, Bundle):
         raise UserError("from_bundle takes the path of a bundle's folder: pass an open Bundle to ImageToVideo(bundle).")
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"from_bundle takes the path of a bundle's folder, as a str or a Path, not {_kind(path)}.")
 
 
-def check_flag(value: object, name: str) -> None:
-    """Refuse what is not True or False."""
-    if not isinstance(value, bool):
-        raise UserError(f"{name} {shown(value)} is not possible: give True or False.")
-
-
 def check_engine(threads: object, gpu: object) -> None:
-    """For the constructor; names of devices and precisions are checked where they are looked up.
-
-    Raises:
-        UserError: threads are not a whole number, or gpu is not a GpuOptions.
-    """
+    """For the constructor; names of devices and precisions are checked where they are looked up."""
     check_threads(threads)
     if not isinstance(gpu, GpuOptions):
         raise UserError(f"gpu must be a GpuOptions, as GpuOptions(low_vram=True), not {_kind(gpu)}.")
@@ -70,11 +53,7 @@ def check_engine(threads: object, gpu: object) -> None:
 
 
 def check_inputs(image: object, prompt: object, settings: object) -> None:
-    """What a call and its check have in common; whether images and prompts fit each other is not looked at.
-
-    Raises:
-        UserError: an argument of a wrong type.
-    """
+    """Types that a call and its check have in common; whether images and prompts fit each other is not looked at."""
     for one in image if isinstance(image, list | tuple) else [image]:
         if not isinstance(one, _IMAGE_TYPES) and not hasattr(one, "read"):
             tensor = " (pass image.numpy(), uint8 with the channels last)" if hasattr(one, "detach") else ""
@@ -93,11 +72,7 @@ def check_inputs(image: object, prompt: object, settings: object) -> None:
 
 
 def check_call(latents: object, callback: object, on_frames: object, cancel_token: object) -> None:
-    """What only a call has.
-
-    Raises:
-        UserError: an argument of a wrong type.
-    """
+    """Types of what only a call has."""
     if latents is not None and not (isinstance(latents, np.ndarray) and np.issubdtype(latents.dtype, np.floating)):
         kind = f"an array of {latents.dtype}" if isinstance(latents, np.ndarray) else _kind(latents)
         advice = "latents.cpu().numpy()" if hasattr(latents, "detach") else "np.asarray(latents, np.float32)"
@@ -115,11 +90,7 @@ def check_call(latents: object, callback: object, on_frames: object, cancel_toke
 
 
 def checked_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Initial noise as float32.
-
-    Raises:
-        UserError: another shape, or values that are not finite in float32.
-    """
+    """Initial noise as float32; :class:`UserError` for another shape, or values that are not finite in float32."""
     with np.errstate(over="ignore"):
         single = latents.astype(np.float32)
     if single.shape != shape or not np.isfinite(single).all():

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 
 class OtherNames(TypedDict, total=False):
-    """Names that users of diffusers and of the command line know; see :data:`~.option_names.OTHER_NAMES`."""
+    """Names that users of diffusers and of the command line know; see :data:`~.option_table.ALIASES`."""
 
     steps: int | None
     num_steps: int | None

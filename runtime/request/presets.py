@@ -1,8 +1,7 @@
-"""The published values of the settings that a bundle may recommend otherwise, and presets: how many steps, of which
-scheduler, guided where. One table, for the library and the command line.
+"""The published values of the settings that a bundle may recommend otherwise, and presets of some of them.
 
-``consisti2v bench --quality`` measures each against ``exact``: seconds, U-Net rows, distance at the same noise beside
-the distance of another seed. A preset stays in the table only where its loss is clearly smaller than that.
+``consisti2v bench --quality`` measures each preset against ``exact``: seconds, U-Net rows, distance at the same noise
+beside the distance of another seed. A preset stays here only where its loss is clearly smaller than that.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with the key ``preset`` replaced by what it stands for; options beside it win, unless they are None.
+    """Options with ``preset`` replaced by what it stands for; options beside it win, unless they are None.
 
     Raises:
         UserError: an unknown preset.

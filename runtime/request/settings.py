@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -11,19 +9,10 @@ from typing import Any
 
 from ...errors import UserError, shown
 from ...kernels.guidance import GuidanceMode, guidance_mode, guided_steps
-from ...kernels.low_pass_filters import FILTER_KINDS
-from ...kernels.noise import NOISE_KINDS
-from ...kernels.schedulers import SCHEDULERS
 from ..bundle.manifest import Manifest, RecommendedSettings
 from ..files.guarded_read import parse_json
-from .choices import CAMERA_MOTIONS, FITS
-from .option_names import canonical_options
+from .option_table import MAX_SIDE, OPTIONS, canonical_options, number
 from .presets import PUBLISHED, with_preset
-
-MAX_STRIDE = 1000
-MAX_SIDE = 8192
-GUIDANCE_BATCHES = ("joint", "split")
-MIN_FPS, MAX_FPS = 0.01, 1000
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class GenerationSettings:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
-        """Settings from keyword arguments, under the names of :mod:`.option_names`; lists become tuples.
+        """Settings from keyword arguments, under the names of :mod:`.option_table`; lists become tuples.
 
         ``preset`` (exact or balanced) stands for the options that :data:`PRESETS` gives it; options beside it
         win over it, and it wins over `base`.
@@ -103,7 +92,7 @@ class GenerationSettings:
             UserError: an unknown name (the nearest known one is proposed), two names of one option, or an
                 unknown preset.
         """
-        options = with_preset(canonical_options(options, [*(f.name for f in fields(cls)), "preset"]))
+        options = with_preset(canonical_options(options))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         return replace(base or cls(), **values)
 
@@ -113,29 +102,28 @@ class GenerationSettings:
         Raises:
             UserError: a value that is not possible, or that this bundle was not exported for.
         """
-        defaults, model = manifest.frame_init, manifest.model
+        model = manifest.model
         values = {f.name: _plain_value(getattr(self, f.name)) for f in fields(GenerationSettings)}
-        for name, published in PUBLISHED.items():
-            values[name] = _or(values[name], _or(getattr(manifest.recommended, name), published))
-        values |= {
-            "negative_prompt": _or(self.negative_prompt, ""),
-            "frameinit_noise_level": _or(self.frameinit_noise_level, defaults.noise_level),
-            "frameinit_filter": _or(self.frameinit_filter, defaults.filter),
-            "frameinit_d_s": _or(self.frameinit_d_s, defaults.d_s),
-            "frameinit_d_t": _or(self.frameinit_d_t, defaults.d_t),
-            "frameinit_order": _or(self.frameinit_order, defaults.order),
-            "height": _or(self.height, model.height),
-            "width": _or(self.width, model.width),
-            "video_length": _or(self.video_length, model.frames),
+        defaults: dict[str, Any] = {
+            **{name: getattr(manifest.recommended, name) for name in PUBLISHED},
+            **{f"frameinit_{f.name}": getattr(manifest.frame_init, f.name) for f in fields(manifest.frame_init)},
+            "negative_prompt": "",
+            "height": model.height,
+            "width": model.width,
+            "video_length": model.frames,
         }
+        for known in (defaults, PUBLISHED):
+            values |= {name: value for name, value in known.items() if values[name] is None}
         settings = ResolvedSettings(**values)
-        last_timestep = int(manifest.scheduler.get("num_train_timesteps", 1000)) - 1
-        check_sampling(settings, last_timestep + 1)
-        settings._check_types()
-        settings._check_values(last_timestep)
-        settings._check_size(manifest)
-        settings._check_guidance_batch(manifest)
-        settings._check_cache(manifest)
+        steps = int(manifest.scheduler.get("num_train_timesteps", 1000))
+        check_sampling(settings, steps)
+        limits = {"frameinit_noise_level": (0, steps - 1)}
+        limits |= dict.fromkeys(("height", "width"), (model.vae_scale_factor, MAX_SIDE))
+        for name, option in OPTIONS.items():
+            # The rest has a check of its own, or may be None.
+            if name not in (*PUBLISHED, "video_length") and values[name] is not None:
+                option.check(values[name], *limits.get(name, ()))
+        settings._check_together(manifest)
         return settings
 
 
@@ -168,63 +156,13 @@ class ResolvedSettings(GenerationSettings):
         """The steps, counted from 0, in which guidance acts."""
         return guided_steps(*self.guidance_interval, self.num_inference_steps)
 
-    def _check_values(self, last_timestep: int) -> None:
-        one_of(self.guidance_batch, "guidance_batch", GUIDANCE_BATCHES)
-        number(self.eta, "eta", 0, 1)
-        one_of(self.noise_sampling_method, "noise_sampling_method", NOISE_KINDS)
-        number(self.noise_alpha, "noise_alpha", 0, 1000)
-        whole(self.frameinit_noise_level, "frameinit_noise_level", 0, last_timestep)
-        one_of(self.frameinit_filter, "frameinit_filter", FILTER_KINDS)
+    def _check_together(self, manifest: Manifest) -> None:
+        """What fits neither the other settings nor this bundle."""
+        model = manifest.model
         for name in ("frameinit_d_s", "frameinit_d_t"):
-            number(getattr(self, name), name, 0, 1)
             # Their squares and their quotient have to be numbers.
             if 0 < getattr(self, name) < 1e-6:
                 raise UserError(f"{name} {getattr(self, name)} is not possible: give 0, or a number from 1e-06 to 1.")
-        whole(self.frameinit_order, "frameinit_order", 1, 100)
-        whole(self.num_videos_per_prompt, "num_videos_per_prompt", 1, 1000)
-        whole(self.autoregress_steps, "autoregress_steps", 1, 1000)
-        check_fps(self.fps)
-        one_of(self.fit, "fit", FITS)
-        if self.camera_motion is not None:
-            one_of(self.camera_motion, "camera_motion", CAMERA_MOTIONS)
-            if not self.use_frameinit:
-                raise UserError("camera_motion acts through FrameInit: leave use_frameinit on, or drop camera_motion.")
-            if self.autoregress_steps > 1:
-                raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
-            if self.camera_motion.startswith("pan") and self.fit != "crop":
-                raise UserError(
-                    f"camera_motion {self.camera_motion!r} moves over the whole photo: leave fit at crop, not "
-                    f"{self.fit}."
-                )
-            if self.height != self.width:
-                raise UserError(
-                    f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
-                    "value, or drop camera_motion."
-                )
-
-    def _check_types(self) -> None:
-        """What no range says."""
-        if not isinstance(self.use_frameinit, bool):
-            raise UserError(f"use_frameinit {shown(self.use_frameinit)} is not possible: give True or False.")
-
-    def _check_guidance_batch(self, manifest: Manifest) -> None:
-        rows = manifest.model.rows
-        if self.guidance_batch == "split" and rows is not None and rows > 1:
-            raise UserError(
-                f"guidance_batch 'split' does not fit: this bundle's U-Net always runs {rows} rows at once; leave it "
-                "at 'joint', or export with --guidance any or none."
-            )
-
-    def _check_cache(self, manifest: Manifest) -> None:
-        whole(self.cache_interval, "cache_interval", 1, 1000)
-        if self.cache_interval > 1 and manifest.model.cache_branch is None:
-            raise UserError(
-                f"cache_interval {self.cache_interval} does not fit: this bundle has no shallow U-Net; leave it at 1, "
-                "or export with --cache-branch 0."
-            )
-
-    def _check_size(self, manifest: Manifest) -> None:
-        model = manifest.model
         if not isinstance(self.video_length, Integral) or self.video_length != model.frames:
             raise UserError(
                 f"video_length {shown(self.video_length)} does not fit: this bundle makes clips of {model.frames} "
@@ -232,8 +170,6 @@ class ResolvedSettings(GenerationSettings):
             )
         multiple = model.dynamic_size_multiple
         for name, size, exported in (("height", self.height, model.height), ("width", self.width, model.width)):
-            whole(size, name, model.vae_scale_factor, MAX_SIDE)
-            assert size is not None
             if size % model.vae_scale_factor:
                 raise UserError(f"{name} {size} is not a multiple of {model.vae_scale_factor}.")
             if multiple is None and size != exported:
@@ -243,6 +179,31 @@ class ResolvedSettings(GenerationSettings):
                 )
             if multiple is not None and size % multiple:
                 raise UserError(f"{name} {size} does not fit: this bundle takes multiples of {multiple} pixels.")
+        if self.guidance_batch == "split" and model.rows is not None and model.rows > 1:
+            raise UserError(
+                f"guidance_batch 'split' does not fit: this bundle's U-Net always runs {model.rows} rows at once; "
+                "leave it at 'joint', or export with --guidance any or none."
+            )
+        if self.cache_interval > 1 and model.cache_branch is None:
+            raise UserError(
+                f"cache_interval {self.cache_interval} does not fit: this bundle has no shallow U-Net; leave it at 1, "
+                "or export with --cache-branch 0."
+            )
+        if self.camera_motion is not None:
+            self._check_camera_motion(self.camera_motion)
+
+    def _check_camera_motion(self, motion: str) -> None:
+        if not self.use_frameinit:
+            raise UserError("camera_motion acts through FrameInit: leave use_frameinit on, or drop camera_motion.")
+        if self.autoregress_steps > 1:
+            raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
+        if motion.startswith("pan") and self.fit != "crop":
+            raise UserError(f"camera_motion {motion!r} moves over the whole photo: leave fit at crop, not {self.fit}.")
+        if self.height != self.width:
+            raise UserError(
+                f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
+                "value, or drop camera_motion."
+            )
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -271,12 +232,9 @@ def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: 
         train_steps: of the noise schedule; no run has more.
     """
     steps, interval = chosen.num_inference_steps, chosen.guidance_interval
-    whole(steps, "num_inference_steps", 1, train_steps)
-    number(chosen.guidance_scale_txt, "guidance_scale_txt", -1000, 1000)
-    number(chosen.guidance_scale_img, "guidance_scale_img", -1000, 1000)
-    number(chosen.guidance_rescale, "guidance_rescale", 0, 1)
-    one_of(chosen.scheduler, "scheduler", SCHEDULERS)
-    whole(chosen.frame_stride, "frame_stride", 1, MAX_STRIDE)
+    assert steps is not None
+    for name in PUBLISHED:
+        OPTIONS[name].check(getattr(chosen, name), high=train_steps if name == "num_inference_steps" else None)
     if not isinstance(interval, tuple) or len(interval) != 2:
         raise UserError(
             f"guidance_interval {shown(interval)} is not possible: give two numbers, first and last share of the "
@@ -290,52 +248,11 @@ def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: 
             f"guidance_interval {start:g} to {end:g} is empty: give a start below the end, or switch guidance off with "
             "guidance_scale_txt 1."
         )
-    assert steps is not None
     if not guided_steps(start, end, steps):
         raise UserError(
             f"guidance_interval {start:g} to {end:g} holds none of the {steps} steps: widen it, or switch guidance off "
             "with guidance_scale_txt 1."
         )
-
-
-def whole(value: object, name: str, low: int, high: int) -> None:
-    """Refuse anything but a whole number in low..high."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
-        raise UserError(f"{name} {shown(value)} is not possible: give a whole number from {low} to {high}.")
-
-
-def check_threads(threads: object) -> None:
-    """Refuse anything but None, or 1 to the number of logical processors."""
-    if threads is None:
-        return
-    most = os.cpu_count() or 1
-    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= int(threads) <= most:
-        raise UserError(
-            f"threads {shown(threads)} is not possible: give a whole number from 1 to {most}, the logical processors "
-            "here."
-        )
-
-
-def number(value: object, name: str, low: float, high: float) -> float:
-    """Refuse anything but a finite number in low..high; gives it as Python's own float, whatever type it had."""
-    try:
-        converted = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # an int or a fraction beyond any float
-        converted = math.nan
-    if not low <= converted <= high:
-        raise UserError(f"{name} {shown(value)} is not possible: give a number from {low:g} to {high:g}.")
-    return converted
-
-
-def check_fps(value: object) -> float:
-    """Refuse a frame rate that no file or player takes."""
-    return number(value, "fps", MIN_FPS, MAX_FPS)
-
-
-def one_of(value: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse anything but one of the names."""
-    if not isinstance(value, str) or value not in allowed:
-        raise UserError(f"{name} {shown(value)} is unknown: choose {', '.join(allowed)}.")
 
 
 def _plain_value(value: Any) -> Any:
@@ -348,10 +265,6 @@ def _plain_value(value: Any) -> Any:
         return int(value) if isinstance(value, Integral) else float(value)
     except OverflowError:  # out of every range
         return value
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 StepCallback = Callable[["StepProgress"], object]

@@ -10,8 +10,7 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engine_choice import Machine
-from consisti2v_rt.runtime.bundle.engine_match import build_command, check_engine
+from consisti2v_rt.runtime.bundle.engines import Machine, build_command, check_engine
 from consisti2v_rt.runtime.bundle.manifest import EngineSpec, Manifest, ProfileSpec, ShapeRange, graph_sha256
 
 RTX4060 = Machine("8.9", {"tensorrt-rtx": "1.7.1.116"}, "linux")

@@ -20,7 +20,7 @@ from consisti2v_rt.export.precision.variant import write_variant
 from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engine_choice import Machine
+from consisti2v_rt.runtime.bundle.engines import Machine
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
 from consisti2v_rt.runtime.gpu import entry
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -116,7 +116,7 @@ def test_an_engine_is_refused_before_it_is_loaded(
     spec = Bundle.open(bundle).manifest.engines[0]
     monkeypatch.setattr(entry, "machine", lambda flavour: Machine("8.9", {flavour: spec.version}))
     monkeypatch.setattr(entry, "STAGES", ("conditioning", "vae_encoder"))
-    monkeypatch.setattr("consisti2v_rt.runtime.bundle.engine_choice.STAGES", ("conditioning", "vae_encoder"))
+    monkeypatch.setattr("consisti2v_rt.runtime.bundle.engines.STAGES", ("conditioning", "vae_encoder"))
     (bundle / "variants/fp16/conditioning/conditioning.onnx").unlink()
     assert entry.fit_engines("tensorrt-rtx", Bundle.open(bundle), "fp16").usable
     damage(bundle / spec.file)

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.device import attention
 from consisti2v_rt.errors import UserError
-from consisti2v_rt.kernels.temporal_window_attention import rotation_table, temporal_window_attention
+from consisti2v_rt.kernels.temporal_window import rotation_table
 from consisti2v_rt.runtime.gpu.device import GpuStatus, probe
+from consisti2v_rt.tests.kernels.references.temporal_window_attention import temporal_window_attention
 
 pytest.importorskip("onnx")
 

@@ -10,7 +10,7 @@ from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.backends import Backend, choose, table
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engine_choice import Machine, engines_fit, find_engine, refusal, runs_on
+from consisti2v_rt.runtime.bundle.engines import Machine, engines_fit, find_engine, refusal, runs_on
 from consisti2v_rt.runtime.bundle.manifest import STAGES, EngineSpec, KernelSpec, ProfileSpec, ShapeRange, TensorSpec
 from consisti2v_rt.runtime.bundle.stage_graphs import Availability
 from consisti2v_rt.runtime.gpu.entry import with_nearest_rows

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consisti2v_rt.kernels.cuda.compile import FOLDER, compile_cubin, kernel_file
+from consisti2v_rt.kernels.cuda.compile import compile_cubin, kernel_file
 from consisti2v_rt.kernels.cuda.launch import Kernels
-from consisti2v_rt.kernels.cuda.signatures import Call
-from consisti2v_rt.kernels.cuda.sources import SOURCES
+from consisti2v_rt.kernels.cuda.sources import FOLDER, SOURCES
 from consisti2v_rt.runtime.gpu.device import probe
 
 SHIM = Path(__file__).parent / "cuda_host"
@@ -34,7 +33,7 @@ GUARD_BYTE = 0xA5
 
 def source_of(entry: str) -> str:
     """Name of the source that has this entry point."""
-    (name,) = (name for name, source in SOURCES.items() if entry in {e.name for e in source.entry_points})
+    (name,) = (name for name, entries in SOURCES.items() if entry in entries)
     return name
 
 
@@ -73,7 +72,7 @@ class HostMachine(Machine):
     def library(self, name: str) -> ctypes.CDLL:
         if name not in self._libraries:
             file = kernel_file(name)
-            entries = "\n".join(f"HOST_ENTRY({entry.name})" for entry in SOURCES[name].entry_points)
+            entries = "\n".join(f"HOST_ENTRY({entry})" for entry in SOURCES[name])
             unit = self._folder / f"{name}.cpp"
             unit.write_text(f'#include "host_shim.h"\n#include "{file}"\n{entries}\n', encoding="utf-8")
             text = file.read_text(encoding="utf-8")
@@ -102,8 +101,8 @@ class HostMachine(Machine):
     def launch(self, entry: str, guarded: dict[str, np.ndarray], numbers: dict[str, Any], backwards: bool) -> None:
         name = source_of(entry)
         addresses = {key: array.ctypes.data + GUARD for key, array in guarded.items()}
-        call: Call = SOURCES[name].entry_point(entry).call(**addresses, **numbers)
-        if call.is_empty:
+        call = SOURCES[name][entry].call(**addresses, **numbers)
+        if 0 in call.grid:
             return
         values = [np.uintp(value) if isinstance(value, int) else value for value in call.values]
         cells = [np.array(value) for value in values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consisti2v_rt.kernels.frames import frames_to_uint8
+from consisti2v_rt.kernels.vae import frames_to_uint8
 
 
 def launch(machine, kind, decoded):

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.kernels.cuda.sources import HEAD_SIZES
-from consisti2v_rt.kernels.temporal_window_attention import (
-    rotation_table,
-    temporal_window_attention,
-    window_positions,
-)
+from consisti2v_rt.kernels.temporal_window import rotation_table, window_positions
+from consisti2v_rt.tests.kernels.references.temporal_window_attention import temporal_window_attention
 
 TOLERANCE = {"f32": 2e-6, "f16": 6e-4, "bf16": 5e-3}  # the reference is float32: half of an output's last digit
 
@@ -132,21 +129,3 @@ def test_special_values_reach_only_what_attends_to_them(machine, normal, element
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
     assert np.isfinite(out[0, :, 1:3]).all() and not np.isfinite(out[0, :, 3, 5]).any()
-
-
-@pytest.mark.parametrize(
-    ("shapes", "heads", "message"),
-    [
-        (((1, 2, 6, 8), (1, 2, 6, 8), (1, 2, 6, 9)), 2, "give all three"),
-        (((1, 2, 5, 8),) * 3, 2, "2×3 positions"),
-        (((1, 2, 6, 8),) * 3, 3, "give a divisor"),
-    ],
-)
-def test_the_reference_refuses(normal, shapes, heads, message):
-    with pytest.raises(ValueError, match=message):
-        temporal_window_attention(*(normal(*shape) for shape in shapes), heads, 2, 3, None)
-
-
-def test_rotary_positions_need_pairs_in_half_of_the_channels():
-    with pytest.raises(ValueError, match="multiple of 4"):
-        rotation_table(4, 10)

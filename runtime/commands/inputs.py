@@ -1,18 +1,25 @@
-"""Photos of a command line: files, and ``-`` for standard input."""
+"""What a generation on the command line reads: photos (``-`` is standard input) and ``--config FILE.json``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ...errors import UserError, first_line
+from ...locations import ASSETS
+from ..files.guarded_read import CONFIG, read_json_object
 from ..media.image import load_image
+from ..request.option_table import canonical_options
+from ..request.presets import with_preset
+from ..request.settings import GenerationSettings
 
 STANDARD_INPUT = Path("-")
 MAX_BYTES = 256 * 2**20
+EXAMPLE = ASSETS / "example_settings.json"
 
 
 def read_photos(images: Sequence[Path]) -> list[Image.Image]:
@@ -44,3 +51,26 @@ def _read_standard_input() -> Image.Image:
     if len(data) > MAX_BYTES:
         raise UserError(f"standard input holds more than {MAX_BYTES // 2**20} MiB: pipe in a smaller photo.")
     return load_image(data)
+
+
+def with_config(file: Path, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file, with those `named` on the command line in their place.
+
+    The file holds a JSON object of :class:`GenerationSettings` fields and, where wanted, a ``preset``. A preset on the
+    command line wins over the file's single settings too.
+
+    Raises:
+        UserError: no such file, no JSON object, or a name that is no setting.
+    """
+    kind = CONFIG(f'give a JSON file of settings, such as "{EXAMPLE}"')
+    settings = read_json_object(file, kind, f'--config "{file}"')
+    try:
+        # Under the settings' own names, so that those of the command line can take their places.
+        settings = canonical_options(settings)
+        GenerationSettings.from_options(settings)
+    except UserError as error:
+        raise UserError(f'--config "{file}": {error}') from None
+    if "preset" in named:
+        settings |= with_preset({"preset": named["preset"]})
+        settings.pop("preset", None)
+    return settings | {name: value for name, value in named.items() if name != "preset"}

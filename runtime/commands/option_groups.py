@@ -1,4 +1,4 @@
-"""Options of ``consisti2v generate`` under the library's and diffusers' names too: ``--num-frames`` is ``--frames``."""
+"""Commands whose options have other names too (``--num-frames`` is ``--frames``), and whose help groups them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,34 @@ from typing import Any
 from typer.core import TyperCommand
 
 from ...errors import UserError
-from ..request.option_names import ALIASES, command_name, similar_names
+from ..request.option_table import ALIASES, PANELS, command_name, similar_names
 
 
-class AliasCommand(TyperCommand):
+class Command(TyperCommand):
     """Replaces other names of an option before the command line is parsed; help shows the command's own names only."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """As always, ordered by panel where options name one; typer shows each panel as a group."""
+        params: list[Any] = list(super().get_params(ctx))
+        if any(getattr(param, "rich_help_panel", None) for param in self.params):
+            for param in params:
+                param.rich_help_panel = getattr(param, "rich_help_panel", None) or PANELS[-1]
+            params.sort(key=lambda param: PANELS.index(param.rich_help_panel))
+        return params
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The plain text, which typer does not group."""
+        if not any(getattr(param, "rich_help_panel", None) for param in self.params):
+            super().format_options(ctx, formatter)
+            return
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                rows.setdefault(param.rich_help_panel, []).append(record)
+        for panel, records in rows.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
@@ -33,21 +56,20 @@ class AliasCommand(TyperCommand):
         except Exception as error:
             # Known by its fields: typer brings a click of its own in some versions and imports click in others.
             if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-                near = similar_names(error.option_name.lstrip("-").replace("-", "_"), _settings(own))
+                names = [_word(name) for name in sorted(own) if name.startswith("--")]
+                near = similar_names(_word(error.option_name), [ALIASES.get(name, name) for name in names])
                 options = [command_name(ALIASES.get(one, one)) for one in near]
                 error.possibilities = list(dict.fromkeys([*options, *(error.possibilities or ())]))
             raise
         return parsed
 
 
+def _word(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
 def _own_name(name: str) -> str:
     """``--num-frames``, ``--num_frames``: ``--frames``; ``--no-use-frameinit``: ``--no-frameinit``."""
-    word = name.removeprefix("--").replace("-", "_")
+    word = _word(name)
     no, word = ("--no-", word[3:]) if word.startswith("no_") else ("--", word)
     return no + command_name(ALIASES.get(word, word)).removeprefix("--")
-
-
-def _settings(own: set[str]) -> list[str]:
-    """The options that a command has, as the settings call them."""
-    names = [name.removeprefix("--").replace("-", "_") for name in sorted(own) if name.startswith("--")]
-    return [ALIASES.get(name, name) for name in names]
