@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..kernels.ddim import SchedulerConfig
 from ..runtime.bundle.manifest import RecommendedSettings
 from ..runtime.bundle.recommended import recommended_settings
@@ -119,11 +119,6 @@ def weight_files(folder: Path) -> list[Path]:
             check_weight_file(whole[0])
             return whole[:1]
     raise UserError(f"{folder} holds no weights: a diffusion_pytorch_model.safetensors (or .bin) is expected there.")
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, as a part of a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _read_configs(folder: Path) -> tuple[UNetConfig, VaeConfig, TextEncoderConfig]:

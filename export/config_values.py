@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 MAX_LEVELS = 8
 MAX_LAYERS = 64
@@ -19,14 +19,8 @@ MAX_SAMPLE_SIZE = 1024
 MAX_PARAMETERS = 10**10
 
 
-def shown(value: object) -> str:
-    """`value` as a message shows it: a list of 100,000 entries would be no sentence."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 class ConfigValues:
-    """The entries of one configuration.
+    """The entries of one configuration; every method raises a UserError for a value of another kind or out of range.
 
     Args:
         part: what the configuration is of, for messages: "VAE".
@@ -38,55 +32,27 @@ class ConfigValues:
         self._values = values
 
     def whole(self, name: str, default: int, lowest: int, highest: int) -> int:
-        """A whole number.
-
-        Raises:
-            UserError: another kind of value, or out of range.
-        """
+        """A whole number."""
         return self._whole(name, self._get(name, default), lowest, highest)
 
     def number(self, name: str, default: float, lowest: float, highest: float) -> float:
-        """A number above `lowest`, up to `highest`; NaN is none.
-
-        Raises:
-            UserError: another kind of value, or out of range.
-        """
+        """A number above `lowest`, up to `highest`; NaN is none."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not lowest < value <= highest:
             raise self._refuse(name, value, f"a number above {lowest:g}, up to {highest:g}")
         return float(value)
 
     def wholes(self, name: str, default: Sequence[int], highest: int) -> tuple[int, ...]:
-        """A list of 1 to :data:`MAX_LEVELS` whole numbers from 1 on.
-
-        Raises:
-            UserError: another kind of value, too long, or an entry out of range.
-        """
-        values = self._list(name, default)
-        return tuple(self._whole(name, value, 1, highest) for value in values)
+        """A list of 1 to :data:`MAX_LEVELS` whole numbers from 1 on."""
+        return tuple(self._whole(name, value, 1, highest) for value in self._list(name, default))
 
     def names(self, name: str, default: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
-        """A list of 1 to :data:`MAX_LEVELS` names.
-
-        Raises:
-            UserError: another kind of value, too long, or an entry that is not allowed.
-        """
+        """A list of 1 to :data:`MAX_LEVELS` names."""
         values = self._list(name, default)
         for value in values:
             if value not in allowed:
                 raise self._refuse(name, value, f"names among {', '.join(allowed)}")
         return tuple(values)
-
-    def one_of(self, name: str, default: Any, allowed: Sequence[Any]) -> Any:
-        """One of the allowed values.
-
-        Raises:
-            UserError: another one.
-        """
-        value = self._get(name, default)
-        if not any(type(value) is type(entry) and value == entry for entry in allowed):
-            raise self._refuse(name, value, " or ".join(repr(entry) for entry in allowed))
-        return value
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name)

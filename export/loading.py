@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..runtime.files.guarded_read import MODEL_CARD, read_text
-from .checkpoint import Checkpoint, check_weight_file, first_line, open_checkpoint, weight_files
+from .checkpoint import Checkpoint, check_weight_file, open_checkpoint, weight_files
 from .source_model import SourceModel
 from .unet import UNetConfig, VideoUNet
 

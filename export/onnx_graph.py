@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..runtime.bundle.manifest import StageSpec, TensorSpec
 from ..runtime.session import OnnxCpuSession
-from .stage_export import StageExport
+from .unet_stages import StageExport
 
 # Native Attention, GroupNormalization and Gelu: fewer nodes, and engines can fuse them.
 OPSET = 23
@@ -52,13 +52,16 @@ class Parity:
 
 def torch_reference(stage: StageExport) -> Reference:
     """Run the stage in torch on its example inputs."""
-    with torch.no_grad():
-        result = stage.module(*stage.arrange(list(stage.inputs.values())))
-    tensors = [result] if isinstance(result, torch.Tensor) else list(result)
     return Reference(
-        {name: tensor.numpy() for name, tensor in stage.inputs.items()},
-        {name: tensor.numpy() for name, tensor in zip(stage.outputs, tensors, strict=True)},
+        {name: tensor.numpy() for name, tensor in stage.inputs.items()}, _run_torch(stage, list(stage.inputs.values()))
     )
+
+
+def _run_torch(stage: StageExport, inputs: list[torch.Tensor]) -> dict[str, NDArray[Any]]:
+    with torch.no_grad():
+        result = stage.module(*stage.arrange(inputs))
+    tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+    return {name: tensor.numpy() for name, tensor in zip(stage.outputs, tensors, strict=True)}
 
 
 def write_graph(stage: StageExport, path: Path, sizes: Mapping[str, Any]) -> None:
@@ -158,15 +161,10 @@ def compare_with_torch(
 
 def _run_graph(path: Path, spec: StageSpec, reference: Reference) -> dict[str, NDArray[Any]]:
     """The graph's outputs in ONNX Runtime, for the reference's inputs; the session is gone afterwards."""
+    arrays = reference.inputs | reference.outputs
     dims = {
-        size: array.shape[axis]
-        for tensor, array in zip(spec.inputs, reference.inputs.values(), strict=True)
-        for axis, size in enumerate(tensor.shape)
-        if isinstance(size, str)
-    }
-    dims |= {
-        size: reference.outputs[tensor.name].shape[axis]
-        for tensor in spec.outputs
+        size: arrays[tensor.name].shape[axis]
+        for tensor in (*spec.inputs, *spec.outputs)
         for axis, size in enumerate(tensor.shape)
         if isinstance(size, str)
     }
@@ -180,19 +178,13 @@ def _run_graph(path: Path, spec: StageSpec, reference: Reference) -> dict[str, N
 def _float64_outputs(stage: StageExport, reference: Reference) -> dict[str, NDArray[Any]]:
     """What torch gives in float64 for the same inputs."""
 
-    def wide(array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.double() if tensor.is_floating_point() else tensor
-
+    tensors = [torch.from_numpy(array) for array in reference.inputs.values()]
     # In place: every float32 number is a float64 number too, and comes back as it was.
     stage.module.double()
     try:
-        with torch.no_grad():
-            result = stage.module(*stage.arrange([wide(array) for array in reference.inputs.values()]))
+        return _run_torch(stage, [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors])
     finally:
         stage.module.float()
-    tensors = [result] if isinstance(result, torch.Tensor) else list(result)
-    return {name: tensor.numpy() for name, tensor in zip(stage.outputs, tensors, strict=True)}
 
 
 def _distance(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> float:

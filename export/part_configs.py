@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
-from .config_values import MAX_LAYERS, MAX_WIDTH, ConfigValues, check_parameters, shown
+from ..errors import UserError, shown
+from .config_values import MAX_LAYERS, MAX_WIDTH, ConfigValues, check_parameters
 
 # The text encoder is run on so many tokens.
 TEXT_LENGTH = 77
@@ -73,7 +73,8 @@ class TextEncoderConfig:
         if config.get("model_type") == "clip" and isinstance(nested, Mapping):
             config = nested
         values = ConfigValues("text encoder", config)
-        values.one_of("model_type", "clip_text_model", ("clip_text_model",))
+        if config.get("model_type") not in (None, "clip_text_model"):
+            raise UserError(f"text encoder option model_type={shown(config['model_type'])}: give 'clip_text_model'.")
         width = values.whole("hidden_size", 512, 1, MAX_WIDTH)
         inner = values.whole("intermediate_size", 2048, 1, 8 * MAX_WIDTH)
         layers = values.whole("num_hidden_layers", 12, 1, 128)

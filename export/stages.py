@@ -13,9 +13,8 @@ from transformers import CLIPTextModel
 
 from .part_configs import TEXT_LENGTH
 from .source_model import SourceModel
-from .stage_export import StageExport
 from .unet import VideoUNet
-from .unet_stages import shallow_export, text_tensor_names, unet_axes, unet_export
+from .unet_stages import StageExport, text_tensor_names, unet_axes, unet_export
 
 
 class TextEncoderStage(nn.Module):
@@ -139,5 +138,5 @@ def stages(
     clip = (unet, latent_size, max(rows or 2, 2) if free else rows or 1, random)
     open_sizes = unet_axes(unet, dynamic, cache_branch) if free else {}
     if cache_branch is not None:
-        yield shallow_export(*clip, open_sizes, cache_branch)
+        yield unet_export(*clip, open_sizes, cache_branch, shallow=True)
     yield unet_export(*clip, open_sizes, cache_branch)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .part_configs import TEXT_LENGTH
-from .stage_export import StageExport
 from .unet import VideoUNet
+
+
+@dataclass
+class StageExport:
+    """One stage, ready to become one ONNX graph."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    """Random example inputs, by name, in the order of the graph's inputs."""
+    outputs: list[str]
+    axes: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Input or output -> axis -> name of its dynamic size; empty for a static export."""
+    arrange: Callable[[list[Any]], tuple[Any, ...]] = tuple
+    """Arranges one value per input as the arguments of the module."""
 
 
 class UNetStage(nn.Module):
@@ -88,51 +104,41 @@ def unet_export(
     random: Callable[..., Tensor],
     axes: dict[str, dict[int, str]],
     cache_branch: int | None = None,
+    *,
+    shallow: bool = False,
 ) -> StageExport:
     """The U-Net stage; with a cache branch it also returns the deep features.
 
     Args:
         random: draws normal numbers of a shape.
         axes: names of dynamic sizes, by input or output.
+        shallow: the step between two full ones, which takes the deep features instead.
     """
-    names = text_tensor_names(unet)
-    inputs = _clip_inputs(unet, latent_size, rows, random) | _text_inputs(unet, names, rows, random) | _stride(unet)
-    outputs = ["noise_pred"] if cache_branch is None else ["noise_pred", "deep_features"]
-    # The module takes the text tensors as one list, between the first frame and the stride.
+    config, names = unet.config, text_tensor_names(unet, cache_branch if shallow else None)
+    with torch.no_grad():
+        text = unet.text_key_values(random(rows, TEXT_LENGTH, config.cross_attention_dim))
+    by_name = dict(zip(text_tensor_names(unet), [tensor for part in text.values() for tensor in part], strict=True))
+    inputs = {
+        "sample": random(rows, config.in_channels, config.n_frames - 1, *latent_size),
+        "timestep": torch.tensor([501]),
+        "first_frame_latents": random(rows, config.in_channels, 1, *latent_size),
+        **{name: by_name[name] for name in names},
+    }
+    # The module takes the text tensors as one list, between the first frame and the rest.
     end = 3 + len(names)
-    return StageExport(
-        "unet",
-        UNetStage(unet, cache_branch),
-        inputs,
-        outputs,
-        axes,
-        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
-    )
-
-
-def shallow_export(
-    unet: VideoUNet,
-    latent_size: tuple[int, int],
-    rows: int,
-    random: Callable[..., Tensor],
-    axes: dict[str, dict[int, str]],
-    cache_branch: int,
-) -> StageExport:
-    """The step between two full ones; arguments as in :func:`unet_export`."""
-    names = text_tensor_names(unet, cache_branch)
-    channels, height, width = unet.deep_feature_shape(cache_branch, *latent_size)
-    features = {"deep_features": random(rows, unet.config.n_frames, channels, height, width)}
-    texts = _text_inputs(unet, names, rows, random)
-    inputs = _clip_inputs(unet, latent_size, rows, random) | texts | features | _stride(unet)
-    end = 3 + len(names)
-    return StageExport(
-        "unet_shallow",
-        ShallowUNetStage(unet, cache_branch),
-        inputs,
-        ["noise_pred"],
-        axes,
-        lambda flat: (*flat[:3], flat[3:end], *flat[end:]),
-    )
+    module: nn.Module = UNetStage(unet, cache_branch)
+    outputs = ["noise_pred"]
+    if shallow:
+        assert cache_branch is not None
+        module = ShallowUNetStage(unet, cache_branch)
+        channels, *size = unet.deep_feature_shape(cache_branch, *latent_size)
+        inputs["deep_features"] = random(rows, config.n_frames, channels, *size)
+    elif cache_branch is not None:
+        outputs.append("deep_features")
+    if config.use_frame_stride_condition:
+        inputs["frame_stride"] = torch.tensor([3])
+    name = "unet_shallow" if shallow else "unet"
+    return StageExport(name, module, inputs, outputs, axes, lambda flat: (*flat[:3], flat[3:end], *flat[end:]))
 
 
 def unet_axes(unet: VideoUNet, dynamic: bool, cache_branch: int | None) -> dict[str, dict[int, str]]:
@@ -145,25 +151,3 @@ def unet_axes(unet: VideoUNet, dynamic: bool, cache_branch: int | None) -> dict[
         names = (f"latent_{axis}" + (f"/{divisor}" if divisor > 1 else "") for axis in ("height", "width"))
         axes["deep_features"] = {0: "rows", **(dict(zip((3, 4), names, strict=True)) if dynamic else {})}
     return axes
-
-
-def _clip_inputs(
-    unet: VideoUNet, latent_size: tuple[int, int], rows: int, random: Callable[..., Tensor]
-) -> dict[str, Tensor]:
-    config = unet.config
-    return {
-        "sample": random(rows, config.in_channels, config.n_frames - 1, *latent_size),
-        "timestep": torch.tensor([501]),
-        "first_frame_latents": random(rows, config.in_channels, 1, *latent_size),
-    }
-
-
-def _text_inputs(unet: VideoUNet, names: list[str], rows: int, random: Callable[..., Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad():
-        text = unet.text_key_values(random(rows, TEXT_LENGTH, unet.config.cross_attention_dim))
-    by_name = dict(zip(text_tensor_names(unet), [tensor for part in text.values() for tensor in part], strict=True))
-    return {name: by_name[name] for name in names}
-
-
-def _stride(unet: VideoUNet) -> dict[str, Tensor]:
-    return {"frame_stride": torch.tensor([3])} if unet.config.use_frame_stride_condition else {}

@@ -107,6 +107,9 @@ class OnnxCpuSession:
         disabled: list[str] = []
         if lean:
             options.enable_cpu_mem_arena = False
+            # Nodes in the order of the graph: by default those that lead to its outputs come last, and what they read
+            # would wait for them.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
             options.add_session_config_entry("session.disable_prepacking", "1")
             # It would keep weights that a graph casts or scales as constants of their own.
             disabled.append("ConstantFolding")

@@ -18,8 +18,8 @@ from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spe
 from consisti2v_rt.export.precision.variant import write_variant  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
-from consisti2v_rt.export.stage_export import StageExport  # noqa: E402
 from consisti2v_rt.export.stages import dynamic_sizes, stages  # noqa: E402
+from consisti2v_rt.export.unet_stages import StageExport  # noqa: E402
 from consisti2v_rt.runtime.bundle.bundle import Bundle  # noqa: E402
 from consisti2v_rt.runtime.bundle.manifest import RecommendedSettings  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402

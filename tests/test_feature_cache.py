@@ -20,7 +20,6 @@ from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
 from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.export.unet.simplified_text import simplify_and_measure  # noqa: E402
 from consisti2v_rt.export.unet_stages import (  # noqa: E402
-    shallow_export,
     text_tensor_names,
     unet_axes,
     unet_export,
@@ -177,7 +176,8 @@ def test_both_graphs_agree_with_torch_and_pass_the_features_on(tmp_path, relativ
     axes = unet_axes(unet, dynamic=False, cache_branch=1)
     sizes = {"rows": torch.export.Dim("rows", min=1, max=64)}
     sessions = {}
-    for stage in (unet_export(unet, (8, 8), 2, random, axes, 1), shallow_export(unet, (8, 8), 2, random, axes, 1)):
+    for is_shallow in (False, True):
+        stage = unet_export(unet, (8, 8), 2, random, axes, 1, shallow=is_shallow)
         reference, path = torch_reference(stage), tmp_path / f"{stage.name}.onnx"
         write_graph(stage, path, sizes)
         spec = stage_spec(stage, reference, path.name, "fp32")

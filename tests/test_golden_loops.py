@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from safetensors.numpy import load_file  # noqa: E402
 from safetensors.torch import load_file as load_tensors  # noqa: E402
 
-from consisti2v_rt.export import VideoUNet  # noqa: E402
 from consisti2v_rt.export.onnx_graph import stage_spec, torch_reference, write_graph  # noqa: E402
+from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.export.unet_stages import text_tensor_names, unet_export  # noqa: E402
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_table  # noqa: E402
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask  # noqa: E402

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from consisti2v_rt import UserError  # noqa: E402
-from consisti2v_rt.export import VideoUNet  # noqa: E402
+from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.export.unet.attention import window_indices  # noqa: E402
 from consisti2v_rt.export.unet.resampling import Upsample  # noqa: E402
 

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from consisti2v_rt.benchmarks.published import PublishedUNet  # noqa: E402
-from consisti2v_rt.export import VideoUNet  # noqa: E402
 from consisti2v_rt.export.random_model import open_gates  # noqa: E402
+from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 
 BASE = {
     "block_out_channels": [32, 64],

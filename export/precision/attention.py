@@ -14,18 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from ...errors import UserError
-from .graph import Graph, attribute, set_attribute
+from .graph import FLOAT, Graph
 from .recipe import has_fused_kernel
-from .weights import Weight
 
 # One data input, the first; the output is linear in it and the factor passes through.
 _THROUGH = {"Reshape", "Transpose", "Slice", "Gather", "Expand", "Squeeze", "Unsqueeze", "Split", "Identity"}
-_QUERY, _KEY = 0, 1
+_QUERY, _KEY, _MASK = 0, 1, 3
 # What is added to the score of a key that must not be seen: exp() of it is 0, and float16 holds it with room to spare.
 _UNSEEN = -1e4
 
@@ -34,13 +34,13 @@ _UNSEEN = -1e4
 class _Operand:
     """One operand of one attention, and everything its factor would pass through."""
 
-    attention: NodeProto
+    attention: ir.Node
     index: int
     factor: float
-    edges: frozenset[tuple[int, int]]
-    """(id of a node, index of its input) that the factor travels along, the attention's own first."""
-    values: frozenset[str]
-    absorbing: tuple[tuple[NodeProto, int], ...]
+    edges: set[tuple[ir.Node, int]]
+    """(node, index of its input) that the factor travels along, the attention's own first."""
+    values: set[ir.Value]
+    absorbing: list[tuple[ir.Node, int]]
     """Constants that take the factor up: (node, index of the input)."""
 
 
@@ -50,99 +50,89 @@ def fold_attention_scales(graph: Graph) -> tuple[int, int]:
     Each gets the square root, so that both are of one magnitude; keys that are inputs of the graph (the text's) are
     left as they are, since other precisions share them, and their queries get the whole.
 
-    Returns:
-        How many operands were scaled in weights, and how many by a multiplication.
+    Returns how many operands are scaled in weights, and how many by a multiplication of their own.
     """
     operands = list(_operands(graph))
-    foldable = _consistent(graph, [operand for operand in operands if operand.absorbing])
-    scaled: dict[tuple[int, int], float] = {}
+    foldable = _consistent([operand for operand in operands if operand.absorbing])
     for operand in operands:
-        if operand in foldable:
-            scaled |= {(id(node), index): operand.factor for node, index in operand.absorbing}
-        else:
+        if operand not in foldable:
             _scale_operand(graph, operand)
-    for node in graph.nodes:
-        for index, name in enumerate(node.input):
-            factor = scaled.get((id(node), index))
-            if factor is not None:
-                node.input[index] = _scaled_weight(graph, name, factor)
+    scaled = {place: operand.factor for operand in foldable for place in operand.absorbing}
+    for (node, index), factor in scaled.items():
+        node.replace_input_with(index, _scaled_weight(graph, node.inputs[index], factor))
     for operand in operands:
-        set_attribute(operand.attention, "scale", 1.0)
+        operand.attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
     return len(foldable), len(operands) - len(foldable)
 
 
-def head_size(graph: Graph, attention: NodeProto) -> int:
+def head_size(graph: Graph, attention: ir.Node) -> int:
     """Channels of a head.
 
     Raises:
         UserError: the graph does not say, or the attention is not the plain 4-D one that the exporter writes.
     """
-    shape = graph.shape(attention.input[_QUERY])
-    plain = not attribute(attention, "is_causal", 0) and not attribute(attention, "softcap", 0.0)
-    if shape is None or len(shape) != 4 or not isinstance(shape[-1], int) or not plain or len(attention.output) > 1:
+    shape, options = attention.inputs[_QUERY].shape, attention.attributes
+    plain = not options.get_int("is_causal", 0) and not options.get_float("softcap", 0.0)
+    if shape is None or len(shape) != 4 or not isinstance(shape[3], int) or not plain or len(attention.outputs) > 1:
         raise UserError(f"{graph.name}: attention {attention.name} is not one the export writes: export again.")
-    return shape[-1]
+    return shape[3]
 
 
 def _operands(graph: Graph) -> Iterator[_Operand]:
-    producers = graph.producers()
-    for node in graph.nodes:
-        if node.op_type != "Attention":
-            continue
-        scale = float(attribute(node, "scale", 0.0)) or 1 / math.sqrt(head_size(graph, node))
-        shared_keys = node.input[_KEY] in graph.inputs
-        yield _trace(graph, producers, node, _QUERY, scale if shared_keys else math.sqrt(scale))
-        if not shared_keys:
-            yield _trace(graph, producers, node, _KEY, math.sqrt(scale))
+    for node in graph.body:
+        if node.op_type == "Attention":
+            scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(head_size(graph, node))
+            shared_keys = node.inputs[_KEY].is_graph_input()
+            yield _trace(node, _QUERY, scale if shared_keys else math.sqrt(scale))
+            if not shared_keys:
+                yield _trace(node, _KEY, math.sqrt(scale))
 
 
-def _trace(graph: Graph, producers: dict[str, NodeProto], attention: NodeProto, index: int, factor: float) -> _Operand:
+def _trace(attention: ir.Node, index: int, factor: float) -> _Operand:
     """Follow an operand back to the weights that make it; none are found where something is not linear."""
-    edges, values, absorbing = {(id(attention), index)}, set(), []
-    pending = [attention.input[index]]
+    found = _Operand(attention, index, factor, {(attention, index)}, set(), [])
+    pending = [attention.inputs[index]]
     while pending:
         value = pending.pop()
-        if value in values:
+        if value in found.values:
             continue
-        values.add(value)
-        found = _inputs_to_scale(graph, producers.get(value))
-        if not found:
-            return _Operand(attention, index, factor, frozenset(edges), frozenset(values), ())
-        for node, position in found:
-            if node.input[position] in graph.weights:
-                absorbing.append((node, position))
+        found.values.add(value)
+        places = _inputs_to_scale(value.producer())
+        if not places:
+            found.absorbing.clear()
+            break
+        for node, position in places:
+            if node.inputs[position].is_initializer():
+                found.absorbing.append((node, position))
             else:
-                edges.add((id(node), position))
-                pending.append(node.input[position])
-    return _Operand(attention, index, factor, frozenset(edges), frozenset(values), tuple(absorbing))
+                found.edges.add((node, position))
+                pending.append(node.inputs[position])
+    return found
 
 
-def _inputs_to_scale(graph: Graph, node: NodeProto | None) -> list[tuple[NodeProto, int]]:
+def _inputs_to_scale(node: ir.Node | None) -> list[tuple[ir.Node, int]]:
     """The inputs that must be scaled for the node's output to be; empty where that is not possible."""
     if node is None:
         return []
-    constant = [name in graph.weights for name in node.input]
-    if node.op_type in _THROUGH and not constant[0]:
+    op, constant = node.op_type, [value is not None and value.is_initializer() for value in node.inputs]
+    if op in _THROUGH and not constant[0]:
         return [(node, 0)]
-    if node.op_type == "Concat":
-        return [(node, index) for index in range(len(node.input))]
-    if node.op_type in {"Add", "Sub"}:
-        return [(node, 0), (node, 1)]
-    if node.op_type == "Mul" and constant[0] != constant[1]:
+    if op in {"Concat", "Add", "Sub"}:
+        return [(node, index) for index in range(len(constant))]
+    if op == "Mul" and constant[0] != constant[1]:
         return [(node, int(constant[0]))]
-    if node.op_type == "MatMul" and constant[1]:
+    if op == "MatMul" and constant[1]:
         return [(node, 1)]
-    if node.op_type == "Gemm" and constant[1]:
-        return [(node, index) for index in (1, 2) if index < len(node.input)]
+    if op == "Gemm" and constant[1]:
+        return [(node, index) for index in (1, 2) if index < len(constant)]
     return []
 
 
-def _consistent(graph: Graph, operands: list[_Operand]) -> set[_Operand]:
+def _consistent(operands: list[_Operand]) -> set[_Operand]:
     """Those operands whose values are read by nobody who wants them otherwise."""
-    consumers = graph.consumers()
     alive = set(operands)
     while True:
-        wanted: dict[tuple[int, int], set[float]] = {}
+        wanted: dict[tuple[ir.Node, int], set[float]] = {}
         for operand in alive:
             for edge in operand.edges:
                 wanted.setdefault(edge, set()).add(operand.factor)
@@ -150,33 +140,29 @@ def _consistent(graph: Graph, operands: list[_Operand]) -> set[_Operand]:
             operand
             for operand in alive
             for value in operand.values
-            if value in graph.outputs
-            or any(wanted.get((id(node), index)) != {operand.factor} for node, index in consumers[value])
+            if value.is_graph_output() or any(wanted.get(tuple(use)) != {operand.factor} for use in value.uses())
         }
         if not dropped:
             return alive
         alive -= dropped
 
 
-def _scaled_weight(graph: Graph, name: str, factor: float) -> str:
-    """The constant times `factor`, under its own name where others may read the plain one."""
-    weight = graph.weights[name]
-    scaled_name = f"{name}_scaled_{factor:.9g}"
-    if scaled_name not in graph.weights:
-        graph.weights[scaled_name] = Weight(weight.source, weight.elem_type, weight.factor * factor)
-    return scaled_name
+def _scaled_weight(graph: Graph, weight: ir.Value, factor: float) -> ir.Value:
+    """The constant times `factor`, under a name of its own: others may read the plain one."""
+    return graph.add_weight(
+        f"{weight.name}_scaled_{factor:.9g}",
+        weight.dtype,
+        weight.shape.numpy(),
+        lambda: graph.read(weight) * np.float32(factor),
+    )
 
 
 def _scale_operand(graph: Graph, operand: _Operand) -> None:
     """A multiplication just before the attention."""
-    name = operand.attention.input[operand.index]
-    output, constant = graph.fresh(f"{name}_scaled"), graph.fresh(f"{name}_scale")
-    value = numpy_helper.from_array(np.array(operand.factor, dtype=np.float32), constant)
-    graph.weights[constant] = Weight(value, TensorProto.FLOAT)
-    node = helper.make_node("Mul", [name, constant], [output], name=f"scale_{output}")
-    graph.set_value(output, TensorProto.FLOAT, graph.shape(name))
-    graph.nodes.insert(next(i for i, n in enumerate(graph.nodes) if n is operand.attention), node)
-    operand.attention.input[operand.index] = output
+    node, value = operand.attention, operand.attention.inputs[operand.index]
+    factor = graph.add_weight(graph.fresh(f"{value.name}_scale"), FLOAT, (), lambda: np.array(operand.factor, "f4"))
+    scaled = graph.insert(node, "Mul", [value, factor], f"{value.name}_scaled", FLOAT, value.shape)
+    node.replace_input_with(operand.index, scaled)
 
 
 def settle_attention_forms(graph: Graph) -> list[str]:
@@ -184,59 +170,44 @@ def settle_attention_forms(graph: Graph) -> list[str]:
 
     Scales must be 1 already (:func:`fold_attention_scales`). Returns the names of those that were decomposed.
     """
-    decomposed: list[str] = []
-    nodes: list[NodeProto] = []
-    for node in graph.nodes:
-        if node.op_type != "Attention":
-            nodes.append(node)
-            continue
-        if len(node.input) > 3 and node.input[3]:
-            node.input[3] = _float_mask(graph, node.input[3])
-        if has_fused_kernel(head_size(graph, node)):
-            nodes.append(node)
-        else:
-            nodes += _decompose(graph, node)
+    decomposed = []
+    for node in [node for node in graph.body if node.op_type == "Attention"]:
+        mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
+        if mask is not None and mask.is_initializer() and mask.dtype == ir.DataType.BOOL:
+            node.replace_input_with(_MASK, _float_mask(graph, mask))
+        if not has_fused_kernel(head_size(graph, node)):
             decomposed.append(node.name)
-    graph.nodes = nodes
+            _decompose(graph, node)
     return decomposed
 
 
-def _float_mask(graph: Graph, name: str) -> str:
-    """A constant mask of booleans as what is added to the scores; any other mask is left."""
-    weight = graph.weights.get(name)
-    if weight is None or weight.source.data_type != TensorProto.BOOL:
-        return name
-    bias_name = f"{name}_bias"
-    if bias_name not in graph.weights:
-        seen = weight.array(graph.contents)
-        bias = np.where(seen, np.float32(0), np.float32(_UNSEEN))
-        graph.weights[bias_name] = Weight(numpy_helper.from_array(bias, bias_name), TensorProto.FLOAT)
-    return bias_name
+def _float_mask(graph: Graph, mask: ir.Value) -> ir.Value:
+    """A constant mask of booleans as what is added to the scores."""
+    return graph.add_weight(
+        f"{mask.name}_bias",
+        FLOAT,
+        mask.shape.numpy(),
+        lambda: np.where(graph.read(mask), np.float32(0), np.float32(_UNSEEN)),
+    )
 
 
-def _decompose(graph: Graph, node: NodeProto) -> list[NodeProto]:
-    query, key, value = node.input[:3]
-    output = node.output[0]
-    q_shape, k_shape = graph.shape(query), graph.shape(key)
-    assert q_shape is not None and k_shape is not None
-    scores_shape = (*q_shape[:3], k_shape[2])
+def _decompose(graph: Graph, node: ir.Node) -> None:
+    query, key, value, *rest = node.inputs
+    batch, heads, rows, _ = query.shape
+    length, size = key.shape[2], key.shape[3]
+    name = node.outputs[0].name
 
-    def named(part: str, shape: tuple[int | str | None, ...]) -> str:
-        name = graph.fresh(f"{output}_{part}")
-        graph.set_value(name, TensorProto.FLOAT, shape)
-        return name
+    def add(op: str, inputs: list[ir.Value], part: str, shape: list[Any], **options: Any) -> ir.Value:
+        return graph.insert(node, op, inputs, f"{name}_{part}", FLOAT, ir.Shape(shape), **options)
 
-    turned = named("keys", (*k_shape[:2], k_shape[3], k_shape[2]))
-    scores = named("scores", scores_shape)
-    nodes = [
-        helper.make_node("Transpose", [key], [turned], name=f"{node.name}_keys", perm=[0, 1, 3, 2]),
-        helper.make_node("MatMul", [query, turned], [scores], name=f"{node.name}_scores"),
-    ]
-    if len(node.input) > 3 and node.input[3]:
-        masked = named("masked", scores_shape)
-        nodes.append(helper.make_node("Add", [scores, node.input[3]], [masked], name=f"{node.name}_mask"))
-        scores = masked
-    weights = named("weights", scores_shape)
-    nodes.append(helper.make_node("Softmax", [scores], [weights], name=f"{node.name}_softmax", axis=-1))
-    nodes.append(helper.make_node("MatMul", [weights, value], [output], name=f"{node.name}_values"))
-    return nodes
+    turned = add("Transpose", [key], "keys", [batch, heads, size, length], perm=[0, 1, 3, 2])
+    scores = add("MatMul", [query, turned], "scores", [batch, heads, rows, length])
+    if rest and rest[0] is not None:
+        scores = add("Add", [scores, rest[0]], "masked", [batch, heads, rows, length])
+    weights = add("Softmax", [scores], "weights", [batch, heads, rows, length], axis=-1)
+    # The node itself becomes the last product, so that its output keeps its name.
+    node.op_type = "MatMul"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    node.replace_input_with(0, weights)
+    node.replace_input_with(1, value)

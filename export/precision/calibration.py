@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from ...errors import UserError, first_line
 from ...runtime.backends import Backend, Choice
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import CalibrationSpec, StageSpec
 from ...runtime.bundle.stage_graphs import Availability, has_graphs
-from ...runtime.onnx_session import make_session
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.request.presets import PUBLISHED
-from ...runtime.session import OnnxCpuSession, Session, resolve_shape
-from ...runtime.stage_failure import stage_failures, stage_of
+from ...runtime.session import OnnxCpuSession, Session
 from .calibration_set import CalibrationSet
-from .graph import Graph
-from .quantisation import observed_inputs
+from .graph import FLOAT, Graph
+from .quantisation import LARGEST as LARGEST_QUANTISED
+from .quantisation import observed_inputs, rounded
 from .recipe import CALIBRATED_STAGE
-from .weights import LARGEST as LARGEST_QUANTISED
-from .weights import NUMPY_TYPES
 
 LARGEST, VALUES = "/largest", "/values"
 """Ends of the added outputs' names: the largest magnitude, and every so many values."""
@@ -104,40 +99,42 @@ def observe(graph: Graph, observed: Sequence[str], quota: int) -> ObservedGraph:
         observed: names of its values.
         quota: values to keep of each.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    added = model.graph
+    model = ir.from_proto(onnx.load_model_from_string(graph.source.model))
+    body = model.graph
+    first, values = body[0], {value.name: value for node in body for value in node.outputs}
+    values |= {value.name: value for value in body.inputs}
 
-    def constant(name: str, values: Sequence[int]) -> str:
-        added.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
+    def constant(name: str, number: int) -> ir.Value:
+        tensor = ir.tensor(np.array([number], np.int64), name=f"/observe/{name}")
+        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        body.register_initializer(value)
+        return value
 
-    constants = (("flat", -1), ("zero", 0), ("end", _TO_THE_END), ("one", 1), ("period", _PERIOD))
-    flat, zero, end, one, period = (constant(f"/observe/{name}", [value]) for name, value in constants)
-    wanted = constant("/observe/wanted", [_PERIOD * quota])
-    following: dict[str, list[Any]] = {name: [] for name in observed}
+    flat, zero, end, one = constant("flat", -1), constant("zero", 0), constant("end", _TO_THE_END), constant("one", 1)
+    period, wanted = constant("period", _PERIOD), constant("wanted", _PERIOD * quota)
     for name in observed:
-        size, line = f"{name}/magnitude", f"{name}/line"
-        count, periods, steps, stride = (f"{name}/{part}" for part in ("count", "periods", "steps", "stride"))
-        following[name] = [
-            helper.make_node("Abs", [name], [size]),
-            helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0),
-            helper.make_node("Reshape", [name, flat], [line]),
-            helper.make_node("Shape", [line], [count]),
-            helper.make_node("Div", [count, wanted], [periods]),
-            helper.make_node("Mul", [periods, period], [steps]),
-            helper.make_node("Add", [steps, one], [stride]),
-            helper.make_node("Slice", [line, zero, end, zero, stride], [name + VALUES]),
-        ]
-        added.output.append(helper.make_tensor_value_info(name + LARGEST, TensorProto.FLOAT, []))
-        added.output.append(helper.make_tensor_value_info(name + VALUES, TensorProto.FLOAT, [None]))
-    # Right behind what they look at, or every activation would be kept to the end (see ObservedSession).
-    nodes = [node for name in graph.inputs for node in following.get(name, ())]
-    for node in graph.nodes:
-        nodes += [node, *(after for name in node.output for after in following.get(name, ()))]
-    del added.node[:]
-    added.node.extend(nodes)
-    return ObservedGraph(graph.source.with_model(model.SerializeToString()), tuple(observed), quota)
+        nodes: list[ir.Node] = []
+
+        def op(kind: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Value:
+            nodes.append(ir.node(kind, inputs, attributes, outputs=[ir.Value(name=output)]))  # noqa: B023
+            return nodes[-1].outputs[0]  # noqa: B023
+
+        size = op("Abs", [values[name]], f"{name}/magnitude")
+        largest = op("ReduceMax", [size], name + LARGEST, keepdims=0)
+        line = op("Reshape", [values[name], flat], f"{name}/line")
+        periods = op("Div", [op("Shape", [line], f"{name}/count"), wanted], f"{name}/periods")
+        stride = op("Add", [op("Mul", [periods, period], f"{name}/steps"), one], f"{name}/stride")
+        taken = op("Slice", [line, zero, end, zero, stride], name + VALUES)
+        largest.type = taken.type = ir.TensorType(FLOAT)
+        largest.shape, taken.shape = ir.Shape([]), ir.Shape([None])
+        body.outputs.extend([largest, taken])
+        # Right behind what they look at, or every activation would be kept to the end (see ObservedSession).
+        producer = values[name].producer()
+        if producer is None:
+            body.insert_before(first, nodes)
+        else:
+            body.insert_after(producer, nodes)
+    return ObservedGraph(graph.source.with_model(ir.to_proto(model).SerializeToString()), tuple(observed), quota)
 
 
 def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:
@@ -147,15 +144,15 @@ def thinned(values: NDArray[np.float32], quota: int) -> NDArray[np.float32]:
     return values[np.linspace(0, len(values) - 1, quota).astype(np.int64)]
 
 
-class ObservedSession:
-    """One stage in ONNX Runtime's CPU provider, in as little memory as it takes.
+class ObservedSession(OnnxCpuSession):
+    """One stage, whose activations are noted by every run.
 
     Args:
         graph: with its additional outputs.
         stage: the outputs that the pipeline wants.
         dims: sizes of dynamic dimensions.
         threads: None: one per physical core.
-        ranges: activation -> what is known of it; filled by every run.
+        ranges: activation -> what is known of it.
     """
 
     def __init__(
@@ -166,60 +163,24 @@ class ObservedSession:
         threads: int | None,
         ranges: dict[str, ActivationRange],
     ) -> None:
-        import onnxruntime
+        self._graph, self._ranges = graph, ranges
+        super().__init__(graph.source, stage, dims, threads, lean=True)
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads or 0
-        options.enable_cpu_mem_arena = False
-        # Nodes in the order of the graph: by default those that lead to outputs of the graph come last, and every
-        # activation would wait for them.
-        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session = make_session(graph.source, options, providers=["CPUExecutionProvider"])
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.source.file_name} ({first_line(error)}): "
-                "update onnxruntime, or leave --calibrate out."
-            ) from None
-        self._graph, self._stage, self._ranges = graph, stage, ranges
-        self._run_options = onnxruntime.RunOptions()
-        self._dims: dict[str, int] | None = None
-        self.inputs: dict[str, NDArray[Any]] = {}
-        self.outputs: dict[str, NDArray[Any]] = {}
-        self.allocate(dims)
+    def _check_names(self, file_name: str, stage: StageSpec) -> None:
+        """It has more outputs than the manifest says."""
 
     def allocate(self, dims: Mapping[str, int]) -> None:
-        if dict(dims) == self._dims:
-            return
-        self._dims = dict(dims)
-        self.inputs = {spec.name: np.zeros(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.inputs}
-        self.outputs = {spec.name: np.empty(resolve_shape(spec, dims), spec.dtype) for spec in self._stage.outputs}
-
-    def bind_input(self, name: str, array: NDArray[Any]) -> None:
-        self.inputs[name] = array
+        super().allocate(dims)
+        for name in self._graph.observed:
+            self._binding.bind_output(name + LARGEST, "cpu")
+            self._binding.bind_output(name + VALUES, "cpu")
 
     def run(self) -> None:
-        observed = self._graph.observed
-        names = [*self.outputs, *(f"{name}{end}" for name in observed for end in (LARGEST, VALUES))]
-        with stage_failures(
-            stage_of(self._graph.source.file_name), "ONNX Runtime", lambda: bool(self._run_options.terminate)
-        ):
-            given = self._session.run(names, self.inputs, self._run_options)
-        found = dict(zip(names, given, strict=True))
-        for name, array in self.outputs.items():
-            array[...] = found[name]
-        for name in observed:
-            self._ranges[name].add(float(found[name + LARGEST]), thinned(found[name + VALUES], self._graph.quota))
-
-    def cancel(self) -> None:
-        self._run_options.terminate = True
-
-    def resume(self) -> None:
-        self._run_options.terminate = False
+        super().run()
+        noted = iter(self._binding.get_outputs()[len(self.outputs) :])
+        for name in self._graph.observed:
+            largest, values = next(noted).numpy(), next(noted).numpy()
+            self._ranges[name].add(float(largest), thinned(values, self._graph.quota))
 
 
 Values = NDArray[np.float32]
@@ -275,13 +236,10 @@ class ActivationRange:
 
     def _candidates(self, elem_type: int) -> list[float]:
         tiny = float(np.finfo(np.float16).tiny)
-        scales = [max(self.largest * share / LARGEST_QUANTISED[elem_type], tiny) for share in _SHARES]
+        scales = [max(self.largest * share / LARGEST_QUANTISED[ir.DataType(elem_type)], tiny) for share in _SHARES]
         return [float(np.float16(min(scale, 65504.0))) for scale in scales]
 
 
 def _error(values: Values, scale: float, elem_type: int) -> float:
-    largest = LARGEST_QUANTISED[elem_type]
-    ratio = np.clip(values / np.float32(scale), -largest, largest)
-    back: Any = np.rint(ratio) if elem_type == TensorProto.INT8 else ratio.astype(NUMPY_TYPES[elem_type])
-    difference = back.astype(np.float32) * np.float32(scale) - values
-    return float(np.sum(np.square(difference, dtype=np.float64)))
+    back = rounded(values / np.float32(scale), ir.DataType(elem_type)).astype(np.float32) * np.float32(scale)
+    return float(np.sum(np.square(back - values, dtype=np.float64)))

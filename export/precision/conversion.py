@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import TensorProto
-
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from .attention import fold_attention_scales, settle_attention_forms
@@ -15,8 +13,6 @@ from .graph import Graph
 from .lowering import lower
 from .quantisation import quantise
 from .recipe import Recipe
-
-_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def convert(
     `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
     residual sums stay in float32.
 
-    Returns what was done, and the dtype of every float input and output.
+    Returns what was done, and the dtype of every input and output.
 
     Raises:
         UserError: a graph or a weight that the rules do not cover.
@@ -59,7 +55,7 @@ def convert(
     sums = lower(graph, recipe.activations, wide_sums=wide_sums)
     weights, activations = quantise(graph, recipe, scales)
     graph.write(target)
-    types = {name: _DTYPES[kind] for name, kind in (graph.inputs | graph.outputs).items() if kind in _DTYPES}
+    types = {value.name: str(value.dtype.numpy()) for value in (*graph.body.inputs, *graph.body.outputs)}
     return ConversionFacts(folded, at_operands, decomposed, weights, activations, sums), types
 
 

@@ -16,12 +16,11 @@ written so.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from onnx import NodeProto, TensorProto, helper
+import numpy as np
+import onnx_ir as ir
 
 from ...errors import UserError
-from .graph import FLOAT_TYPES, Graph, attribute, cast, set_attribute
+from .graph import FLOAT, Array, Graph
 
 BORDER_FLOAT32 = frozenset(
     {"sample", "latents", "first_frame_latents", "image", "text_embeddings", "mean", "logvar", "noise_pred"}
@@ -36,6 +35,7 @@ _ELEMENTWISE = frozenset(
 )
 PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
 _NORMALISATIONS = frozenset({"GroupNormalization", "LayerNormalization"})
+_FLOAT_TYPES = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Inputs that are float32 whatever the type of the data.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 # Products of a perceptron of a scalar.
@@ -65,84 +65,75 @@ def residual_sums(graph: Graph) -> frozenset[str]:
     """Outputs of the sums of two computed values of which one, or the sum, is read again later: x + f(x), and the sum
     that begins a new x. Not those of a bias, of a rotation or of the timestep's embedding.
     """
-    readers = graph.consumers()
     return frozenset(
-        node.output[0]
-        for node in graph.nodes
+        node.outputs[0].name
+        for node in graph.body
         if node.op_type == "Add"
-        and not any(name in graph.weights for name in node.input)
-        and any(len(readers[name]) > 1 for name in (*node.input, *node.output))
+        and not any(value.is_initializer() for value in node.inputs)
+        and any(len(value.uses()) > 1 for value in (*node.inputs, *node.outputs))
     )
 
 
 class _Lowering:
     def __init__(self, graph: Graph, low: int, wide: frozenset[str]) -> None:
-        self.graph, self.low, self.wide = graph, low, wide
-        self.types: dict[str, int] = {}
-        self.products: dict[str, int] = {}
+        self.graph, self.low, self.wide = graph, ir.DataType(low), wide
+        self.types: dict[ir.Value, ir.DataType] = {}
+        """Of every value of floats so far."""
+        self.products: dict[ir.Value, int] = {}
         """Value computed of a scalar input alone -> products on the way to it."""
-        self.casts: dict[tuple[str, int], str] = {}
-        self.nodes: list[NodeProto] = []
+        self.casts: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def run(self) -> None:
-        graph = self.graph
-        for name, elem_type in graph.inputs.items():
-            if elem_type == TensorProto.FLOAT:
-                self.types[name] = TensorProto.FLOAT if name in BORDER_FLOAT32 else self.low
-                graph.inputs[name] = self.types[name]
-        for node in graph.nodes:
-            self._add(node)
+        for value in self.graph.body.inputs:
+            if value.dtype == FLOAT:
+                self._set(value, FLOAT if value.name in BORDER_FLOAT32 else self.low)
+        for node in list(self.graph.body):
+            self._type(node)
         self._finish_outputs()
-        graph.nodes = self.nodes
-        for name, elem_type in self.types.items():
-            graph.set_value(name, elem_type, graph.shape(name))
 
-    def _add(self, node: NodeProto) -> None:
-        floats = [name for name in node.input if name in self.types]
-        constants = [i for i, name in enumerate(node.input) if self._is_float_constant(name)]
-        if node.op_type == "Shape" or (not floats and not constants):
-            self._add_plain(node)
+    def _set(self, value: ir.Value, dtype: ir.DataType) -> None:
+        self.types[value] = value.dtype = dtype
+
+    def _type(self, node: ir.Node) -> None:
+        floats = [value for value in node.inputs if value in self.types]
+        constants = [value for value in node.inputs if value is not None and value.is_initializer()]
+        if node.op_type == "Shape" or not (floats or any(value.dtype == FLOAT for value in constants)):
+            # Integers and shapes; a cast of theirs to float begins the island of a scalar.
+            if node.op_type == "Cast" and node.attributes.get_int("to") in _FLOAT_TYPES:
+                node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+                self._set(node.outputs[0], FLOAT)
+                self.products[node.outputs[0]] = 0
             return
         kind = self._kind(node, floats)
-        fixed = _FLOAT32_INPUTS.get(node.op_type, ())
-        for index, name in enumerate(node.input):
-            if index in fixed:
+        for index, value in enumerate(node.inputs):
+            if index in _FLOAT32_INPUTS.get(node.op_type, ()):
                 continue
-            if name in self.types:
-                node.input[index] = self._as(name, kind)
-            elif index in constants:
-                node.input[index] = self._constant(name, kind)
+            if value in self.types:
+                node.replace_input_with(index, self._as(value, kind, node))
+            elif value in constants and value.dtype == FLOAT:
+                node.replace_input_with(index, self._constant(value, kind))
         if node.op_type in _NORMALISATIONS:
-            set_attribute(node, "stash_type", 1)
-        self.nodes.append(node)
-        depth = [self.products[name] for name in floats if name in self.products]
-        for name in node.output:
-            self.types[name] = kind
+            node.attributes["stash_type"] = ir.AttrInt64("stash_type", 1)
+        depth = [self.products[value] for value in floats if value in self.products]
+        for value in node.outputs:
+            self._set(value, kind)
             if floats and len(depth) == len(floats):
-                self.products[name] = max(depth) + (node.op_type in PRODUCTS)
+                self.products[value] = max(depth) + (node.op_type in PRODUCTS)
 
-    def _add_plain(self, node: NodeProto) -> None:
-        """Integers and shapes; a cast of theirs to float begins the island of a scalar."""
-        self.nodes.append(node)
-        if node.op_type == "Cast" and attribute(node, "to") in FLOAT_TYPES:
-            self.types[node.output[0]] = TensorProto.FLOAT
-            self.products[node.output[0]] = 0
-            set_attribute(node, "to", TensorProto.FLOAT)
-
-    def _kind(self, node: NodeProto, floats: list[str]) -> int:
+    def _kind(self, node: ir.Node, floats: list[ir.Value]) -> ir.DataType:
         """The type a node computes in."""
-        single = bool(floats) and all(self.types[name] == TensorProto.FLOAT for name in floats)
+        single = bool(floats) and all(self.types[value] == FLOAT for value in floats)
         op = node.op_type
-        if op == "Softmax" or node.output[0] in self.wide:
-            return TensorProto.FLOAT
+        if op == "Softmax" or node.outputs[0].name in self.wide:
+            return FLOAT
         if op in PRODUCTS:
-            scalar = bool(floats) and all(self.products.get(n, _PERCEPTRON_LAYERS) < _PERCEPTRON_LAYERS for n in floats)
-            return TensorProto.FLOAT if scalar else self.low
+            scalar = bool(floats) and all(self.products.get(v, _PERCEPTRON_LAYERS) < _PERCEPTRON_LAYERS for v in floats)
+            return FLOAT if scalar else self.low
         if op in _ELEMENTWISE or op in MOVEMENT:
-            return TensorProto.FLOAT if single else self.low
+            return FLOAT if single else self.low
         if op in _NORMALISATIONS:
             # A float32 sum is not rounded on its way in.
-            return TensorProto.FLOAT if self.wide and single else self.low
+            return FLOAT if self.wide and single else self.low
         if op == "Attention":
             return self.low
         raise UserError(
@@ -150,44 +141,42 @@ class _Lowering:
             "with this version of consisti2v-rt."
         )
 
-    def _is_float_constant(self, name: str) -> bool:
-        weight = self.graph.weights.get(name)
-        return weight is not None and weight.is_float
-
-    def _as(self, name: str, kind: int) -> str:
+    def _as(self, value: ir.Value, kind: ir.DataType, reader: ir.Node) -> ir.Value:
         """The value in type `kind`, through one cast for all that want it."""
-        if self.types[name] == kind:
-            return name
-        if (name, kind) not in self.casts:
-            output = self.graph.fresh(f"{name}_{TensorProto.DataType.Name(kind).lower()}")
-            self.nodes.append(cast(name, kind, output))
-            self.graph.set_value(output, kind, self.graph.shape(name))
-            self.casts[name, kind] = output
-        return self.casts[name, kind]
+        if self.types[value] == kind:
+            return value
+        if (value, kind) not in self.casts:
+            name = f"{value.name}_{kind.name.lower()}"
+            self.casts[value, kind] = self.graph.insert(reader, "Cast", [value], name, kind, value.shape, to=int(kind))
+        return self.casts[value, kind]
 
-    def _constant(self, name: str, kind: int) -> str:
+    def _constant(self, weight: ir.Value, kind: ir.DataType) -> ir.Value:
         """The constant in type `kind`; one that both types read exists twice."""
-        typed = f"{name}_{TensorProto.DataType.Name(kind).lower()}" if kind != TensorProto.FLOAT else name
-        if typed not in self.graph.weights:
-            self.graph.weights[typed] = replace(self.graph.weights[name], elem_type=kind)
-        return typed
+        if kind == FLOAT:
+            return weight
+        graph = self.graph
+
+        def rounded() -> Array:
+            with np.errstate(over="ignore"):
+                values = graph.read(weight).astype(kind.numpy())
+            if not np.isfinite(values).all():
+                raise OverflowError(weight.name)
+            return values
+
+        name = f"{weight.name}_{kind.name.lower()}"
+        return graph.add_weight(name, kind, weight.shape.numpy(), rounded, lambda: graph.read(weight))
 
     def _finish_outputs(self) -> None:
-        """Outputs in the type of the border: the node that made one gives way to a cast of that name."""
-        graph = self.graph
-        for name, elem_type in graph.outputs.items():
-            if elem_type != TensorProto.FLOAT:
+        """Outputs in the type of the border: the value that was one gives its name to a cast of it."""
+        outputs = self.graph.body.outputs
+        for index, value in enumerate(outputs):
+            if value not in self.types:
                 continue
-            wanted = TensorProto.FLOAT if name in BORDER_FLOAT32 else self.low
-            graph.outputs[name] = wanted
-            if self.types[name] == wanted:
+            wanted, name = FLOAT if value.name in BORDER_FLOAT32 else self.low, value.name
+            if self.types[value] == wanted:
                 continue
-            inner = graph.fresh(f"{name}_inner")
-            graph.set_value(inner, self.types[name], graph.shape(name))
-            for node in self.nodes:
-                for names in (node.input, node.output):
-                    for index, used in enumerate(names):
-                        if used == name:
-                            names[index] = inner
-            self.nodes.append(helper.make_node("Cast", [inner], [name], name=f"cast_{name}", to=wanted))
-            self.types[name] = wanted
+            value.name = self.graph.fresh(f"{name}_inner")
+            outputs[index] = ir.val(name, wanted, value.shape)
+            self.graph.body.append(
+                ir.node("Cast", [value], {"to": int(wanted)}, outputs=[outputs[index]], name=f"Cast_{name}")
+            )

@@ -8,16 +8,17 @@ scale per output channel, an activation one. Scales are float16 like the activat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from .graph import Graph, attribute
+from .graph import FLOAT, Array, Graph
 from .lowering import MOVEMENT, PRODUCTS
 from .recipe import Recipe
-from .weights import Weight
 
+LARGEST = {ir.DataType.INT8: 127.0, ir.DataType.FLOAT8E4M3FN: 448.0}
+"""The largest quantised value. INT8 leaves -128 out, as TensorRT does: a symmetric range."""
 # Products at the border of the network (4 latent channels) hold few weights and every bit of the result.
 _FEWEST_CHANNELS = 8
 # Of an activation: a product of one row per image (the time embedding's) takes no time, and its input is no average
@@ -34,9 +35,8 @@ def observed_inputs(graph: Graph) -> list[str]:
     have ranges of their own, and what is lost there stays in the stream (Li et al. 2023, arXiv:2302.04304, on the
     shortcuts of diffusion U-Nets).
     """
-    producers = graph.producers()
-    names = [node.input[0] for node in graph.nodes if _channel_axis(graph, node, TensorProto.FLOAT) is not None]
-    return [name for name in dict.fromkeys(names) if _is_wide(graph, name) and not _is_residual(graph, producers, name)]
+    read = [node.inputs[0] for node in graph.body if _channel_axis(node, FLOAT) is not None]
+    return [value.name for value in dict.fromkeys(read) if _is_wide(value) and not _is_residual(value)]
 
 
 def quantise(graph: Graph, recipe: Recipe, scales: Mapping[str, float]) -> tuple[int, int]:
@@ -52,84 +52,96 @@ def quantise(graph: Graph, recipe: Recipe, scales: Mapping[str, float]) -> tuple
     """
     if recipe.weights is None:
         return 0, 0
-    activations, eight_bits = recipe.activations, recipe.weights
-    nodes: list[NodeProto] = []
-    dequantised: dict[tuple[str, int], str] = {}
-    narrowed: dict[str, str] = {}
-    producers = graph.producers()
-    for node in graph.nodes:
-        axis = _channel_axis(graph, node, activations)
-        if axis is not None:
-            name, source = node.input[1], node.input[0]
-            if (name, axis) not in dequantised:
-                dequantise = _dequantise(graph, name, axis, activations, eight_bits)
-                nodes.append(dequantise)
-                dequantised[name, axis] = dequantise.output[0]
-            node.input[1] = dequantised[name, axis]
-            scale = scales.get(source, scales.get(_before_cast(producers, source)))
-            if scale is not None and _is_wide(graph, source):
-                if source not in narrowed:
-                    pair = _narrow(graph, source, scale, activations, eight_bits)
-                    nodes += pair
-                    narrowed[source] = pair[-1].output[0]
-                node.input[0] = narrowed[source]
-        nodes.append(node)
-    graph.nodes = nodes
+    wide, narrow = ir.DataType(recipe.activations), ir.DataType(recipe.weights)
+    dequantised: dict[tuple[ir.Value, int], ir.Value] = {}
+    narrowed: dict[ir.Value, ir.Value] = {}
+    for node in list(graph.body):
+        axis = _channel_axis(node, wide)
+        if axis is None:
+            continue
+        source, weight = node.inputs[0], node.inputs[1]
+        if (weight, axis) not in dequantised:
+            dequantised[weight, axis] = _dequantise(graph, node, weight, axis, wide, narrow)
+        node.replace_input_with(1, dequantised[weight, axis])
+        before = source.producer()
+        lowered = before is not None and before.op_type == "Cast"
+        scale = scales.get(source.name, scales.get(before.inputs[0].name if lowered else source.name))
+        if scale is not None and _is_wide(source):
+            if source not in narrowed:
+                narrowed[source] = _narrow(graph, node, source, scale, wide, narrow)
+            node.replace_input_with(0, narrowed[source])
     return len(dequantised), len(narrowed)
 
 
-def _is_residual(graph: Graph, producers: Mapping[str, NodeProto], name: str) -> bool:
+def _is_residual(value: ir.Value) -> bool:
     """Whether a value is a concatenation or a sum of two activations, perhaps rearranged."""
-    node = producers.get(name)
+    node = value.producer()
     while node is not None and node.op_type in _REARRANGED:
-        node = producers.get(node.input[0])
+        node = node.inputs[0].producer()
     if node is None:
         return False
-    sum_of_two = node.op_type == "Add" and not any(operand in graph.weights for operand in node.input)
-    return node.op_type == "Concat" or sum_of_two
+    return node.op_type == "Concat" or (
+        node.op_type == "Add" and not any(operand.is_initializer() for operand in node.inputs)
+    )
 
 
-def _is_wide(graph: Graph, name: str) -> bool:
-    shape = graph.shape(name)
-    return shape is not None and len(shape) >= _FEWEST_DIMENSIONS
+def _is_wide(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) >= _FEWEST_DIMENSIONS
 
 
-def _before_cast(producers: Mapping[str, NodeProto], name: str) -> str:
-    """The name of a value before it was lowered."""
-    node = producers.get(name)
-    return node.input[0] if node is not None and node.op_type == "Cast" else name
-
-
-def _narrow(graph: Graph, name: str, scale: float, activations: int, eight_bits: int) -> list[NodeProto]:
+def _narrow(
+    graph: Graph, node: ir.Node, value: ir.Value, scale: float, wide: ir.DataType, narrow: ir.DataType
+) -> ir.Value:
     """To 8 bits and back."""
-    constant, narrow, back = (graph.fresh(f"{name}_{part}") for part in ("scale", "quantised", "dequantised"))
-    graph.weights[constant] = Weight(numpy_helper.from_array(np.array(scale, np.float32), constant), activations)
-    graph.set_value(narrow, eight_bits, graph.shape(name))
-    graph.set_value(back, activations, graph.shape(name))
-    return [
-        helper.make_node(
-            "QuantizeLinear", [name, constant], [narrow], name=f"quantise_{name}", output_dtype=eight_bits
-        ),
-        helper.make_node("DequantizeLinear", [narrow, constant], [back], name=f"dequantise_{name}"),
-    ]
+    name, shape = value.name, value.shape
+    step = graph.add_weight(graph.fresh(f"{name}_scale"), wide, (), lambda: np.array(scale, wide.numpy()))
+    quantised = graph.insert(
+        node, "QuantizeLinear", [value, step], f"{name}_quantised", narrow, shape, output_dtype=int(narrow)
+    )
+    return graph.insert(node, "DequantizeLinear", [quantised, step], f"{name}_dequantised", wide, shape)
 
 
-def _channel_axis(graph: Graph, node: NodeProto, activations: int) -> int | None:
+def _channel_axis(node: ir.Node, activations: ir.DataType) -> int | None:
     """The axis of a product's weight that counts its output channels; None where it is not quantised."""
-    if node.op_type not in PRODUCTS or node.input[1] not in graph.weights:
+    if node.op_type not in PRODUCTS or not node.inputs[1].is_initializer():
         return None
-    weight = graph.weights[node.input[1]]
-    if weight.elem_type != activations or min(weight.dims[:2]) < _FEWEST_CHANNELS:
+    weight = node.inputs[1]
+    if weight.dtype != activations or min(weight.shape.numpy()[:2]) < _FEWEST_CHANNELS:
         return None
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0)):
         return 0
-    return len(weight.dims) - 1 if len(weight.dims) == 2 else None
+    return 1 if len(weight.shape) == 2 else None
 
 
-def _dequantise(graph: Graph, name: str, axis: int, activations: int, weights: int) -> NodeProto:
-    weight = graph.weights[name]
-    quantised, scales, output = (graph.fresh(f"{name}_{part}") for part in ("quantised", "scales", "dequantised"))
-    graph.weights[quantised] = replace(weight, elem_type=weights, channel_axis=axis)
-    graph.weights[scales] = replace(weight, elem_type=activations, channel_axis=axis, scale_of=weights)
-    graph.set_value(output, activations, weight.dims)
-    return helper.make_node("DequantizeLinear", [quantised, scales], [output], name=f"dequantise_{name}", axis=axis)
+def _dequantise(
+    graph: Graph, node: ir.Node, weight: ir.Value, axis: int, wide: ir.DataType, narrow: ir.DataType
+) -> ir.Value:
+    """The weight from 8 bits, rounded from what it was in float32."""
+    name, shape = weight.name, weight.shape.numpy()
+
+    def scales() -> NDArray[np.float16]:
+        return channel_scales(graph.read(weight), axis, LARGEST[narrow])
+
+    def values() -> Array:
+        exact = graph.read(weight)
+        by_channel = [-1 if each == axis else 1 for each in range(exact.ndim)]
+        ratio = exact / channel_scales(exact, axis, LARGEST[narrow]).astype(np.float32).reshape(by_channel)
+        return rounded(ratio, narrow)
+
+    quantised = graph.add_weight(graph.fresh(f"{name}_quantised"), narrow, shape, values)
+    steps = graph.add_weight(graph.fresh(f"{name}_scales"), wide, shape[axis : axis + 1], scales)
+    return graph.insert(node, "DequantizeLinear", [quantised, steps], f"{name}_dequantised", wide, shape, axis=axis)
+
+
+def channel_scales(values: Array, axis: int, largest: float) -> NDArray[np.float16]:
+    """One float16 scale per channel, rounded up so that nothing is clipped; never subnormal, never 0."""
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    exact = np.maximum(np.abs(values).max(axis=others) / np.float32(largest), np.finfo(np.float16).tiny)
+    scales = exact.astype(np.float16)
+    return np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)
+
+
+def rounded(ratio: Array, narrow: ir.DataType) -> Array:
+    """Values over their scale, float32, as the 8-bit type holds them; what is beyond it is clipped."""
+    clipped = np.clip(ratio, -LARGEST[narrow], LARGEST[narrow])
+    return (np.rint(clipped) if narrow == ir.DataType.INT8 else clipped).astype(narrow.numpy())

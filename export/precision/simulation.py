@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-from onnx import NodeProto, TensorProto, helper
+import onnx_ir as ir
 
+from .graph import FLOAT
 from .lowering import MOVEMENT
 
-_WIDE = TensorProto.FLOAT
+_SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
 def write_simulation(source: Path, target: Path, rounded: int) -> None:
@@ -26,52 +26,53 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
         target: where to; inputs and outputs of the type `rounded` are float32 in it.
         rounded: ONNX element type of the half precision.
     """
-    model = onnx.load(str(source), load_external_data=False)
-    graph = model.graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    nodes: list[NodeProto] = []
-    renamed: dict[str, str] = {}
-    for value in graph.input:
-        if types[value.name] == rounded:
-            value.type.tensor_type.elem_type = _WIDE
-            renamed[value.name] = f"{value.name}/rounded"
-            nodes += _rounding(value.name, renamed[value.name], rounded)
-    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
-    for tensor in graph.initializer:
-        if tensor.data_type == rounded and tensor.name not in scales:
-            renamed[tensor.name] = f"{tensor.name}/wide"
-            nodes.append(helper.make_node("Cast", [tensor.name], [renamed[tensor.name]], to=_WIDE))
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
+    model = ir.load(source)
+    graph, half = model.graph, ir.DataType(rounded)
+    nodes = list(graph)
+    for weight in graph.initializers.values():
+        # The scales of 8-bit values stay as they are.
+        readers = [use for use in weight.uses() if use.node.op_type not in _SCALED or use.idx != 1]
+        if weight.dtype == half and readers:
+            wide = _cast(weight, FLOAT, "wide")
+            graph.insert_before(nodes[0], wide)
+            for use in readers:
+                use.node.replace_input_with(use.idx, wide.outputs[0])
+    for value in graph.inputs:
+        if value.dtype == half:
+            value.dtype = FLOAT
+            graph.insert_before(nodes[0], _round(graph, value, half))
+    for node in nodes:
         if node.op_type == "QuantizeLinear":
             # Its input is rounded already: a cast to the type of its scale is exact.
-            narrow = f"{node.output[0]}/narrow"
-            nodes.append(helper.make_node("Cast", [node.input[0]], [narrow], to=rounded))
-            node.input[0] = narrow
-        if node.op_type == "Cast" and types[node.output[0]] == rounded:
-            nodes += _rounding(node.input[0], node.output[0], rounded)
-            continue
-        nodes.append(node)
-        if node.op_type in MOVEMENT:
-            continue
-        for index, name in enumerate(node.output):
-            if name and types[name] == rounded:
-                node.output[index] = f"{name}/exact"
-                nodes += _rounding(f"{name}/exact", name, rounded)
-    for value in graph.output:
-        if value.type.tensor_type.elem_type == rounded:
-            value.type.tensor_type.elem_type = _WIDE
-    del graph.value_info[:]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    target.write_bytes(model.SerializeToString())
+            narrow = _cast(node.inputs[0], half, f"of/{node.outputs[0].name}")
+            graph.insert_before(node, narrow)
+            node.replace_input_with(0, narrow.outputs[0])
+        for value in node.outputs:
+            is_half = value.dtype == half
+            if is_half:
+                value.dtype = FLOAT
+            if is_half and node.op_type not in MOVEMENT:
+                graph.insert_after(node, _round(graph, value, half))
+            if not value.is_graph_output():
+                # Its note is of another type by now.
+                value.type = value.shape = None
+    ir.save(model, target)
 
 
-def _rounding(source: str, output: str, rounded: int) -> list[NodeProto]:
-    half = f"{output}/half"
-    return [
-        helper.make_node("Cast", [source], [half], to=rounded),
-        helper.make_node("Cast", [half], [output], to=_WIDE),
-    ]
+def _cast(value: ir.Value, to: ir.DataType, part: str) -> ir.Node:
+    return ir.node("Cast", [value], {"to": int(to)}, outputs=[ir.Value(name=f"{value.name}/{part}")])
+
+
+def _round(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> list[ir.Node]:
+    """Nodes that round a value; whoever reads it reads what they give, and so does an output of the graph."""
+    readers = list(value.uses())
+    narrow = _cast(value, half, "half")
+    wide = _cast(narrow.outputs[0], FLOAT, "rounded")
+    for use in readers:
+        use.node.replace_input_with(use.idx, wide.outputs[0])
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            name, value.name = value.name, f"{value.name}/exact"
+            wide.outputs[0].name, wide.outputs[0].type, wide.outputs[0].shape = name, value.type, value.shape
+            graph.outputs[index] = wide.outputs[0]
+    return [narrow, wide]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ..config_values import (
     MAX_FRAMES,
     MAX_LAYERS,
@@ -15,7 +15,6 @@ from ..config_values import (
     MAX_WIDTH,
     check_parameters,
     is_finite_number,
-    shown,
 )
 
 # Options of the published constructor that this U-Net does not have. They may appear in a configuration as long as

@@ -106,12 +106,14 @@ def test_products_read_eight_bits(calibrated, precision, kind):
 def test_the_residual_stream_keeps_half_precision(demo_bundle):
     """Inputs of shortcuts over a concatenated skip, and of resampling, are none of the observed."""
     graph = Graph(demo_bundle / "unet" / "unet.onnx")
-    producers, observed = graph.producers(), set(observed_inputs(graph))
+    producers = {value.name: node for node in graph.body for value in node.outputs}
+    observed = set(observed_inputs(graph))
     assert not {producers[name].op_type for name in observed if name in producers} & {"Concat"}
-    shortcuts = [n for n in graph.nodes if n.op_type == "Conv" and "shortcut" in n.input[1]]
-    assert len(shortcuts) > 3 and not observed & {node.input[0] for node in shortcuts}
-    resampling = [n for n in graph.nodes if n.op_type == "Conv" and "downsamplers" in n.input[1]]
-    assert resampling and not observed & {node.input[0] for node in resampling}
+    convolutions = [node for node in graph.body if node.op_type == "Conv"]
+    shortcuts = [node for node in convolutions if "shortcut" in node.inputs[1].name]
+    assert len(shortcuts) > 3 and not observed & {node.inputs[0].name for node in shortcuts}
+    resampling = [node for node in convolutions if "downsamplers" in node.inputs[1].name]
+    assert resampling and not observed & {node.inputs[0].name for node in resampling}
 
 
 def test_loss_and_set_are_recorded(calibrated, listing, demo_bundle):

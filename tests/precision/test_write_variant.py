@@ -17,9 +17,9 @@ from consisti2v_rt.export.bundle_parts import rewrite_manifest
 from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision import recipe, variant
 from consisti2v_rt.export.precision.calibration_set import calibration_set
+from consisti2v_rt.export.precision.quantisation import channel_scales
 from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.export.precision.variant import write_variant
-from consisti2v_rt.export.precision.weights import channel_scales
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.pipeline import ImageToVideo
