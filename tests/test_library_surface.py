@@ -111,7 +111,7 @@ def test_typed_options_are_the_settings():
 def test_other_names_are_of_settings_and_of_one_only():
     fields = {field.name for field in dataclasses.fields(GenerationSettings)}
     assert set(OPTIONS) == fields and not set(ALIASES) & fields
-    assert len(ALIASES) == sum(len(option.other_names) for option in OPTIONS.values())
+    assert len(ALIASES) == sum(len({*option.names} - {name}) for name, option in OPTIONS.items())
 
 
 @pytest.mark.parametrize("name", sorted(set(ALIASES) - {"generator"}))

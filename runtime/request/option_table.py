@@ -35,9 +35,8 @@ class Option:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
-    other_names: tuple[str, ...] = ()
-    """Accepted besides the setting's own; where `command` is empty the first one is the command line's."""
-    command: str = ""
+    names: tuple[str, ...] = ()
+    """Those accepted for it, the command line's first; empty: its own alone. Its own is accepted in any case."""
 
     def check(self, value: object, low: float | None = None, high: float | None = None) -> None:
         """Refuse a value that is not possible; the limits are those of the table unless given."""
@@ -52,56 +51,51 @@ class Option:
             one_of(value, self.setting, self.choices)
 
 
-def _table() -> Iterable[Option]:
-    yield Option("negative_prompt", "Basic", list[str], "What to lead away from.")
-    yield Option("num_inference_steps", "Basic", int, "Denoising steps", 1, other_names=("steps", "num_steps"))
-    schedulers = f"{', '.join(SCHEDULERS)} (for distilled models)"
-    yield Option(
-        "scheduler", "Basic", str, schedulers, choices=SCHEDULERS, other_names=("sampler",), command="scheduler"
-    )
-    yield Option("eta", "Basic", float, "0: deterministic DDIM, 1: DDPM; for ddim.", 0, 1)
-    seed = "One, or one per video; drawn and shown if absent."
-    yield Option("seed", "Basic", list[int], seed, other_names=("generator",), command="seed")
-    videos = ("videos_per_prompt", "num_images_per_prompt")
-    yield Option("num_videos_per_prompt", "Video", int, "Videos for each prompt.", 1, 1000, other_names=videos)
-    clips = "Clips of a long video, each going on from the last frame before."
-    yield Option("autoregress_steps", "Video", int, clips, 1, 1000, other_names=("clips", "num_clips"))
-    yield Option("height", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE)
-    yield Option("width", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE)
-    frames = "Frames of a clip; as the bundle was exported."
-    yield Option("video_length", "Video", int, frames, 1, other_names=("frames", "num_frames"))
-    fit = "Photo of another aspect than the video: crop, pad (black bars) or stretch."
-    yield Option("fit", "Video", str, fit, choices=FITS)
-    stride = ("stride",)
-    yield Option("frame_stride", "Motion", int, "Larger moves more", 1, 1000, (), stride, "frame_stride")
-    kinds = f"{', '.join(NOISE_KINDS[:-1])} or {NOISE_KINDS[-1]}."
-    yield Option("noise_sampling_method", "Motion", str, kinds, choices=NOISE_KINDS, other_names=("noise",))
-    yield Option("noise_alpha", "Motion", float, "How much noise frames share.", 0, 1000)
-    yield Option("camera_motion", "Motion", str, f"{', '.join(CAMERA_MOTIONS)}.", choices=CAMERA_MOTIONS)
-    text, image = ("guidance_scale",), ("image_guidance_scale",)
-    yield Option("guidance_scale_txt", "Guidance", float, "Text guidance, 1: off", -1000, 1000, (), text)
-    first = "First-frame guidance; above 1 it is on, at half as much work again"
-    yield Option("guidance_scale_img", "Guidance", float, first, -1000, 1000, (), image)
-    yield Option("guidance_rescale", "Guidance", float, "0 (off) to 1", 0, 1)
-    yield Option("guidance_interval", "Guidance", None, "Shares of the steps between which guidance acts")
-    batch = "joint: a step's branches at once; split: one after the other, in less memory."
-    yield Option("guidance_batch", "Guidance", str, batch, choices=("joint", "split"))
-    use = "Low frequencies of the photo in the first noise."
-    yield Option("use_frameinit", "FrameInit", bool, use, other_names=("frameinit",))
-    yield Option("frameinit_noise_level", "FrameInit", int, "Timestep; as the bundle says (850).", 0)
-    filters = f"{', '.join(FILTER_KINDS[:-1])} or {FILTER_KINDS[-1]}."
-    yield Option("frameinit_filter", "FrameInit", str, filters, choices=FILTER_KINDS)
-    yield Option("frameinit_d_s", "FrameInit", float, "Spatial stop frequency, 0 to 1.", 0, 1)
-    yield Option("frameinit_d_t", "FrameInit", float, "Temporal stop frequency, 0 to 1.", 0, 1)
-    yield Option("frameinit_order", "FrameInit", int, "Order of the butterworth filter.", 1, 100)
-    rate = ("frame_rate",)
-    yield Option("fps", "Output", float, "Frames a second in the file.", 0.01, 1000, (), rate, "fps")
-    cache = "The whole U-Net every so many steps; needs a bundle with a cache branch."
-    yield Option("cache_interval", "Speed and memory", int, cache, 1, 1000)
-
-
-OPTIONS: dict[str, Option] = {option.setting: option for option in _table()}
-ALIASES: dict[str, str] = {name: option.setting for option in OPTIONS.values() for name in option.other_names}
+# fmt: off
+_TABLE = (
+    Option("negative_prompt", "Basic", list[str], "What to lead away from."),
+    Option("num_inference_steps", "Basic", int, "Denoising steps", 1, names=("steps", "num_steps")),
+    Option("scheduler", "Basic", str, f"{', '.join(SCHEDULERS)} (for distilled models)", choices=SCHEDULERS,
+           names=("scheduler", "sampler")),
+    Option("eta", "Basic", float, "0: deterministic DDIM, 1: DDPM; for ddim.", 0, 1),
+    Option("seed", "Basic", list[int], "One, or one per video; drawn and shown if absent.",
+           names=("seed", "generator")),
+    Option("num_videos_per_prompt", "Video", int, "Videos for each prompt.", 1, 1000,
+           names=("videos_per_prompt", "num_images_per_prompt")),
+    Option("autoregress_steps", "Video", int, "Clips of a long video, each going on from the last frame before.",
+           1, 1000, names=("clips", "num_clips")),
+    Option("height", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE),
+    Option("width", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE),
+    Option("video_length", "Video", int, "Frames of a clip; as the bundle was exported.", 1,
+           names=("frames", "num_frames")),
+    Option("fit", "Video", str, "Photo of another aspect than the video: crop, pad (black bars) or stretch.",
+           choices=FITS),
+    Option("frame_stride", "Motion", int, "Larger moves more", 1, 1000, names=("frame_stride", "stride")),
+    Option("noise_sampling_method", "Motion", str, f"{', '.join(NOISE_KINDS)}.", choices=NOISE_KINDS, names=("noise",)),
+    Option("noise_alpha", "Motion", float, "How much noise frames share.", 0, 1000),
+    Option("camera_motion", "Motion", str, f"{', '.join(CAMERA_MOTIONS)}.", choices=CAMERA_MOTIONS),
+    Option("guidance_scale_txt", "Guidance", float, "Text guidance, 1: off", -1000, 1000, names=("guidance_scale",)),
+    Option("guidance_scale_img", "Guidance", float,
+           "First-frame guidance; above 1 it is on, at half as much work again", -1000, 1000,
+           names=("image_guidance_scale",)),
+    Option("guidance_rescale", "Guidance", float, "0 (off) to 1", 0, 1),
+    Option("guidance_interval", "Guidance", None, "Shares of the steps between which guidance acts"),
+    Option("guidance_batch", "Guidance", str,
+           "joint: a step's branches at once; split: one after the other, in less memory.", choices=("joint", "split")),
+    Option("use_frameinit", "FrameInit", bool, "Low frequencies of the photo in the first noise.",
+           names=("frameinit",)),
+    Option("frameinit_noise_level", "FrameInit", int, "Timestep; as the bundle says (850).", 0),
+    Option("frameinit_filter", "FrameInit", str, f"{', '.join(FILTER_KINDS)}.", choices=FILTER_KINDS),
+    Option("frameinit_d_s", "FrameInit", float, "Spatial stop frequency, 0 to 1.", 0, 1),
+    Option("frameinit_d_t", "FrameInit", float, "Temporal stop frequency, 0 to 1.", 0, 1),
+    Option("frameinit_order", "FrameInit", int, "Order of the butterworth filter.", 1, 100),
+    Option("fps", "Output", float, "Frames a second in the file.", 0.01, 1000, names=("fps", "frame_rate")),
+    Option("cache_interval", "Speed and memory", int,
+           "The whole U-Net every so many steps; needs a bundle with a cache branch.", 1, 1000),
+)
+# fmt: on
+OPTIONS: dict[str, Option] = {option.setting: option for option in _TABLE}
+ALIASES: dict[str, str] = {name: option.setting for option in _TABLE for name in option.names if name != option.setting}
 """Other name -> setting."""
 
 
@@ -136,9 +130,8 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
 
 def command_name(setting: str) -> str:
     """What the command line calls a setting, as ``--steps``; any other name as it is."""
-    option = OPTIONS.get(setting)
-    name = (option.command or next(iter(option.other_names), setting)) if option else setting
-    return "--" + name.replace("_", "-")
+    names = OPTIONS[setting].names if setting in OPTIONS else ()
+    return "--" + next(iter(names), setting).replace("_", "-")
 
 
 def whole(value: object, name: str, low: int, high: int) -> None:
