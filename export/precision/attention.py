@@ -5,8 +5,8 @@ issues 2667 and 3140). A query is a linear function of its projection's weights 
 tables and the like, so that the factor can be in the weights, at no cost and without a rounding of its own.
 
 TensorRT for RTX builds the Attention operator as one kernel or not at all. Head sizes without one (the VAE's 512) are
-written as product, softmax and product, the softmax in float32. The operator keeps no `softmax_precision`: the parser
-rejects it, and its kernels accumulate in float32 anyway.
+written as product, softmax and product, the softmax in float32. The operator keeps no `softmax_precision`, which the
+parser rejects. Engines are built with the fused ones spelled out too, see :mod:`..engines.spelled`.
 """
 
 from __future__ import annotations
