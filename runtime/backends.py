@@ -13,6 +13,7 @@ from functools import partial
 
 from ..errors import UserError
 from .bundle.bundle import Bundle
+from .bundle.manifest import PRECISIONS
 from .bundle.stage_graphs import Availability, has_graphs, stage_graph
 from .gpu import entry as gpu
 from .install import install_hint
@@ -22,7 +23,6 @@ from .session import OnnxCpuSession, Session
 _log = logging.getLogger("consisti2v_rt")
 
 DEVICES = ("auto", "cpu", "cuda", "openvino")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True)

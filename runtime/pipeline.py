@@ -34,9 +34,8 @@ from .request.options import GenerationOptions
 from .request.request import Request, check_request
 from .request.settings import FramesCallback, GenerationSettings, StepCallback
 from .stages import clip_shape
-from .time_limit import check_time_limit
-from .time_limit import time_limit as limited
-from .timings import Timings
+from .timings import Timings, check_time_limit
+from .timings import time_limit as limited
 from .video import GeneratedVideos
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from .backends import Choice, load_in_full_precision
 from .bundle.bundle import Bundle
 from .bundle.manifest import ModelSpec
 from .loop.denoise import Latents
-from .loop.finite import check_finite, is_finite, not_finite
 from .request.settings import FramesCallback, ResolvedSettings
 from .session import Array, Session
-from .stage_failure import stage_failures
+from .stage_failure import check_finite, is_finite, not_finite, stage_failures
 from .text import PromptTokenizer, TextConditioner
 
 _log = logging.getLogger("consisti2v_rt")

@@ -16,8 +16,8 @@ from .bundle.bundle import Bundle
 from .bundle.consistency import check_complete
 from .bundle.tokenizer_rules import check_tokenizer_json, tokenizer_failures
 from .files.guarded_read import TOKENIZER
-from .loop.finite import check_finite
 from .session import Array, Session
+from .stage_failure import check_finite
 
 _log = logging.getLogger("consisti2v_rt")
 KeyValues = dict[str, Array]

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from consisti2v_rt.kernels.noise import NOISE_KINDS, base_noise_shape, mix_noise
-from consisti2v_rt.runtime.loop.torch_random import TorchGenerator
+from consisti2v_rt.runtime.loop.random_streams import TorchGenerator
 
 SHAPE = (2, 4, 5, 6, 10)
 

@@ -10,7 +10,7 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime import backends
-from consisti2v_rt.runtime.loop.finite import is_finite
+from consisti2v_rt.runtime.stage_failure import is_finite
 
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 

@@ -18,8 +18,7 @@ from consisti2v_rt.runtime import pipeline
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.stage_failure import stage_failures
 from consisti2v_rt.runtime.stages import Stages
-from consisti2v_rt.runtime.time_limit import time_limit
-from consisti2v_rt.runtime.timings import Timings
+from consisti2v_rt.runtime.timings import Timings, time_limit
 
 onnx = pytest.importorskip("onnx")
 STAGE = "vae_encoder"

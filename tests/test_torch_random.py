@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from consisti2v_rt import UserError
-from consisti2v_rt.runtime.loop.torch_random import TorchGenerator
+from consisti2v_rt.runtime.loop.random_streams import TorchGenerator
 
 SEEDS = [0, 1, 42, 2**32 + 5, 2**63 - 1, 2**64 - 1, -1, -(2**63)]
 # torch 2.13 on a processor with AVX2, whose roundings TorchGenerator follows: {seed: {"sizes": [...], "bits": hex}}.

@@ -12,7 +12,7 @@ from typing import Any
 from ..precision.recipe import has_fused_kernel
 
 
-def settle_attentions(library: Any, network: Any, smallest_batch: int = 1) -> dict[str, list[Any]]:
+def settle_attentions(library: Any, network: Any, smallest_batch: int = 1) -> dict[str, Any]:
     """Allow decomposition exactly where no fused kernel can be.
 
     Args:
@@ -21,9 +21,10 @@ def settle_attentions(library: Any, network: Any, smallest_batch: int = 1) -> di
         smallest_batch: of all profiles, where the network's batch is open.
 
     Returns:
-        "fused": names, each of which is one kernel or the build fails; "decomposed": name and reason of each other.
+        "fused": names, each of which is one kernel or the build fails, with HALF or BF16 for each in "types";
+        "decomposed": name and reason of each other.
     """
-    attentions: dict[str, list[Any]] = {"fused": [], "decomposed": []}
+    attentions: dict[str, Any] = {"fused": [], "decomposed": [], "types": {}}
     given = {network.get_input(index).name for index in range(network.num_inputs)}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -34,6 +35,7 @@ def settle_attentions(library: Any, network: Any, smallest_batch: int = 1) -> di
         reason = _why_not_fused(library, layer, given, smallest_batch)
         if reason is None:
             attentions["fused"].append(layer.attention.name)
+            attentions["types"][layer.attention.name] = layer.get_input(0).dtype.name
         else:
             layer.attention.decomposable = True
             attentions["decomposed"].append({"name": layer.attention.name, "reason": reason})

@@ -42,7 +42,8 @@ def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
     """What the manifest says of all our kernels, compiled for a target."""
     specs: list[KernelSpec] = []
     for capability in target.cubins:
+        architecture = "sm_" + capability.replace(".", "")
         for name, entries in SOURCES.items():
-            file = f"engines/kernels/sm_{capability.replace('.', '')}/{name}.cubin"
+            file = f"engines/kernels/{architecture}/{name}.cubin"
             specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(entries)))
     return tuple(specs)

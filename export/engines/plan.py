@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,8 +16,10 @@ from ...errors import UserError
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.gpu.engine_refit import load_graph
 from .attention import settle_attentions
+from .contents import Contents, read_accumulation
 from .libraries import Flavour, set_target
 from .shapes import EngineShapes
+from .spelled import spell_out
 from .targets import Target
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -63,22 +65,91 @@ def build_plan(
             error is in the sentence.
         OSError: the file cannot be written.
     """
-    started, messages = time.perf_counter(), Messages()
-    logger = make_logger(library, messages)
-    builder = library.Builder(logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, logger)
-    weights = load_graph(parser, GraphSource.of(request.onnx))
-    if weights is None or not parser.parse_model_proto():
-        reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
-        raise UserError(
-            f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+    started, source = time.perf_counter(), GraphSource.of(request.onnx)
+    built = None
+    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX
+        built = _build_spelled_out(library, request, source, on_progress)
+    built = built or _build(library, request, source, on_progress)
+    path.write_bytes(memoryview(built.data))
+    messages, accumulation = built.messages, read_accumulation(built.data)
+    if accumulation.get("fp16"):
+        messages.warnings.append(
+            f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
         )
-    _check_tensors(network, request)
-    # First: a size that the graph leaves open and the engine has fixed decides what fuses.
-    by_name = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    for spec in request.shapes.inputs:
-        by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+    return {
+        "version": library.__version__,
+        "layers": {"total": built.layers.total(), "kinds": dict(built.layers.most_common())},
+        "attentions": built.attentions,
+        "contents": {**messages.contents.as_record(), "score_accumulation": accumulation},
+        "plan_bytes": built.data.nbytes,
+        "weight_bytes": messages.weight_bytes,
+        "activation_bytes": messages.activation_bytes,
+        "build_seconds": round(time.perf_counter() - started, 3),
+        "peak_host_bytes": _peak_host_bytes(),
+        "warnings": list(dict.fromkeys(messages.warnings)),
+    }
+
+
+def _build_spelled_out(
+    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
+) -> _Built | None:
+    """Build with the attentions spelled out, whose scores accumulate in float32; None where they do not all fuse."""
+    network = _Network(library, request, source)
+    attentions = settle_attentions(library, network.network, request.shapes.smallest_batch)
+    types = {name: attentions["types"][name] for name in attentions["fused"]}
+    del network
+    model, count = spell_out(source.model, types)
+    if not count:
+        return None
+    try:
+        built = _build(library, request, source.with_model(model), on_progress)
+    except UserError as error:
+        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
+        return None
+    left = set(built.attentions["fused"])
+    spelled = [name for name in attentions["fused"] if name not in left]
+    profiles = max(len(request.shapes.profiles), 1)
+    if built.messages.contents.attentions != profiles * len(attentions["fused"]):
+        _log.info("stage %s is built with the Attention operator: not every attention fuses spelled out", request.stage)
+        return None
+    return replace(built, attentions={**built.attentions, "fused": [*built.attentions["fused"], *spelled]})
+
+
+@dataclass(frozen=True)
+class _Built:
+    data: Any
+    layers: collections.Counter[str]
+    attentions: dict[str, Any]
+    messages: Messages
+
+
+class _Network:
+    """A parsed graph with its sizes set; keeps what the builder reads until it has built."""
+
+    def __init__(self, library: Any, request: PlanRequest, source: GraphSource) -> None:
+        self.messages = messages = Messages()
+        logger = make_logger(library, messages)
+        self.builder = library.Builder(logger)
+        self.network = self.builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self._parser = library.OnnxParser(self.network, logger)
+        self._weights = load_graph(self._parser, source)
+        if self._weights is None or not self._parser.parse_model_proto():
+            reason = self._parser.get_error(0).desc() if self._parser.num_errors else messages.reason()
+            raise UserError(
+                f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+            )
+        _check_tensors(self.network, request)
+        # First: a size that the graph leaves open and the engine has fixed decides what fuses.
+        by_name = {self.network.get_input(i).name: self.network.get_input(i) for i in range(self.network.num_inputs)}
+        for spec in request.shapes.inputs:
+            by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+
+
+def _build(
+    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
+) -> _Built:
+    parsed = _Network(library, request, source)
+    builder, network, messages = parsed.builder, parsed.network, parsed.messages
     attentions = settle_attentions(library, network, request.shapes.smallest_batch)
     config = _configure(library, builder, request)
     config.progress_monitor = _make_monitor(library, on_progress)
@@ -87,21 +158,7 @@ def build_plan(
     # Some failures are only logged; the builder then hands out a plan of something else, or nothing.
     if data is None or messages.errors:
         raise UserError(_failure(library, request, messages, attentions["fused"]))
-    # Both take the weights from there until now.
-    del parser, network, weights
-    seconds = time.perf_counter() - started
-    path.write_bytes(memoryview(data))
-    return {
-        "version": library.__version__,
-        "layers": {"total": layers.total(), "kinds": dict(layers.most_common())},
-        "attentions": attentions,
-        "plan_bytes": data.nbytes,
-        "weight_bytes": messages.weight_bytes,
-        "activation_bytes": messages.activation_bytes,
-        "build_seconds": round(seconds, 3),
-        "peak_host_bytes": _peak_host_bytes(),
-        "warnings": list(dict.fromkeys(messages.warnings)),
-    }
+    return _Built(data, layers, {name: attentions[name] for name in ("fused", "decomposed")}, messages)
 
 
 def _check_tensors(network: Any, request: PlanRequest) -> None:
@@ -163,10 +220,14 @@ class Messages:
         self.activation_bytes: list[int] = []
         """Device memory of one context, in the order of the profiles."""
         self.weight_bytes: int | None = None
+        self.contents = Contents()
 
     def add(self, severity: str, text: str) -> None:
-        """One message, by the name of its severity."""
-        line = " ".join(text.split())
+        """One message, by the name of its severity; it may be of many lines."""
+        if severity == "VERBOSE":
+            for entry in text.splitlines():
+                self.contents.add(entry)
+        line = " ".join(text.split()) if severity != "VERBOSE" or "Total" in text else ""
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(line)
         elif severity == "WARNING":

@@ -31,6 +31,8 @@ MANIFEST_NAME = "bundle.json"
 STAGES = ("text_encoder", "conditioning", "vae_encoder", "unet", "vae_decoder")
 OPTIONAL_STAGES = ("unet_shallow",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+EXPERIMENTAL = ("int8", "fp8")
+"""Until engines in these precisions are timed on a card."""
 DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")

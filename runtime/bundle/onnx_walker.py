@@ -260,16 +260,12 @@ class _Walker:
             else:
                 sizes: list[int | str | None] = []
                 for _, _, a, b in self._fields(at, to, {1: _BYTES}):
-                    sizes.append(self._size(a, b))
+                    sizes.append(None)
                     _check_rank(len(sizes))
+                    for kind, _, c, d in self._fields(a, b, {1: _VARINT, 2: _BYTES}):
+                        sizes[-1] = _signed(c) if kind == 1 else self._text(c, d) or None
                 shape = tuple(sizes)
         return dtype, shape
-
-    def _size(self, start: int, end: int) -> int | str | None:
-        size: int | str | None = None
-        for number, _, at, to in self._fields(start, end, {1: _VARINT, 2: _BYTES}):
-            size = _signed(at) if number == 1 else self._text(at, to) or None
-        return size
 
     # -- the wire format -----------------------------------------------------------------------------------------------
 
@@ -357,12 +353,9 @@ def _check_rank(sizes: int) -> None:
 
 
 def _check_values(tensor: _Tensor, raw: int | None, size: int) -> None:
-    """A tensor's sizes are those of the values in it: a library would allocate what the sizes say.
-
-    Args:
-        raw: bytes of its raw values; None: it has none, or typed ones.
-        size: bytes of the whole message. A typed value takes a byte at least, or half of one in 4 bits.
-    """
+    """A tensor's sizes are those of the values in it: a library would allocate what the sizes say."""
+    # `raw`: bytes of its raw values. Of typed ones, in a message of `size` bytes, each takes a byte at least, or half
+    # of one in 4 bits.
     count = prod(tensor.dims)
     bits = _BITS.get(tensor.elem_type)
     fits = count <= 2 * size if raw is None or bits is None else raw == -(-count * bits // 8)

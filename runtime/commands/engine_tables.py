@@ -83,6 +83,12 @@ def _check_facts(facts: Any) -> None:
         "weight_bytes": facts.get("weight_bytes", "") is None or _is_count(facts.get("weight_bytes")),
         "peak_host_bytes": facts.get("peak_host_bytes", "") is None or _is_count(facts.get("peak_host_bytes")),
         "activation_bytes": are(facts.get("activation_bytes"), _is_count),
+        # Of TensorRT for RTX, and not of engines built before it was read.
+        "contents": "contents" not in facts
+        or all(
+            isinstance(get("contents", name), dict) and are([*get("contents", name).values()], _is_count)
+            for name in ("kernels", "bytes", "score_accumulation")
+        ),
     }
     for name, holds in sound.items():
         if not holds:
@@ -161,6 +167,15 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("build", f"{facts['build_seconds']:.1f} s{memory}"),
     ]
+    contents = facts.get("contents")
+    if contents and contents["kernels"]:
+        profiles = max(len(facts["activation_bytes"]), 1)
+        kernels, moved = sum(contents["kernels"].values()), sum(contents["bytes"].values())
+        shown = f"{kernels}, {size_text(moved)} of tensors" + (f", for {profiles} profiles" if profiles > 1 else "")
+        rows.append(("kernels", shown))
+        rows += [(kind, f"{n}, {size_text(contents['bytes'].get(kind, 0))}") for kind, n in contents["kernels"].items()]
+        found = ", ".join(f"{kind} in {count} kernels" for kind, count in contents["score_accumulation"].items())
+        rows.append(("scores add up in", found or "not told"))
     if facts["weight_bytes"] is not None:
         rows.append(("weights", size_text(facts["weight_bytes"])))
     if facts["activation_bytes"]:

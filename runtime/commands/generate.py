@@ -24,7 +24,7 @@ from ..pipeline import ImageToVideo
 from ..request.option_table import OPTIONS, Option, check_threads, command_name
 from ..request.presets import PUBLISHED
 from ..request.settings import GenerationSettings
-from ..time_limit import check_time_limit
+from ..timings import check_time_limit
 from .console import echo, make_console, note, plain
 from .inputs import read_photos, with_config
 from .progress import prompt_interrupt, step_progress

@@ -13,7 +13,7 @@ from rich.table import Table
 from ...errors import UserError
 from ..bundle.bundle import Bundle
 from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
-from ..bundle.manifest import Manifest, TensorSpec
+from ..bundle.manifest import EXPERIMENTAL, Manifest, TensorSpec
 from ..files.guarded_read import parse_json
 from ..request.presets import PUBLISHED
 from ..text import PromptTokenizer
@@ -132,8 +132,7 @@ def _variant_table(console: PlainConsole, bundle: Bundle) -> Table:
     table = make_table(console, "other precisions", *columns)
     for precision, stages in bundle.manifest.variants.items():
         found = _losses(bundle, precision)
-        # Until engines of such graphs are timed on a card.
-        title = f"{precision}, experimental" if precision in ("int8", "fp8") else precision
+        title = f"{precision}, experimental" if precision in EXPERIMENTAL else precision
         for stage, spec in stages.items():
             entry = found.get(stage, {})
             calibrated = ""

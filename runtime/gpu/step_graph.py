@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CancelledError, UserError, first_line
-from ..loop.finite import is_finite
+from ..stage_failure import is_finite
 from .device import Gpu, Graph
 from .memory import DeviceArray, GpuMemory
 

@@ -18,7 +18,7 @@ from ...errors import BackendError, UserError
 from ..bundle.engines import build_command
 from ..bundle.graph_source import GraphSource
 from ..bundle.manifest import EngineSpec, StageSpec, TensorSpec
-from ..session import dynamic_size
+from ..session import dynamic_size, resolve_shape
 from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession, check_same_tensors
@@ -252,7 +252,7 @@ class TensorRTSession(DeviceSession):
             ):
                 raise RuntimeError(f"{self._engine.name} has no profile {self._profile}")
             for spec in self._specs["in"]:
-                shape = tuple(size if isinstance(size, int) else self._sizes[size] for size in spec.shape)
+                shape = resolve_shape(spec, self._sizes)
                 dynamic = any(size < 0 for size in engine.get_tensor_shape(spec.name))
                 if dynamic and not self._context.set_input_shape(spec.name, shape):
                     raise RuntimeError(f"{self._engine.name} does not take {list(shape)} for {spec.name}")

@@ -12,11 +12,11 @@ from ...kernels.guidance import BRANCHES
 from ..bundle.manifest import Manifest
 from ..request.settings import ResolvedSettings
 from ..session import Session
+from ..stage_failure import check_finite, is_finite
 from ..text import Texts
 from ..timings import Timings
 from .denoise import Latents
 from .feature_cache import FeatureCache
-from .finite import check_finite, is_finite
 
 
 class UNetRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -23,14 +24,11 @@ _IMAGE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.
 
 def check_bundle(bundle: object) -> None:
     """Refuse, for the constructor, what is no open bundle, for example a path."""
+    found, path = _kind(bundle), "path of its folder"
     if isinstance(bundle, str | os.PathLike):
-        raise UserError(
-            f"ImageToVideo takes an open Bundle, not a path: use ImageToVideo.from_bundle({os.fspath(bundle)!r})."
-        )
+        found, path = "a path", repr(os.fspath(bundle))
     if not isinstance(bundle, Bundle):
-        raise UserError(
-            f"ImageToVideo takes an open Bundle, not {_kind(bundle)}: use ImageToVideo.from_bundle(path of its folder)."
-        )
+        raise UserError(f"ImageToVideo takes an open Bundle, not {found}: use ImageToVideo.from_bundle({path}).")
 
 
 def check_bundle_path(path: object) -> None:
@@ -44,8 +42,7 @@ def check_bundle_path(path: object) -> None:
 def check_engine(threads: object, gpu: object) -> None:
     """For the constructor; names of devices and precisions are checked where they are looked up."""
     check_threads(threads)
-    if not isinstance(gpu, GpuOptions):
-        raise UserError(f"gpu must be a GpuOptions, as GpuOptions(low_vram=True), not {_kind(gpu)}.")
+    _demand(gpu, GpuOptions, "gpu", "a GpuOptions, as GpuOptions(low_vram=True)")
     for option in fields(GpuOptions):
         value = getattr(gpu, option.name)
         if value is not option.default:
@@ -54,21 +51,17 @@ def check_engine(threads: object, gpu: object) -> None:
 
 def check_inputs(image: object, prompt: object, settings: object) -> None:
     """Types that a call and its check have in common; whether images and prompts fit each other is not looked at."""
+    wanted = "a path, the bytes of an image file, a binary file, a Pillow image or a uint8 array, or a list of them"
     for one in image if isinstance(image, list | tuple) else [image]:
-        if not isinstance(one, _IMAGE_TYPES) and not hasattr(one, "read"):
-            tensor = " (pass image.numpy(), uint8 with the channels last)" if hasattr(one, "detach") else ""
-            raise UserError(
-                "image must be a path, the bytes of an image file, a binary file, a Pillow image or a uint8 array, "
-                f"or a list of them, not {_kind(one)}{tensor}."
-            )
+        tensor = " (pass image.numpy(), uint8 with the channels last)" if hasattr(one, "detach") else ""
+        if not hasattr(one, "read"):
+            _demand(one, _IMAGE_TYPES, "image", wanted, tensor)
     for text in prompt if isinstance(prompt, list | tuple) else [prompt]:
-        if not isinstance(text, str):
-            raise UserError(f'prompt must be a text, or a list of texts, not {_kind(text)}: pass "" for no prompt.')
-    if settings is not None and not isinstance(settings, GenerationSettings):
-        advice = ""
-        if isinstance(settings, dict):
-            advice = ": pass its items as options of the call, or GenerationSettings.from_options(settings)"
-        raise UserError(f"settings must be a GenerationSettings, not {_kind(settings)}{advice}.")
+        _demand(text, str, "prompt", "a text, or a list of texts", ': pass "" for no prompt')
+    if settings is not None:
+        advice = ": pass its items as options of the call, or GenerationSettings.from_options(settings)"
+        advice = advice if isinstance(settings, dict) else ""
+        _demand(settings, GenerationSettings, "settings", "a GenerationSettings", advice)
 
 
 def check_call(latents: object, callback: object, on_frames: object, cancel_token: object) -> None:
@@ -78,15 +71,20 @@ def check_call(latents: object, callback: object, on_frames: object, cancel_toke
         advice = "latents.cpu().numpy()" if hasattr(latents, "detach") else "np.asarray(latents, np.float32)"
         raise UserError(f"latents must be a NumPy array of floats, not {kind}: pass {advice}.")
     for name, function in (("callback", callback), ("on_frames", on_frames)):
-        if function is not None and not callable(function):
-            raise UserError(f"{name} must be a function, not {_kind(function)}.")
+        if function is not None:
+            _demand(function, Callable, name, "a function")
         if inspect.iscoroutinefunction(function):
             raise UserError(
                 f"{name} must be an ordinary function, for an async one would never run: hand its work to the event "
                 "loop with asyncio.run_coroutine_threadsafe."
             )
-    if cancel_token is not None and not isinstance(cancel_token, CancelToken):
-        raise UserError(f"cancel_token must be a CancelToken, not {_kind(cancel_token)}.")
+    if cancel_token is not None:
+        _demand(cancel_token, CancelToken, "cancel_token", "a CancelToken")
+
+
+def _demand(value: object, types: Any, name: str, wanted: str, advice: str = "") -> None:
+    if not isinstance(value, types):
+        raise UserError(f"{name} must be {wanted}, not {_kind(value)}{advice}.")
 
 
 def checked_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -34,24 +34,17 @@ class GenerationSettings:
     guidance_rescale: float | None = None
     """0 (off, published) to 1: pulls the guided prediction's spread back (Lin et al. 2023, arXiv:2305.08891)."""
     guidance_interval: tuple[float, float] | None = None
-    """Share of the steps in which guidance acts, from the first step on: (0.2, 0.8) of 50 steps is steps 10 to 39,
-    counted from 0. In the others the prompt's branch runs alone (Kynkäänniemi et al. 2024, arXiv:2404.07724).
-    Published: (0, 1), all steps.
+    """Share of the steps in which guidance acts: (0.2, 0.8) of 50 is steps 10 to 39, counted from 0. In the others the
+    prompt's branch runs alone (Kynkäänniemi et al. 2024, arXiv:2404.07724). Published: (0, 1).
     """
     guidance_batch: str = "joint"
-    """joint: a step's branches in one U-Net call where the bundle's batch allows; split: one after the other, in less
-    memory.
-    """
+    """joint: a step's branches in one U-Net call where the batch allows; split: one by one, in less memory."""
     cache_interval: int = 1
-    """Every how many steps the whole U-Net runs; shallow steps between them reuse its deep features. 1: every step.
-    Needs a bundle exported with a cache branch.
-    """
+    """Every how many steps the whole U-Net runs; shallow ones between reuse its deep features. Needs a cache branch."""
     eta: float = 0.0
     """0 deterministic, 1 DDPM; for the ddim scheduler."""
     seed: int | tuple[int, ...] | None = None
-    """As ``torch.manual_seed`` in the published pipeline; one per video, or one for all. None draws one and tells
-    it.
-    """
+    """As ``torch.manual_seed`` in the published pipeline; one per video, or one for all. None draws one."""
     frame_stride: int | None = None
     """Frames of the source video between two frames: larger moves more. Published: 3."""
     noise_sampling_method: str = "pyoco_mixed"
@@ -77,9 +70,7 @@ class GenerationSettings:
     """Frames of one clip, the first included."""
     fps: float = 8.0
     fit: str = "crop"
-    """How a photo of another aspect fills the video: crop (published) cuts its sides off, pad adds black bars, stretch
-    distorts it.
-    """
+    """Photo of another aspect than the video: crop (published) cuts its sides off, pad adds black bars, or stretch."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:

@@ -359,6 +359,8 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
     entry(weight_bytes=[]),
     entry(activation_bytes=7),
     entry(activation_bytes=[None]),
+    entry(contents={"kernels": {"product": 1}, "bytes": {"product": "x"}, "score_accumulation": {}}),
+    entry(contents={"kernels": {}}),
 ]
 
 

@@ -127,7 +127,7 @@ def test_an_engine_is_refused_before_it_is_loaded(
 
 def test_a_kernel_is_refused(bundle: Path) -> None:
     class Card:
-        compute_capability, stream = "8.9", 0
+        compute_capability, stream = "8.9", None
 
     (kernel,) = Bundle.open(bundle).manifest.kernels
     assert GpuKernels(Card(), Bundle.open(bundle))._cubin("noise")  # type: ignore[arg-type]

@@ -75,6 +75,7 @@ class CudaEngine:
     num_io_tensors = 2
     streamable_weights_size = 0
     weight_streaming_budget_v2 = 0
+    _shape = (-1, 4)
 
     def __init__(self, library: Library) -> None:
         self.library, self.weights_loaded = library, False
@@ -114,7 +115,7 @@ class CudaEngine:
         return ("sample", "noise_pred")[index]
 
     def get_tensor_shape(self, name: str) -> tuple[int, int]:
-        return (-1, 4)
+        return self._shape
 
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(name="FLOAT")
@@ -243,6 +244,17 @@ def test_a_shape_that_is_not_taken_is_told(parts, library):
     library.takes_shapes = False
     with pytest.raises(RuntimeError, match=r"unet.plan does not take \[2, 4\] for sample"):
         session(parts)
+
+
+def test_a_size_that_is_part_of_another(parts, library):
+    """As the deep features of a U-Net have, at half its width."""
+    halves = ("rows", "latent_width/2")
+    tensors = (TensorSpec("sample", "float32", halves),), (TensorSpec("noise_pred", "float32", halves),)
+    spec = replace(SPEC, inputs=tensors[0], outputs=tensors[1], profiles=())
+    stage = replace(STAGE, inputs=tensors[0], outputs=tensors[1])
+    library.engine._shape = (-1, -1)
+    TensorRTSession(parts.gpu, parts.make(spec), stage, {"rows": 2, "latent_width": 8}, parts.scratch)
+    assert "shape sample (2, 4)" in library.calls
 
 
 def test_low_vram_makes_room_before_another_stage_loads(parts, library):
