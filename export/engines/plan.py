@@ -19,7 +19,6 @@ from .attention import settle_attentions
 from .contents import Contents, read_accumulation
 from .libraries import Flavour, set_target
 from .shapes import EngineShapes
-from .spelled import spell_out
 from .targets import Target
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -94,6 +93,8 @@ def _build_spelled_out(
     library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
 ) -> _Built | None:
     """Build with the attentions spelled out, whose scores accumulate in float32; None where they do not all fuse."""
+    from .spelled import spell_out  # loads onnx, which a build that has nothing to do does not need
+
     network = _Network(library, request, source)
     attentions = settle_attentions(library, network.network, request.shapes.smallest_batch)
     types = {name: attentions["types"][name] for name in attentions["fused"]}
