@@ -69,8 +69,9 @@ def build_plan(
     if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX
         built = _build_spelled_out(library, request, source, on_progress)
     built = built or _build(library, request, source, on_progress)
-    path.write_bytes(memoryview(built.data))
-    messages, accumulation = built.messages, read_accumulation(built.data)
+    data = built.data
+    path.write_bytes(memoryview(data))
+    messages, accumulation = built.messages, read_accumulation(data)
     if accumulation.get("fp16"):
         messages.warnings.append(
             f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
@@ -80,7 +81,7 @@ def build_plan(
         "layers": {"total": built.layers.total(), "kinds": dict(built.layers.most_common())},
         "attentions": built.attentions,
         "contents": {**messages.contents.as_record(), "score_accumulation": accumulation},
-        "plan_bytes": built.data.nbytes,
+        "plan_bytes": data.nbytes,
         "weight_bytes": messages.weight_bytes,
         "activation_bytes": messages.activation_bytes,
         "build_seconds": round(time.perf_counter() - started, 3),
@@ -95,10 +96,10 @@ def _build_spelled_out(
     """Build with the attentions spelled out, whose scores accumulate in float32; None where they do not all fuse."""
     from .spelled import spell_out  # loads onnx, which a build that has nothing to do does not need
 
-    network = _Network(library, request, source)
-    attentions = settle_attentions(library, network.network, request.shapes.smallest_batch)
+    parsed = _Network(library, request, source)
+    attentions = settle_attentions(library, parsed.network, request.shapes.smallest_batch)
     types = {name: attentions["types"][name] for name in attentions["fused"]}
-    del network
+    del parsed
     model, count = spell_out(source.model, types)
     if not count:
         return None
@@ -132,10 +133,11 @@ class _Network:
         logger = make_logger(library, messages)
         self.builder = library.Builder(logger)
         self.network = self.builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        self._parser = library.OnnxParser(self.network, logger)
-        self._weights = load_graph(self._parser, source)
-        if self._weights is None or not self._parser.parse_model_proto():
-            reason = self._parser.get_error(0).desc() if self._parser.num_errors else messages.reason()
+        parser = library.OnnxParser(self.network, logger)
+        weights = load_graph(parser, source)
+        self._kept = parser, weights
+        if weights is None or not parser.parse_model_proto():
+            reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
             raise UserError(
                 f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
             )
