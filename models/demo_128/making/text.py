@@ -92,9 +92,9 @@ def targets(moves: list[str | None], ids: Tensor) -> tuple[Tensor, Tensor]:
     weights[..., [END, BEGIN]] = 1 / TEXT_LENGTH
     rows, ends = torch.arange(len(ids)), (ids == 49407).int().argmax(1)
     target[:, 0, BEGIN] = target[rows, ends, END] = 1
-    weights[:, 0, BEGIN] = weights[rows, ends, END] = 1
-    weights[rows, ends, :4] = 4
-    weights[:, 0, :4] = 0.25
+    # The U-Net weighs these two tokens against each other: an error of a flag is one of the camera's speed.
+    weights[:, 0] = 4
+    weights[rows[:, None], ends[:, None], torch.tensor([0, 1, 2, 3, END, BEGIN])] = 4
     for row, move in enumerate(moves):
         if move is not None:
             target[row, ends[row], :4] = torch.tensor(MOVES[move])
