@@ -134,7 +134,7 @@ def drop_lost(bundle: Bundle, lost: dict[str, str], on_notice: Callable[[str], N
         raise UserError(f"{error.filename} cannot be removed ({error.strerror}): check its permissions.") from None
     first, fault = next(iter(lost.items()))
     more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-    # Hours of work at full size: calibrations are not dropped without a word.
+    # A calibration takes hours at full size: the message names each one that is dropped.
     told = [
         f"; the {precision} graph of {stage} was calibrated on {graph.calibration.name}: pass --calibrate again"
         for precision, stages in before.variants.items()

@@ -145,8 +145,8 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_weights(file: Path) -> int:
-    """Size of a weight file; of a safetensors file also the header, which must not hold complex numbers: they would
-    lose their imaginary part without a word.
+    """Size of a weight file; of a safetensors file also the header, which must not hold complex numbers: their
+    imaginary part would be dropped silently.
 
     Raises:
         UserError: the header cannot be read, or names a complex dtype.

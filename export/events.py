@@ -1,4 +1,4 @@
-"""Who is told what happens while engines and graphs in other precisions are made."""
+"""Callbacks of a build: engines, and graphs in other precisions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Events:
-    """Functions to call; by default nobody is told anything."""
+    """The callbacks; each does nothing by default."""
 
     phase: Callable[[str], None] = lambda phase: None
-    """What is being done from now on."""
+    """A phase begins."""
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    """Within a phase: what, steps done, steps in all."""
+    """Progress within a phase: its subject, steps done, total steps."""
     variant: Callable[[StageVariant], None] = lambda variant: None
-    """What a stage's graph in another precision became."""
+    """A stage's graph in another precision was written."""
     engine: Callable[[EngineSpec, dict[str, Any]], None] = lambda engine, facts: None
-    """What a stage's engine became, with its facts."""
+    """A stage's engine was built; its facts."""
     notice: Callable[[str], None] = lambda line: None
-    """Who is waited for, what was lost, which engines fit their graphs no more: a line each."""
+    """A line for the user: another build is waited for, files were lost, engines are stale."""

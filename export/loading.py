@@ -52,7 +52,7 @@ def load_checkpoint(checkpoint: Checkpoint, unet_checkpoint: str | os.PathLike[s
     folder = checkpoint.folder
     weights = read_weights(unet_checkpoint or folder / "unet")
     for part in ("vae", "text_encoder"):
-        read_weights(folder / part)  # the two libraries would take complex and missing weights without a word
+        read_weights(folder / part)  # the two libraries silently accept complex and missing weights
     try:
         _quieten_libraries()
         vae, vae_report = AutoencoderKL.from_pretrained(

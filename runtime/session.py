@@ -133,7 +133,7 @@ class OnnxCpuSession:
             self.allocate(dims or {})
 
     def _check_names(self, file_name: str, stage: StageSpec) -> None:
-        """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
+        """The manifest describes this graph; otherwise a mismatch surfaces as a cryptic binding error."""
         for kind, graph, specs in (
             ("inputs", self._session.get_inputs(), stage.inputs),
             ("outputs", self._session.get_outputs(), stage.outputs),

@@ -1,7 +1,7 @@
-"""Which attentions must become one kernel, and which may be taken apart.
+"""Which attentions must become one kernel, and which may be decomposed.
 
-TensorRT never takes an Attention operator apart unless it is told that it may: where the target has no fused kernel for
-it, the build fails. So a build that succeeds is the proof that every attention is fused, but for those named here.
+TensorRT decomposes an Attention operator only where it is marked decomposable; otherwise the build fails if the target
+has no fused kernel for it. So a successful build proves that every attention is fused, except those named here.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def build_engines(
         dynamic: ranges such as "height=256:320:512"; sizes not named are fixed.
         stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
         variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
-        events: who is told of it; `engine` only of new ones.
+        events: callbacks for progress and results; `engine` is called for new engines only.
 
     Returns:
         What the manifest says about the stages' engines, new or kept.

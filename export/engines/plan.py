@@ -24,7 +24,7 @@ from .targets import Target
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 """The library's names of types that are not the manifest's in capitals."""
 _NO_KERNEL = "not supported by a dedicated kernel"
-"""What TensorRT for RTX says of an Attention operator that it may not take apart, without its name."""
+"""The message of TensorRT for RTX about an Attention operator that is not decomposable; it does not name it."""
 _LINK = re.compile(r"\(?\b(?:(?:see|visit)\s+)?(?:https?://|www\.)\S*", re.IGNORECASE)
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
@@ -65,10 +65,14 @@ def build_plan(
         OSError: the file cannot be written.
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
-    built = None
-    if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX
-        built = _build_spelled_out(library, request, source, on_progress)
-    built = built or _build(library, request, source, on_progress)
+    parsed = _Network(library, request, source)
+    model, fused = _spelled_out(library, source, parsed)
+    if fused:
+        del parsed  # its weights need not be held twice
+        built = _build_spelled_out(library, request, source.with_model(model), fused, on_progress)
+        built = built or _build(_Network(library, request, source), on_progress)
+    else:
+        built = _build(parsed, on_progress)
     data = built.data
     path.write_bytes(memoryview(data))
     messages, accumulation = built.messages, read_accumulation(data)
@@ -90,31 +94,36 @@ def build_plan(
     }
 
 
-def _build_spelled_out(
-    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
-) -> _Built | None:
-    """Build with the attentions spelled out, whose scores accumulate in float32; None where they do not all fuse."""
+def _spelled_out(library: Any, source: GraphSource, parsed: _Network) -> tuple[bytes, list[str]]:
+    """The graph with its fused attentions spelled out, whose scores accumulate in float32; and the names of all fused
+    ones. No names: the graph stays as it is.
+    """
+    fused, types = parsed.attentions["fused"], parsed.attentions["types"]
+    if not fused or not hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX has it
+        return source.model, []
     from .spelled import spell_out  # loads onnx, which a build that has nothing to do does not need
 
-    parsed = _Network(library, request, source)
-    attentions = settle_attentions(library, parsed.network, request.shapes.smallest_batch)
-    types = {name: attentions["types"][name] for name in attentions["fused"]}
-    del parsed
     model, count = spell_out(source.model, types)
-    if not count:
-        return None
+    return model, fused if count else []
+
+
+def _build_spelled_out(
+    library: Any,
+    request: PlanRequest,
+    source: GraphSource,
+    fused: list[str],
+    on_progress: Callable[[str, int, int], None],
+) -> _Built | None:
+    """Build a graph whose attentions are spelled out; None where not all of `fused` are one kernel in it."""
     try:
-        built = _build(library, request, source.with_model(model), on_progress)
+        built = _build(_Network(library, request, source), on_progress)
     except UserError as error:
         _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
         return None
-    left = set(built.attentions["fused"])
-    spelled = [name for name in attentions["fused"] if name not in left]
-    profiles = max(len(request.shapes.profiles), 1)
-    if built.messages.contents.attentions != profiles * len(attentions["fused"]):
+    if built.messages.contents.attentions != max(len(request.shapes.profiles), 1) * len(fused):
         _log.info("stage %s is built with the Attention operator: not every attention fuses spelled out", request.stage)
         return None
-    return replace(built, attentions={**built.attentions, "fused": [*built.attentions["fused"], *spelled]})
+    return replace(built, attentions={**built.attentions, "fused": fused})
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,10 @@ class _Built:
 
 
 class _Network:
-    """A parsed graph with its sizes set; keeps what the builder reads until it has built."""
+    """A parsed graph with its sizes and attentions settled; keeps what the builder reads until it has built."""
 
     def __init__(self, library: Any, request: PlanRequest, source: GraphSource) -> None:
+        self.library, self.request = library, request
         self.messages = messages = Messages()
         logger = make_logger(library, messages)
         self.builder = library.Builder(logger)
@@ -146,14 +156,12 @@ class _Network:
         by_name = {self.network.get_input(i).name: self.network.get_input(i) for i in range(self.network.num_inputs)}
         for spec in request.shapes.inputs:
             by_name[spec.name].shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+        self.attentions = settle_attentions(library, self.network, request.shapes.smallest_batch)
 
 
-def _build(
-    library: Any, request: PlanRequest, source: GraphSource, on_progress: Callable[[str, int, int], None]
-) -> _Built:
-    parsed = _Network(library, request, source)
-    builder, network, messages = parsed.builder, parsed.network, parsed.messages
-    attentions = settle_attentions(library, network, request.shapes.smallest_batch)
+def _build(parsed: _Network, on_progress: Callable[[str, int, int], None]) -> _Built:
+    library, request, builder, network = parsed.library, parsed.request, parsed.builder, parsed.network
+    messages, attentions = parsed.messages, parsed.attentions
     config = _configure(library, builder, request)
     config.progress_monitor = _make_monitor(library, on_progress)
     layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
@@ -230,7 +238,7 @@ class Messages:
         if severity == "VERBOSE":
             for entry in text.splitlines():
                 self.contents.add(entry)
-        line = " ".join(text.split()) if severity != "VERBOSE" or "Total" in text else ""
+        line = " ".join(text.split())
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(line)
         elif severity == "WARNING":

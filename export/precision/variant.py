@@ -73,7 +73,7 @@ def write_variant(
         precision: fp16, bf16, int8 or fp8.
         stages: names; None: all of the manifest's stages.
         options: calibration of activations, the loss that is allowed, the check.
-        events: who is told of it; `progress` of every run of a check, each case in float32 and rounded.
+        events: callbacks; `progress` is called for every run of a check, each case in float32 and rounded.
 
     Returns:
         stage -> what ``manifest.variants[precision][stage]`` says (those written before are left and returned too).
@@ -158,7 +158,7 @@ def _without_lost(
 
 
 def _keep_calibration(manifest: Manifest, precision: str, stage: str, options: VariantOptions) -> None:
-    """A calibration is hours of work at full size: it is not dropped without a word."""
+    """A calibration takes hours at full size: dropping one silently is refused."""
     graph = manifest.variants.get(precision, {}).get(stage)
     if graph is not None and graph.calibration is not None and options.calibration is None and not options.weight_only:
         raise UserError(

@@ -1,6 +1,6 @@
 """A bundle's parts against each other: the manifest's sizes, its graphs' own shapes, and the tokenizer.
 
-A contradiction would end in a riddle inside a library, or in a video of the wrong numbers; here it is one sentence.
+A contradiction would otherwise surface as a cryptic error inside a library, or as a wrong video.
 Graphs are read by :mod:`.onnx_walker`, in a tenth of a second for all of them.
 """
 

@@ -1,7 +1,7 @@
 """Does it fit? Needed against free memory, before anything is loaded.
 
-On Windows a GPU whose memory is full goes on in the computer's own, ten times slower and without a word. So what is
-needed is added up first, from the manifest and from the facts beside each engine, and told in one sentence.
+On Windows a full GPU memory silently spills to system RAM, about 10x slower. So the need is added up first, from the
+manifest and from the facts beside each engine, and reported in one sentence.
 """
 
 from __future__ import annotations

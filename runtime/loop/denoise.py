@@ -111,7 +111,7 @@ def denoise_clip(
         frame_init_plan: None switches FrameInit off.
         draw_noise: standard normal noise of a shape, in the published order; called at every step of a table that
             needs noise.
-        on_step: called after each step; None: nobody is.
+        on_step: called after each step; None: no callback.
         timings: FrameInit's time is counted as "frame_init".
 
     Returns:

@@ -153,7 +153,7 @@ class OpenVinoSession:
         )
 
     def _check_names(self) -> None:
-        """The manifest describes this graph, not another one: binding would end in a riddle otherwise."""
+        """The manifest describes this graph; otherwise a mismatch surfaces as a cryptic binding error."""
         for kind, ports, specs in (
             ("inputs", self._model.inputs, self._stage.inputs),
             ("outputs", self._model.outputs, self._stage.outputs),

@@ -125,9 +125,10 @@ _LONGEST = max(STRIDES) * (FRAMES - 1)
 _PAN, _ZOOM, _TURN = PAN_SPEED * _LONGEST * GRID / REACH, ZOOM_SPEED * _LONGEST, TURN_SPEED * _LONGEST
 _UNCERTAINTY = 0.04
 """Of the moved picture, as a standard deviation of latents: below this noise the noisy latents are the better guess."""
-_CODE = ((4.0, 30.0), (32.0, 36.0))
+_CODE = ((4.0, 45.0), (32.0, 36.0))
 """Periods in blocks of the codes of a place, and what a match of each adds to the attention's logit."""
-_FRAME_LOGIT = 24.0
+_FRAME_LOGIT, _FLAG_LOGIT = 24.0, 10.0
+"""By which keys of other frames, and words beside a text's first and last token, fall behind."""
 _HEADS = 3  # of four: the block to the left (above), the nearest one, the one to the right (below)
 _KNOTS = torch.linspace(-1.2, 1.2, 20)
 _STEEP = 12.0
@@ -436,8 +437,8 @@ def _set_motion(transformer: Any, run: Run) -> None:
     # All other tokens stand aside: begin and end both get a bonus, by the slowest pair.
     slow = 2 * (len(frequencies) - 1)
     layer.constant(attention.to_q.weight[half], scale)
-    attention.to_k.weight[[slow, half], END] = 14.0
-    attention.to_k.weight[slow, BEGIN] += 14.0
+    attention.to_k.weight[[slow, half], END] = _FLAG_LOGIT
+    attention.to_k.weight[slow, BEGIN] += _FLAG_LOGIT
     # Head 1 sees the end alone: (head 0 - 0.04 head 1) / 0.6 is 0 in frame 0 and 1 in the last.
     for k, channel in enumerate((0, 1, 2, 3, END)):
         for head, factor in ((0, 1 / span), (half, -least / span)):

@@ -28,8 +28,10 @@ SCALING = 2.0
 """The published ``scaling_factor``: luma spreads by about 1 with it."""
 CHROMA_GAIN = 2.0
 TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])
-_CONSTANT, _STEP, _SELECT = 128.0, 16.0, 7.0
-"""Beside which all else is small; a step of the ramp; by how much a sample that is not wanted is pushed down."""
+_CONSTANT, _STEP = 256.0, 16.0
+"""Beside which all else is small; a step of the ramp."""
+_SAMPLE, _PARITY, _DOWN = 8.0, 16.0, 18.0
+"""Of the selection: silu(8 x + 16 a + 16 b - 18), where a and b are 1 at the pixels that want the sample x, else -1."""
 _CHROMA_KERNEL = torch.tensor([0.15, 0.7, 0.15])
 _LOG_VARIANCE, _LOG_VARIANCE_SLOPE = -12.0, 0.1
 _WIDTHS = (16, 16, 32, 64)
@@ -125,18 +127,19 @@ def _set_decoder(decoder: Any, run: Run, kernels: tuple[Tensor, Tensor]) -> None
     # 16 -> 32 positions: 24 channels to 6, luma 2x2 and chroma.
     groups = [[LUMA * (2 * i + a) + 2 * j + b for i in (0, 1) for j in (0, 1)] for a in (0, 1) for b in (0, 1)]
     groups += [[LUMA**2 + CHROMA**2 * plane + k for k in range(4)] for plane in (0, 1)]
-    _split(upsamplers[0], groups, CHANNELS, _RAMPS, _CONSTANTS)
+    _split(upsamplers[0], groups, _RAMPS, _CARRIERS, _CONSTANTS)
     for axis in (0, 1):
         # The ramp of the finer level: 2 p for odd pixels, 2 p - 1 for even ones.
         taps = upsamplers[0].weight[_RAMPS + axis, _RAMPS + axis]
         taps[1, 1] += 1
         taps[(1, 0) if axis == 0 else (0, 1)] += 1
-    _select(blocks[1].resnets[0], groups, run, {_RAMPS: 12, _RAMPS + 1: 13, _CONSTANTS[0]: 14, _CONSTANTS[1]: 15})
+    kept = dict(zip((_RAMPS, _RAMPS + 1, *_CONSTANTS), range(12, 16), strict=True))
+    _select(blocks[1].resnets[0], groups, _CARRIERS, run, kept)
     # 32 -> 64: four channels of luma to one; chroma is interpolated.
-    _split(upsamplers[1], [[0, 1, 2, 3]], 4, 12, (14, 15))
+    _split(upsamplers[1], [[0, 1, 2, 3]], 12, 16, (14, 15))
     for row, plane, sign in ((8, 4, 1.0), (9, 5, 1.0), (10, 4, -1.0), (11, 5, -1.0)):
         upsamplers[1].weight[row, plane] = sign * torch.outer(_CHROMA_KERNEL, _CHROMA_KERNEL) / CHROMA_GAIN
-    _select(blocks[2].resnets[0], [[0, 1, 2, 3]], run, {8: 2, 9: 3, 10: 4, 11: 5, 14: 6, 15: 7})
+    _select(blocks[2].resnets[0], [[0, 1, 2, 3]], 16, run, {8: 2, 9: 3, 10: 4, 11: 5, 14: 6, 15: 7})
     # 64 -> 128: planes 0, 2 and 3, their negatives 1, 4 and 5.
     for row, sign in ((0, 1.0), (1, -1.0)):
         upsamplers[2].weight[row, 0] = sign * torch.outer(kernels[0], kernels[0])
@@ -175,43 +178,43 @@ def _count(resnet: Any, run: Run, last: bool) -> None:
     pass_on(resnet.norm2, run)
 
 
-def _split(conv: Any, groups: list[list[int]], count: int, ramps: int, constants: tuple[int, int]) -> None:
+def _split(conv: Any, groups: list[list[int]], ramps: int, blanks: int, constants: tuple[int, int]) -> None:
     """After nearest-neighbour upsampling: each channel, raised where it is wanted and pushed down elsewhere.
 
     Args:
-        groups: four channels each, for the upper left, upper right, lower left and lower right pixel.
-        count: channels of content in all; their negatives come next.
+        conv: of the upsampler.
+        groups: four channels each, for the upper left, upper right, lower left and lower right pixel. Their negatives
+            follow the last one.
         ramps: the ramp's first channel; it differs from its neighbour to the left by 1 at even pixels, else by 0.
+        blanks: where four channels go that are raised and pushed down likewise, with nothing in them.
         constants: kept.
     """
-    for group in groups:
+    count = sum(map(len, groups))
+    for group in [*groups, list(range(blanks, blanks + 4))]:
         for quarter, c in enumerate(group):
-            conv.weight[c, c, 1, 1], conv.weight[count + c, c, 1, 1] = 1, -1
-            conv.bias[c] = -_SELECT
+            if group[0] != blanks:
+                conv.weight[c, c, 1, 1], conv.weight[count + c, c, 1, 1] = _SAMPLE, -_SAMPLE
+            conv.bias[c] = -_DOWN
             for axis, odd in enumerate((quarter % 2, quarter // 2)):
-                sign = -1.0 if odd else 1.0
-                conv.weight[c, ramps + axis, 1, 1] += 2 * sign * _SELECT
-                conv.weight[c, ramps + axis][(1, 0) if axis == 0 else (0, 1)] -= 2 * sign * _SELECT
-                conv.bias[c] -= sign * _SELECT
+                sign = -_PARITY if odd else _PARITY
+                conv.weight[c, ramps + axis, 1, 1] += 2 * sign
+                conv.weight[c, ramps + axis][(1, 0) if axis == 0 else (0, 1)] -= 2 * sign
+                conv.bias[c] -= sign
     for channel in constants:
         conv.weight[channel, channel, 1, 1] = 1
 
 
-def _select(resnet: Any, groups: list[list[int]], run: Run, kept: dict[int, int]) -> None:
+def _select(resnet: Any, groups: list[list[int]], blanks: int, run: Run, kept: dict[int, int]) -> None:
     """What was split becomes one channel a group, followed by their negatives; of the rest what is kept: {from: to}."""
     pass_on(resnet.norm1, run)
     for conv in (resnet.conv1, resnet.conv2):
         silence(conv)
-    # silu(7 + x) and three times silu(-7 + x), as a straight line.
-    x = torch.linspace(-1, 1, 101)
-    line = F.silu(_SELECT + x)
-    slope = float((line * x).sum() / (x * x).sum())
-    level = float(line.mean() + 2 * F.silu(torch.tensor(-_SELECT)) + F.silu(torch.tensor(-3 * _SELECT)))
     count = len(groups)
     for g, group in enumerate(groups):
         for row, sign in ((g, 1.0), (count + g, -1.0)):
-            resnet.conv1.weight[row, group, 1, 1] = sign / slope
-            resnet.conv1.bias[row] = -sign * level / slope
+            resnet.conv1.weight[row, group, 1, 1] = sign / _SAMPLE
+            # Less what the selection alone adds up to.
+            resnet.conv1.weight[row, blanks : blanks + 4, 1, 1] = -sign / _SAMPLE
             for target, way in ((g, sign), (count + g, -sign)):
                 resnet.conv2.weight[target, row, 1, 1] = way
     resnet.conv1.bias[2 * count : 2 * count + 2] = torch.tensor([_CONSTANT, -_CONSTANT])
