@@ -53,7 +53,7 @@ def check_request(
         UserError: anything that does not fit; images are not read yet.
     """
     prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
-    if settings.fit == "auto":
+    if isinstance(settings.fit, str) and settings.fit == "auto":
         settings = with_nearest_size(settings, images, manifest.model)
     chosen = settings.resolved(manifest)
     if chosen.seed is None:

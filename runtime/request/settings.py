@@ -204,7 +204,7 @@ class ResolvedSettings(GenerationSettings):
         most = self.video_length - 1
         kind, colon, digits = self.chain.partition(":") if isinstance(self.chain, str) else ("", "", "")
         count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 0
-        if self.chain != "last" and not (kind == "overlap" and colon and 2 <= count <= most):
+        if (kind, colon) != ("last", "") and not (kind == "overlap" and 2 <= count <= most):
             raise UserError(
                 f"chain {shown(self.chain)} is not possible: give last, or overlap:N with N from 2 to {most} frames."
             )
