@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "runtime": {"runtime", "kernels", "errors", "locations"},
     "serve": {"serve", "runtime", "kernels", "errors", "locations"},
     "export": {"export", "runtime", "kernels", "errors", "locations"},
+    "batch": {"batch", "runtime", "kernels", "errors", "locations"},
     "benchmarks": {"benchmarks", "export", "runtime", "kernels", "errors", "locations"},
 }
 """Folder or file of the root -> those whose modules it may import."""
