@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -46,7 +47,7 @@ def make_app(dispatcher: Dispatcher, log: Log) -> Gate:
             log.error("request failed", path=request.url.path, reason=f"{type(error).__name__}: {error}")
         return answer
 
-    for kind in (UserError, QueueFullError, StoppingError, HTTPException, OSError, Exception):
+    for kind in (UserError, RequestValidationError, QueueFullError, StoppingError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, handle)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))

@@ -43,17 +43,15 @@ class ImageUrl:
     url: str
 
 
-def make_job(
-    fields: Mapping[str, Any], models: Mapping[str, Model], options: ServerOptions, *, is_form: bool
-) -> tuple[Job, bytes | ImageUrl]:
-    """A request as a job, and its image.
+def read_fields(fields: Mapping[str, Any], *, is_form: bool) -> tuple[dict[str, Any], bytes | ImageUrl]:
+    """The fields of a body under one roof, and the image.
 
     Args:
         fields: of the body; files of a form as bytes.
         is_form: numbers come as texts.
 
     Raises:
-        UserError: a field that is unknown, missing, not possible, or over a limit of this server.
+        UserError: a field that is unknown or given twice, or no image.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     extra = given.pop("extra_body", {})
@@ -69,25 +67,29 @@ def make_job(
     given |= extra
     for name in given:
         _check_known(name)
-    image = _image({name: given.pop(name) for name in IMAGE_FIELDS if name in given})
+    return given, _image({name: given.pop(name) for name in IMAGE_FIELDS if name in given})
+
+
+def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], options: ServerOptions) -> Job:
+    """A request as a job; fields as :func:`read_fields` gives them.
+
+    Raises:
+        UserError: a field that is not possible, or over a limit of this server.
+    """
     model = _model(given.pop("model", None), models)
     prompt = given.pop("prompt", "")
-    if not isinstance(prompt, str):
-        raise UserError(f"prompt {shown(prompt)} is not possible: give a text.")
-    negative = given.get("negative_prompt", "")
-    if not isinstance(negative, str):
-        raise UserError(f"negative_prompt {shown(negative)} is not possible: give a text.")
-    for name, text in (("prompt", prompt), ("negative_prompt", negative)):
+    for name, text in (("prompt", prompt), ("negative_prompt", given.get("negative_prompt", ""))):
+        if not isinstance(text, str):
+            raise UserError(f"{name} {shown(text)} is not possible: give a text.")
         if len(text) > options.max_prompt:
             raise UserError(f"{name} has {len(text)} characters: this server takes {options.max_prompt}; shorten it.")
     if isinstance(given.get("seed"), list):
         raise UserError(f"seed {shown(given['seed'])} is not possible: give one whole number, for one video.")
     _set_size(given)
     _set_length(given, model)
-    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given))
+    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given), photo)
     _check_limits(settings, options)
-    values = asdict(settings)
-    return Job(new_id(), model.name, prompt, values, model.frames(settings), notices), image
+    return Job(new_id(), model.name, prompt, asdict(settings), settings.total_frames, notices)
 
 
 def decode_data_uri(text: str) -> bytes:
@@ -116,7 +118,7 @@ def _from_form(name: str, value: Any) -> Any:
     if not isinstance(value, str) or name in (*_OWN, *IMAGE_FIELDS, "preset", "negative_prompt"):
         return value
     option = OPTIONS.get(ALIASES.get(name, name))
-    if option is None or option.kind is str:
+    if option is None or option.kind is str or option.setting == "chain":
         return value
     return _parsed(value.lower() if option.kind is bool else value, name)
 
@@ -178,6 +180,10 @@ def _set_length(given: dict[str, Any], model: Model) -> None:
     Seconds give the nearest number of clips; the answer tells the true length.
     """
     clip = model.manifest.model.frames
+    chain = given.get("chain")
+    overlap = chain.partition(":")[2] if isinstance(chain, str) else ""
+    # A chain that is not possible is refused with the other settings.
+    added = max(clip - (int(overlap) if overlap.isdecimal() and len(overlap) < 6 else 1), 1)
     names = [name for name in given if ALIASES.get(name, name) == "video_length"]
     clips = [name for name in given if ALIASES.get(name, name) == "autoregress_steps"]
     if "seconds" in given:
@@ -185,21 +191,21 @@ def _set_length(given: dict[str, Any], model: Model) -> None:
             raise UserError(f"seconds and {(names + clips)[0]} both say how long the video is: give one of them.")
         seconds = _number(given.pop("seconds"), "seconds")
         rate = next((given[name] for name in given if ALIASES.get(name, name) == "fps"), GenerationSettings.fps)
-        rate = _number(rate, "fps")
-        given["autoregress_steps"] = max(1, round((seconds * rate - 1) / max(clip - 1, 1)))
+        frames = seconds * _number(rate, "fps")
+        given["autoregress_steps"] = max(1, 1 + round((frames - clip) / added))
         return
     if len(names) == 1 and not clips:
-        frames = given[names[0]]
-        if isinstance(frames, int) and not isinstance(frames, bool) and frames > clip and clip > 1:
-            count, rest = divmod(frames - 1, clip - 1)
+        wanted = given[names[0]]
+        if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > clip:
+            count, rest = divmod(wanted - clip, added)
             if rest:
-                fits = [1 + k * (clip - 1) for k in (count, count + 1)]
+                fits = [clip + k * added for k in (count, count + 1)]
                 raise UserError(
-                    f"{names[0]} {frames} does not fit: this model makes clips of {clip} frames, each after the first "
-                    f"adding {clip - 1}; give {fits[0]} or {fits[1]}."
+                    f"{names[0]} {wanted} does not fit: this model makes clips of {clip} frames, each after the first "
+                    f"adding {added}; give {fits[0]} or {fits[1]}."
                 )
             del given[names[0]]
-            given["autoregress_steps"] = count
+            given["autoregress_steps"] = count + 1
 
 
 def _number(value: Any, name: str) -> float:
@@ -230,7 +236,7 @@ def shown_options() -> list[dict[str, Any]]:
     entries = []
     for name in SETTINGS:
         option = OPTIONS[name]
-        kind = {"negative_prompt": "text", "seed": "integer"}.get(name) or kinds[option.kind]
+        kind = {"negative_prompt": "text", "chain": "text", "seed": "integer"}.get(name) or kinds[option.kind]
         entries.append(
             {
                 "name": name,

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,10 +37,6 @@ _HEADERS = {
 }
 
 
-class _TooLargeError(Exception):
-    """More bytes came than the server takes."""
-
-
 def refusal(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as clients of this API know it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -54,7 +51,9 @@ class Gate:
         self._inner, self._options, self._metrics, self._log = inner, options, metrics, log
         # A page of another site that makes its own name mean 127.0.0.1 would reach a server without a key.
         self._hosts_checked = is_loopback(options.host) and options.api_key is None
-        self._most_bytes = max(options.max_upload * 4 // 3, options.max_upload) + _BODY_MARGIN
+        # An image in JSON is base64.
+        self._most_bytes = options.max_upload * 4 // 3 + _BODY_MARGIN
+        self._too_large = f"the request is too large: an image may have {options.max_upload / MIB:g} MiB."
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +90,7 @@ class Gate:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._most_bytes:
-                raise _TooLargeError
+                raise HTTPException(413, self._too_large)
             return message
 
         refused = self._refused(scope, headers, origin)
@@ -100,11 +99,6 @@ class Gate:
                 await refused(scope, receive, answer)
             else:
                 await self._inner(scope, limited, answer)
-        except _TooLargeError:
-            most = self._options.max_upload / MIB
-            await refusal(413, "too_large", f"the request is too large: an image may have {most:g} MiB.")(
-                scope, receive, answer
-            )
         finally:
             self._metrics.requests.labels(scope["method"], status).inc()
             # Probes ask every few seconds.
@@ -146,8 +140,7 @@ class Gate:
             )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._most_bytes:
-            most = self._options.max_upload / MIB
-            return refusal(413, "too_large", f"the request is too large: an image may have {most:g} MiB.")
+            return refusal(413, "too_large", self._too_large)
         return None
 
     def _has_key(self, scope: Scope, headers: Headers) -> bool:

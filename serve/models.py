@@ -43,19 +43,19 @@ class Model:
         name = bundle if Path(bundle).name == bundle and not Path(bundle).is_dir() else folder.name
         return cls(name, folder, opened.manifest, scheduler, int((folder / "bundle.json").stat().st_mtime))
 
-    def resolve(self, prompt: str, settings: GenerationSettings) -> tuple[ResolvedSettings, list[str]]:
+    def resolve(
+        self, prompt: str, settings: GenerationSettings, photo: bytes = b""
+    ) -> tuple[ResolvedSettings, list[str]]:
         """Settings with everything filled in, and what the model does not know of the request.
+
+        Args:
+            photo: its header is read for ``fit="auto"``, and nothing of it otherwise.
 
         Raises:
             UserError: what the library would refuse, the photo left aside.
         """
-        request = check_request(b"", prompt, settings, self.manifest, self.scheduler)
+        request = check_request(photo, prompt, settings, self.manifest, self.scheduler)
         return request.settings, list(request.notices.values())
-
-    def frames(self, settings: ResolvedSettings) -> int:
-        """Frames of a video; a clip begins with the last frame of the one before."""
-        clip = settings.video_length
-        return clip + (settings.autoregress_steps - 1) * (clip - 1)
 
     def shown(self) -> dict[str, Any]:
         """What ``/v1/capabilities`` says of it."""
@@ -67,6 +67,7 @@ class Model:
             "title": self.manifest.name,
             "height": model.height,
             "width": model.width,
+            "sizes": [f"{width}x{height}" for height, width in model.sizes or ((model.height, model.width),)],
             "size_multiple": model.dynamic_size_multiple,
             "frames": model.frames,
             "trained": model.trained,

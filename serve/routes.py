@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from . import schema
 from .content import FORMATS, THUMBNAIL, file_of
 from .dispatcher import Dispatcher, QueueFullError, StoppingError
 from .fetch import fetch_image
-from .fields import ImageUrl, make_job, shown_options, shown_presets
+from .fields import ImageUrl, make_job, read_fields, shown_options, shown_presets
 from .gate import refusal
 from .job import Job
 from .options import MIB
@@ -174,6 +175,9 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """Errors of any route as the API's own."""
     if isinstance(error, UserError):
         return refusal(400, "invalid_request", str(error))
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return refusal(400, "invalid_request", f"{first['loc'][-1]} is not possible: {first['msg']}.")
     if isinstance(error, QueueFullError):
         message = f"the queue is full: try again in {error.retry_after} s."
         return refusal(429, "queue_full", message, {"retry-after": str(error.retry_after)})
@@ -183,7 +187,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         message = "the server cannot write to its disk, which may be full: try again later."
         return refusal(507, "storage", message, {"retry-after": "10"})
     if isinstance(error, HTTPException):
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
         return refusal(error.status_code, code, str(error.detail), error.headers)
     return refusal(500, "internal_error", "the server failed at this request: its log says why.")
 
@@ -199,17 +203,18 @@ async def _submit(dispatcher: Dispatcher, request: Request) -> Job:
     """Read a request's body, fetch its image, and queue it."""
     fields, is_form = await _fields(request)
     options = dispatcher.options
-    job, image = make_job(fields, dispatcher.models, options, is_form=is_form)
+    given, image = read_fields(fields, is_form=is_form)
     key = request.headers.get("idempotency-key")
     if key is not None and len(key) > 200:
         raise UserError("the header Idempotency-Key is too long: give at most 200 characters.")
-    job.request_key = key
     if isinstance(image, ImageUrl):
         image = await asyncio.to_thread(fetch_image, image.url, options.allow_urls, options.max_upload)
     if len(image) > options.max_upload:
         raise HTTPException(413, f"the image is larger than {options.max_upload / MIB:g} MiB: scale it down.")
     if not image:
         raise UserError("the image is empty: upload a photo.")
+    job = make_job(given, image, dispatcher.models, options)
+    job.request_key = key
     return dispatcher.submit(job, image)
 
 
