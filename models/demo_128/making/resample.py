@@ -76,21 +76,37 @@ def set_pass(transformer: Any, axis: int, run: Run, target: Tensor, weight: Tens
         for k, position in ((0, mine), (1, other)):
             place["rate", k] = _STEEP * ((position + 0.5) / side - 0.5)
         shift = torch.stack([factor * seen[:, layer.at[name]] for name, factor in place.items()]).sum(0)
-        # Fitted is the change from a block that did not move: where nothing moves the content comes back as it is.
-        at_rest = F.gelu(-_STEEP * _KNOTS)
-        gates = F.gelu(shift[:, None] - _STEEP * _KNOTS) - at_rest
         values = seen[:, [layer.at[name] for name in inputs]]
-        design = (gates[:, :, None] * values[:, None, :]).flatten(1)
-        unmoved = HEADS // 2 * side + mine
-        fit = _least_squares(design, wanted[:, c] - values[:, unmoved], weights[:, c]).view(len(_KNOTS), len(inputs))
+        fit, rest = fitted(values, shift, wanted[:, c], weights[:, c], HEADS // 2 * side + mine)
         for knot, row_fit in zip(_KNOTS.tolist(), fit, strict=True):
             layer.unit(dict(zip(inputs, row_fit.tolist(), strict=True)), place, -_STEEP * knot, ("content", c), 1.0)
-        rest = -(at_rest @ fit) / 8
-        rest[unmoved] += 1 / 8
         # Content is replaced; what the trunk has of it already is taken away with it.
         held_already = {("content", c): -(1.0 if axis == 0 else 2.0) / 8}
         layer.unit(dict(zip(inputs, rest.tolist(), strict=True)) | held_already, {}, 8.0, ("content", c), 1.0)
         layer.write(TRUNK["warped", c], "content", c)
+
+
+def fitted(values: Tensor, shift: Tensor, wanted: Tensor, weight: Tensor, unmoved: int) -> tuple[Tensor, Tensor]:
+    """Resample fetched samples: values @ fit[k] x gelu(shift - STEEP x knot k), summed up, and values @ rest x gelu(8).
+
+    Fitted is the change from a block that did not move: where nothing moves its sample comes back as it is.
+
+    Args:
+        values: float [n, k], the samples.
+        shift: [n], how far to move, in STEEP-ths of a block.
+        wanted, weight: [n], what should come out, and how much that counts.
+        unmoved: which sample it is without a shift.
+
+    Returns:
+        fit [knots, k] and rest [k].
+    """
+    at_rest = F.gelu(-_STEEP * _KNOTS)
+    gates = F.gelu(shift[:, None] - _STEEP * _KNOTS) - at_rest
+    design = (gates[:, :, None] * values[:, None, :]).flatten(1)
+    fit = _least_squares(design, wanted - values[:, unmoved], weight).view(len(_KNOTS), -1)
+    rest = -(at_rest @ fit)
+    rest[unmoved] += 1
+    return fit, rest / 8
 
 
 def _least_squares(design: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
