@@ -3,10 +3,10 @@
 import { deleteVideo, refresh, startGallery } from "./gallery.js";
 import { clearStage, showJob, shownJob, startStage } from "./job.js";
 import { $, announce, ask, showError } from "./page.js";
-import { photo, setFrame, startPhoto, takePhoto } from "./photo.js";
+import { photo, startPhoto, takePhoto } from "./photo.js";
+import { changedSettings, readRequest, startRequest, writeRequest } from "./request.js";
 import * as server from "./server.js";
-import { presetName, readSettings, settingOf, startSettings, writePrompt, writeSettings } from "./settings.js";
-import { count, percent } from "./words.js";
+import { bytes, count, percent } from "./words.js";
 
 const FAST_MS = 1500;
 const SLOW_MS = 6000;
@@ -30,23 +30,22 @@ function status(state, text) {
   if ($("server-text").textContent !== text) $("server-text").textContent = text;
 }
 
-function frame() {
-  setFrame({
-    width: settingOf("width"), height: settingOf("height"), fit: settingOf("fit") ?? "crop", camera: settingOf("camera_motion"),
-  });
-}
+const away = (error) => status("down", error.status === 0 ? "No connection to the server" : error.message);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Reads what the server can do, once; tries again until it answers. */
+/** Reads what the server can do, once it has loaded its models; tries again until it answers. */
 async function connect() {
-  for (let wait = 500; !able; wait = Math.min(2 * wait, 8000)) {
+  for (let wait = 500; ; wait = Math.min(1.5 * wait, 8000)) {
     try {
       able = await server.capabilities();
+      if (able.ready) break;
+      status("", "The server loads its models…");
     } catch (error) {
-      status("down", error.status === 0 ? "No connection to the server" : error.message);
-      await new Promise((resolve) => setTimeout(resolve, wait));
+      away(error);
     }
+    await pause(wait);
   }
-  startSettings(able, frame);
+  startRequest(able);
   $("start").disabled = false;
 }
 
@@ -60,24 +59,28 @@ async function watchList() {
     const open = jobs.filter((job) => !server.hasEnded(job));
     const waiting = open.filter((job) => job.status === "queued").length;
     const work = open.length ? (waiting ? `${count(waiting, "video")} waiting` : "busy") : "ready";
-    status("up", `${able.device} · ${work}`);
+    status("up", `${[...new Set(able.workers.flatMap((worker) => Object.values(worker.models)))].join(", ")} · ${work}`);
     if (open.length) wait = FAST_MS;
   } catch (error) {
-    status("down", error.status === 0 ? "No connection to the server" : error.message);
+    away(error);
   }
   timer = setTimeout(watchList, document.hidden ? 5 * wait : wait);
   return jobs;
 }
 
-async function send({ picture, prompt, preset, seed, settings }) {
-  showError($("form-error"), null);
+async function send(picture, { model, prompt, seed, settings }) {
+  const most = able.limits.upload_bytes;
+  // Told before a slow network has sent it.
+  const large = `The photo has ${bytes(picture.size)}: this server takes at most ${bytes(most)}; choose a smaller one.`;
+  showError($("form-error"), picture.size > most ? large : null);
+  if (picture.size > most) return;
   const button = $("start");
   const form = new FormData();
   form.append("input_reference", picture, picture.name ?? "photo");
+  form.append("model", model);
   form.append("prompt", prompt);
   if (seed !== "") form.append("seed", seed);
-  const more = { ...(preset && { preset }), ...settings };
-  if (Object.keys(more).length) form.append("extra_body", JSON.stringify(more));
+  form.append("extra_body", JSON.stringify(settings));
   button.disabled = true;
   try {
     const job = await server.create(form, (share) => {
@@ -110,18 +113,19 @@ function submit(event) {
     wrong.reportValidity();
     return;
   }
-  send({
-    picture, prompt: $("prompt").value.trim(), preset: presetName(), seed: $("seed").value, settings: readSettings(),
-  });
+  send(picture, readRequest());
 }
 
-const photoOf = async (job) => photos.get(job.id) ?? (await server.content(job.id, "input"));
+async function photoOf(job) {
+  // Of no type: the browser finds out what it is, as the server does.
+  return photos.get(job.id) ?? new File([await server.content(job.id, { variant: "photo" })], "photo", { type: "" });
+}
 
 async function again() {
   const job = shownJob();
   try {
-    const { preset = "", ...settings } = job.settings ?? {};
-    await send({ picture: await photoOf(job), prompt: job.prompt ?? "", preset, seed: "", settings });
+    const { model, prompt } = job;
+    await send(await photoOf(job), { model, prompt, seed: "", settings: changedSettings(job) });
   } catch (error) {
     showError($("job-error"), error);
   }
@@ -129,16 +133,10 @@ async function again() {
 
 async function reuse() {
   const job = shownJob();
-  const { preset = "", ...settings } = job.settings ?? {};
-  writePrompt(job.prompt ?? "", preset);
-  writeSettings(settings);
-  $("seed").value = job.seed ?? "";
-  if (Object.keys(settings).length) $("advanced").open = true;
-  frame();
+  writeRequest(job);
   $("prompt").focus();
   try {
-    const blob = await photoOf(job);
-    takePhoto(blob instanceof File ? blob : new File([blob], "photo", { type: blob.type }));
+    takePhoto(await photoOf(job));
   } catch (error) {
     showError($("form-error"), error);
   }
@@ -162,7 +160,7 @@ function goTo(id) {
 }
 
 async function start() {
-  startPhoto(frame);
+  startPhoto();
   startStage(() => watchList());
   startGallery(
     goTo,

@@ -7,6 +7,7 @@ import { ago, percent } from "./words.js";
 const PAGE = 24;
 const cards = new Map();
 const addresses = new Map();
+const thumbnails = new Map();
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let limit = PAGE;
 let open = () => {};
@@ -14,20 +15,22 @@ let gone = () => {};
 let current = null;
 
 /** The address of a finished video in this browser; it is fetched once. */
-export function videoAddress(id) {
-  if (!addresses.has(id)) {
-    const made = content(id, "mp4").then((blob) => URL.createObjectURL(blob));
-    made.catch(() => addresses.delete(id));
-    addresses.set(id, made);
+export const videoAddress = (id) => addressOf(addresses, id, "video");
+
+function addressOf(known, id, variant) {
+  if (!known.has(id)) {
+    const made = content(id, { variant }).then((blob) => URL.createObjectURL(blob));
+    made.catch(() => known.delete(id));
+    known.set(id, made);
   }
-  return addresses.get(id);
+  return known.get(id);
 }
 
 const seen = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
     seen.unobserve(target);
-    videoAddress(target.dataset.id).then((address) => (target.src = address), () => seen.observe(target));
+    addressOf(thumbnails, target.dataset.id, "thumbnail").then((address) => (target.src = address), () => {});
   }
 }, { rootMargin: "200px" });
 
@@ -35,27 +38,30 @@ const STATES = { queued: "waiting", in_progress: "running", cancelling: "stoppin
 
 function picture(job) {
   if (job.status === "completed") {
-    const video = make("video", { muted: true, loop: true, playsInline: true, tabIndex: -1, preload: "auto", data: { id: job.id } });
-    video.setAttribute("aria-hidden", "true");
-    seen.observe(video);
-    return [video];
+    const image = make("img", { alt: "", data: { id: job.id } });
+    seen.observe(image);
+    return [image];
   }
   const state = STATES[job.status] ?? job.status;
   if (hasEnded(job)) return [state];
   return [make("span", { className: "card-state", textContent: job.progress ? `${state}, ${percent(job.progress / 100)}` : state })];
 }
 
+/** Moves a card's picture while the pointer or the focus is on it. */
+function play(button, id) {
+  if (still.matches || button.querySelector("video") || !button.querySelector("img")) return;
+  const video = make("video", { muted: true, loop: true, autoplay: true, playsInline: true });
+  video.setAttribute("aria-hidden", "true");
+  button.querySelector(".card-picture").append(video);
+  videoAddress(id).then((address) => (video.src = address), () => video.remove());
+}
+
 function card(job) {
   const item = make("li", { data: { id: job.id } });
   const button = make("button", { type: "button", className: "card" });
   button.addEventListener("click", () => open(job.id));
-  const play = (on) => () => {
-    const video = button.querySelector("video");
-    if (video?.src && !still.matches) on ? video.play().catch(() => {}) : video.pause();
-  };
-  for (const [event, on] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]]) {
-    button.addEventListener(event, play(on));
-  }
+  for (const event of ["mouseenter", "focus"]) button.addEventListener(event, () => play(button, job.id));
+  for (const event of ["mouseleave", "blur"]) button.addEventListener(event, () => button.querySelector("video")?.remove());
   const bin = make("button", { type: "button", className: "button icon delete", title: "Delete" }, drawing("bin"));
   bin.addEventListener("click", () => deleteVideo(job.id));
   item.append(button, bin);
@@ -100,8 +106,10 @@ export async function refresh() {
 function forget(id, item) {
   item.remove();
   cards.delete(id);
-  addresses.get(id)?.then((address) => URL.revokeObjectURL(address), () => {});
-  addresses.delete(id);
+  for (const known of [addresses, thumbnails]) {
+    known.get(id)?.then((address) => URL.revokeObjectURL(address), () => {});
+    known.delete(id);
+  }
 }
 
 /** Marks the video that the page shows. */

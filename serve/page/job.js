@@ -4,7 +4,8 @@ import { $, announce, drawing, make, showError } from "./page.js";
 import * as server from "./server.js";
 import { command, python } from "./recipe.js";
 import { setCurrent, videoAddress } from "./gallery.js";
-import { ago, percent, seconds } from "./words.js";
+import { changedSettings } from "./request.js";
+import { ago, count, percent, seconds } from "./words.js";
 
 const FORMATS = { mp4: "MP4", gif: "GIF", webp: "WebP" };
 const TITLE = document.title;
@@ -122,11 +123,16 @@ function draw(state) {
   job = state;
   $("cancel").disabled = state.status === "cancelling";
   if (state.status === "queued") {
-    const ahead = state.queue_position;
-    phase(ahead > 1 ? `Number ${ahead} in the queue` : "Next in the queue", "Waiting for the device", null);
+    stageText("Waiting for its turn.");
+    const before = state.queue_position;
+    const told = before ? `${count(before, "video waits", "videos wait")} before this one` : "Next in the queue";
+    phase(told, "", null);
     setEnd(state.eta_seconds);
   } else if (state.status === "in_progress") {
-    if (before !== "in_progress") phase("Making the video", "", state.progress || null);
+    if (before !== "in_progress") {
+      $("stage-text").textContent = "";
+      phase("Making the video", "", state.progress || null);
+    }
     else if (state.progress) $("progress").value = state.progress;
     if (state.eta_seconds != null) setEnd(state.eta_seconds);
   } else if (state.status === "cancelling") {
@@ -188,9 +194,9 @@ function facts(state) {
   $("job-prompt").textContent = state.prompt || "No prompt";
   const made = state.completed_at && state.started_at ? state.completed_at - state.started_at : null;
   const told = [
-    state.size?.replace("x", "×"),
-    state.seconds && `${Number(state.seconds)} s`,
-    state.seed != null && `seed ${state.seed}`,
+    state.size.replace("x", "×"),
+    `${Number(state.seconds)} s`,
+    `seed ${state.seed}`,
     state.model,
     state.status === "completed" && made != null && `made in ${seconds(made)}`,
     ago(state.created_at),
@@ -200,16 +206,17 @@ function facts(state) {
   $("downloads").hidden = state.status !== "completed";
   for (const id of ["again", "reuse", "remove"]) $(id).hidden = !over;
   $("recipe").hidden = !over;
-  const settings = { ...(state.seed != null && { seed: state.seed }), ...state.settings };
-  $("command").textContent = command(state.model, state.prompt ?? "", settings);
-  $("python").textContent = python(state.model, state.prompt ?? "", settings);
+  showError($("job-notices"), state.notices?.join("; "));
+  const settings = { seed: state.seed, ...changedSettings(state) };
+  $("command").textContent = command(state.model, state.prompt, settings);
+  $("python").textContent = python(state.model, state.prompt, settings);
 }
 
 async function download(format, button) {
   const { id } = job;
   button.disabled = true;
   try {
-    const blob = await server.content(id, format);
+    const blob = await server.content(id, { format });
     const address = URL.createObjectURL(blob);
     make("a", { href: address, download: `${id}.${format}` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);

@@ -6,7 +6,6 @@ import { percent } from "./words.js";
 let chosen = null;
 let address = null;
 let wanted = { width: 0, height: 0, fit: "crop", camera: null };
-let changed = () => {};
 
 export const photo = () => chosen;
 
@@ -33,7 +32,6 @@ export function takePhoto(file) {
   $("photo").hidden = false;
   $("example").hidden = true;
   $("crop-text").textContent = "";
-  changed();
 }
 
 function drawFrame() {
@@ -77,9 +75,8 @@ function drawFrame() {
 const pictureOf = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
 const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 
-/** Wires the field; `onChange` is called whenever another photo is taken. */
-export function startPhoto(onChange) {
-  changed = onChange;
+/** Wires the field. */
+export function startPhoto() {
   const file = $("file");
   file.addEventListener("change", () => takePhoto(file.files[0]));
   $("photo-image").addEventListener("load", drawFrame);

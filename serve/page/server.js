@@ -78,10 +78,10 @@ export const videos = (query) => getJson(`v1/videos?${new URLSearchParams(query)
 export const cancel = (id) => getJson(`v1/videos/${encodeURIComponent(id)}/cancel`, { method: "POST" });
 export const remove = (id) => getJson(`v1/videos/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** The bytes of a video in `format`, or of the photo it was made of ("input"). */
-export async function content(id, format) {
-  const file = format === "input" ? "input" : `content?format=${format}`;
-  return (await request(`v1/videos/${encodeURIComponent(id)}/${file}`)).blob();
+/** The bytes of a video in `format`; or of its picture (variant "thumbnail"), or of the photo it was made of ("photo"). */
+export async function content(id, { format = "mp4", variant = "video" }) {
+  const query = new URLSearchParams({ format, variant });
+  return (await request(`v1/videos/${encodeURIComponent(id)}/content?${query}`)).blob();
 }
 
 /** Send a form and give the new job; `onProgress(share)` follows the upload, which fetch cannot. */

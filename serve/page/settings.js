@@ -1,200 +1,129 @@
-// The form's settings, built from what the server says of each: kind, limits, default, help.
+// The advanced settings: one field each, built from what the server says of its kind, limits, default and help.
 
 import { $, make } from "./page.js";
 import { count } from "./words.js";
 
-const OWN_FIELDS = new Set(["seed", "prompt", "preset"]);
-const FIRST_MOVES = 9;
+// Where the setting's own name says less.
+const TITLES = {
+  num_inference_steps: "Steps",
+  autoregress_steps: "Clips",
+  video_length: "Frames",
+  noise_sampling_method: "Noise",
+  guidance_scale_txt: "Text guidance",
+  guidance_scale_img: "Photo guidance",
+  use_frameinit: "FrameInit",
+  frameinit_noise_level: "Noise level",
+  frameinit_filter: "Filter",
+  frameinit_d_s: "Spatial stop",
+  frameinit_d_t: "Temporal stop",
+  frameinit_order: "Order",
+  fps: "Frames a second",
+};
 let known = {};
 
-const label = (name) => {
-  const words = name.replaceAll("_", " ").replace("txt", "text").replace("img", "image").replace("fps", "frames a second");
-  return words[0].toUpperCase() + words.slice(1);
-};
+export function label(name) {
+  const words = name.replaceAll("_", " ");
+  return TITLES[name] ?? words[0].toUpperCase() + words.slice(1);
+}
 
-const shown = (value) => (Array.isArray(value) ? value.join(" to ") : String(value));
+const sentence = (text) => (text.endsWith(".") ? text : `${text}.`);
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+const inputsOf = (name) => [...$("settings").querySelectorAll(`[data-setting="${name}"]`)];
 
-function number(name, setting, place) {
-  const value = setting.default;
+function number({ name, kind, minimum, maximum, default: value }) {
+  const whole = kind === "integer";
   return make("input", {
     type: "number",
-    min: setting.minimum ?? "",
-    max: setting.maximum ?? "",
-    step: setting.type === "integer" ? "1" : "any",
-    inputMode: setting.type === "integer" ? "numeric" : "decimal",
-    placeholder: shown((Array.isArray(value) ? value[place] : value) ?? ""),
+    min: minimum ?? "",
+    max: maximum ?? "",
+    step: whole ? "1" : "any",
+    inputMode: whole ? "numeric" : "decimal",
+    placeholder: value ?? "",
     data: { setting: name },
   });
 }
 
-function select(name, setting) {
-  const first = setting.default ?? "none";
-  const others = setting.choices.filter((choice) => choice !== setting.default);
-  return make(
-    "select",
-    { data: { setting: name } },
-    make("option", { value: "", textContent: first }),
-    ...others.map((choice) => make("option", { value: choice, textContent: choice })),
-  );
-}
+const MAKERS = {
+  integer: number,
+  number,
+  boolean: ({ name, default: value }) => make("input", { type: "checkbox", checked: value, data: { setting: name } }),
+  text: ({ name }) => make("input", { type: "text", data: { setting: name } }),
+  choice: ({ name, choices, default: value }) => {
+    const others = choices.filter((choice) => choice !== value);
+    const options = [["", value ?? "none"], ...others.map((choice) => [choice, choice])];
+    return make("select", { data: { setting: name } }, ...options.map(([key, text]) => new Option(text, key)));
+  },
+};
 
-function field(name, setting) {
+function field(setting) {
+  const { name, kind, choices, help } = setting;
   const id = `setting-${name}`;
+  const title = label(name);
   // A list of the choices says nothing that the choices do not.
-  const help = setting.choices && setting.help?.startsWith(setting.choices[0]) ? "" : setting.help;
-  const hint = help ? make("p", { className: "hint", id: `${id}-hint`, textContent: help }) : "";
-  const described = help ? { "aria-describedby": `${id}-hint` } : {};
-  const finish = (input, extra = {}) => {
-    for (const [key, value] of Object.entries({ ...described, ...extra })) input.setAttribute(key, value);
+  const told = help && !choices?.some((choice) => help.startsWith(choice)) ? sentence(help) : "";
+  const hint = told ? [make("p", { className: "hint", id: `${id}-hint`, textContent: told })] : [];
+  const described = (input, attributes = {}) => {
+    const all = { ...attributes, ...(told && { "aria-describedby": `${id}-hint` }) };
+    for (const [key, value] of Object.entries(all)) input.setAttribute(key, value);
     return input;
   };
-  if (setting.type === "boolean") {
-    const input = finish(make("input", { type: "checkbox", id, checked: setting.default, data: { setting: name } }));
-    return make("div", { className: "field" }, make("label", { className: "check" }, input, label(name)), hint);
-  }
-  if (setting.type === "pair") {
-    const ends = ["start", "end"].map((end, place) => {
-      return finish(number(name, setting, place), { "aria-label": `${label(name)}, ${end}` });
+  if (kind === "interval") {
+    const [start, end] = setting.default.map((value, place) => {
+      const ends = number({ ...setting, minimum: 0, maximum: 1, default: value });
+      return described(ends, { "aria-label": `${title}, ${place ? "end" : "start"}` });
     });
-    const pair = make("div", { className: "pair" }, ends[0], "to", ends[1]);
-    return make("div", { className: "field" }, make("span", { className: "label", textContent: label(name) }), pair, hint);
+    const pair = make("div", { className: "pair" }, start, "to", end);
+    return make("div", { className: "field" }, make("span", { className: "label", textContent: title }), pair, ...hint);
   }
-  let input;
-  if (setting.choices) input = select(name, setting);
-  else if (setting.type === "string") input = make("input", { type: "text", data: { setting: name } });
-  else input = number(name, setting, 0);
+  const input = described(MAKERS[kind](setting));
   input.id = id;
-  const full = setting.type === "string" && !setting.choices ? " full" : "";
-  const title = make("label", { htmlFor: id, textContent: label(name) });
-  return make("div", { className: `field${full}` }, title, finish(input), hint);
-}
-
-function moves(prompts) {
-  const box = $("moves");
-  const chips = prompts.map((prompt, place) => {
-    return make("button", {
-      type: "button", className: "chip", textContent: prompt, hidden: place >= FIRST_MOVES, data: { prompt },
-    });
-  });
-  box.replaceChildren(...chips);
-  if (chips.length > FIRST_MOVES + 1) {
-    const more = make("button", { type: "button", className: "chip plain", textContent: `all ${chips.length}` });
-    more.addEventListener("click", () => {
-      for (const chip of chips) chip.hidden = false;
-      chips[FIRST_MOVES].focus();
-      more.remove();
-    });
-    box.append(more);
-  } else {
-    for (const chip of chips) chip.hidden = false;
+  if (kind === "boolean") {
+    return make("div", { className: "field" }, make("label", { className: "check" }, input, title), ...hint);
   }
-  box.hidden = !chips.length;
-  $("prompt-hint").hidden = !chips.length;
-  $("prompt-hint").textContent = "This model knows these moves; another prompt may do nothing.";
-  box.addEventListener("click", (event) => {
-    const prompt = event.target.dataset.prompt;
-    if (prompt === undefined) return;
-    $("prompt").value = $("prompt").value === prompt ? "" : prompt;
-    pressMoves();
+  const wide = kind === "text" ? "field full" : "field";
+  return make("div", { className: wide }, make("label", { htmlFor: id, textContent: title }), input, ...hint);
+}
+
+/** Builds the fields of `settings`: {name, kind, minimum, maximum, choices, help, group, default} each. */
+export function buildSettings(settings) {
+  known = Object.fromEntries(settings.map((setting) => [setting.name, setting]));
+  const groups = new Map();
+  for (const setting of settings) groups.set(setting.group, [...(groups.get(setting.group) ?? []), field(setting)]);
+  const boxes = [...groups].map(([title, fields]) => {
+    return make("fieldset", { className: "group" }, make("legend", { textContent: title }), ...fields);
   });
-  $("prompt").addEventListener("input", pressMoves);
-  pressMoves();
-}
-
-function pressMoves() {
-  const prompt = $("prompt").value.trim();
-  for (const chip of $("moves").querySelectorAll("[data-prompt]")) {
-    chip.setAttribute("aria-pressed", String(chip.dataset.prompt === prompt));
-  }
-}
-
-function presets(all) {
-  const named = [["", { help: "Settings as the model recommends them." }], ...Object.entries(all)];
-  const choices = named.map(([name]) => {
-    const input = make("input", { type: "radio", name: "preset", value: name, checked: name === "" });
-    return make("label", {}, input, make("span", { textContent: name || "default" }));
-  });
-  $("presets").append(make("div", {}, ...choices));
-  $("presets").hidden = !Object.keys(all).length;
-  const tell = () => {
-    const chosen = all[presetName()];
-    $("preset-hint").textContent = chosen ? presetText(chosen) : "";
-  };
-  $("presets").addEventListener("change", tell);
-  tell();
-}
-
-function presetText({ help, ...values }) {
-  const told = Object.entries(values).map(([name, value]) => `${label(name).toLowerCase()} ${shown(value)}`);
-  return help ?? `${told.join(", ")}.`;
-}
-
-export const presetName = () => $("presets").querySelector(":checked")?.value ?? "";
-
-/** Builds the fields; `onChange` is called after each change of a setting. */
-export function startSettings(server, onChange) {
-  known = Object.fromEntries(Object.entries(server.settings).filter(([name]) => !OWN_FIELDS.has(name)));
-  const groups = {};
-  for (const [name, setting] of Object.entries(known)) (groups[setting.group ?? "Other"] ??= []).push([name, setting]);
-  for (const [title, members] of Object.entries(groups)) {
-    const fields = members.map(([name, setting]) => field(name, setting));
-    $("settings").append(make("fieldset", { className: "group" }, make("legend", { textContent: title }), ...fields));
-  }
-  moves(server.known_prompts ?? []);
-  presets(server.presets ?? {});
-  const changed = () => (markChanges(), onChange());
-  $("settings").addEventListener("input", changed);
-  $("reset").addEventListener("click", () => (writeSettings({}), changed()));
-  $("draw").addEventListener("click", () => {
-    $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
-  });
-  changed();
+  $("settings").replaceChildren(...boxes);
+  markChanges();
 }
 
 /** The settings that differ from the defaults. */
 export function readSettings() {
   const values = {};
-  for (const [name, setting] of Object.entries(known)) {
-    const inputs = [...$("settings").querySelectorAll(`[data-setting="${name}"]`)];
-    if (setting.type === "boolean") {
-      if (inputs[0].checked !== setting.default) values[name] = inputs[0].checked;
-    } else if (setting.type === "pair") {
-      const ends = inputs.map((input, place) => (input.value === "" ? setting.default[place] : Number(input.value)));
-      if (inputs.some((input) => input.value !== "")) values[name] = ends;
-    } else if (inputs[0].value !== "") {
-      const text = ["string", "choice"].includes(setting.type) || setting.choices;
-      values[name] = text ? inputs[0].value : Number(inputs[0].value);
-    }
+  for (const { name, kind, default: usual } of Object.values(known)) {
+    const inputs = inputsOf(name);
+    if (kind === "boolean") values[name] = inputs[0].checked;
+    else if (inputs.every((input) => input.value === "")) continue;
+    else if (kind === "interval") {
+      values[name] = inputs.map((input, place) => (input.value === "" ? usual[place] : Number(input.value)));
+    } else values[name] = kind === "choice" || kind === "text" ? inputs[0].value : Number(inputs[0].value);
+    if (same(values[name], usual)) delete values[name];
   }
   return values;
 }
 
-/** A setting as it will be used: what was typed, else the default. */
-export const settingOf = (name) => readSettings()[name] ?? known[name]?.default;
-
 /** Fills the fields; settings that are not named get their defaults. */
 export function writeSettings(values) {
-  for (const [name, setting] of Object.entries(known)) {
-    const inputs = [...$("settings").querySelectorAll(`[data-setting="${name}"]`)];
-    const given = values[name] ?? null;
-    const same = JSON.stringify(given) === JSON.stringify(setting.default);
-    if (setting.type === "boolean") inputs[0].checked = given ?? setting.default;
-    else inputs.forEach((input, place) => (input.value = given === null || same ? "" : [given].flat()[place]));
+  for (const { name, kind, default: usual } of Object.values(known)) {
+    const given = values[name] ?? usual;
+    const [first] = inputsOf(name);
+    if (kind === "boolean") first.checked = given;
+    else inputsOf(name).forEach((input, place) => (input.value = same(given, usual) ? "" : [given].flat()[place]));
   }
   markChanges();
 }
 
-export function writePrompt(prompt, preset = "") {
-  $("prompt").value = prompt;
-  pressMoves();
-  const radio = $("presets").querySelector(`[value="${CSS.escape(preset)}"]`);
-  if (radio) {
-    radio.checked = true;
-    $("presets").dispatchEvent(new Event("change"));
-  }
-}
-
-function markChanges() {
+/** Shows which settings differ, and how many. */
+export function markChanges() {
   const values = readSettings();
   for (const box of $("settings").querySelectorAll(".field")) {
     box.classList.toggle("changed", box.querySelector("[data-setting]").dataset.setting in values);

@@ -10,6 +10,8 @@ export function seconds(value) {
 
 export const percent = (share) => `${Math.round(share * 100)}\u00a0%`;
 
+export const bytes = (number) => (number < 1e6 ? `${Math.ceil(number / 1000)} kB` : `${(number / 1e6).toFixed(1)} MB`);
+
 export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
 /** `time` in seconds since 1970. */
