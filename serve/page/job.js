@@ -79,7 +79,9 @@ function onEvent(name, data) {
   if (name === "queued") draw({ ...job, status: "queued", queue_position: data.position, eta_seconds: data.eta_seconds });
   else if (name === "step") step(data);
   else if (name === "decoding") phase("Making the frames", "", 99);
-  else draw({ ...job, ...data, status: data.status ?? name });
+  else if (name === "started") draw({ ...job, status: "in_progress" });
+  else if (name === "cancelling") draw({ ...job, status: "cancelling" });
+  else if (data.status) draw(data);
 }
 
 function step(data) {
