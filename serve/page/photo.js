@@ -5,11 +5,11 @@ import { percent } from "./words.js";
 
 let chosen = null;
 let address = null;
-let wanted = { width: 0, height: 0, fit: "crop", camera: null };
+let wanted = { width: 0, height: 0, fit: "crop", camera: null, sizes: [] };
 
 export const photo = () => chosen;
 
-/** Sets the size (pixels), fit and camera motion that the photo is shown for. */
+/** Sets the size (pixels), fit, camera motion and, for the fit "auto", the sizes [width, height] to choose from. */
 export function setFrame(frame) {
   wanted = frame;
   drawFrame();
@@ -40,21 +40,27 @@ function drawFrame() {
   const text = $("crop-text");
   if (!chosen || !image.naturalWidth || !wanted.width) return;
   const { naturalWidth: width, naturalHeight: height } = image;
-  const size = `${wanted.width}×${wanted.height}`;
-  image.style.aspectRatio = wanted.fit === "stretch" ? `${wanted.width} / ${wanted.height}` : "";
-  crop.hidden = wanted.fit !== "crop";
+  let size = [wanted.width, wanted.height];
+  if (wanted.fit === "auto" && wanted.sizes.length) {
+    // The shape nearest to the photo's, as the runtime chooses it.
+    const distance = ([across, down]) => Math.abs(Math.log(((across / down) * height) / width));
+    size = wanted.sizes.reduce((best, other) => (distance(other) < distance(best) ? other : best));
+  }
+  const told = size.join("×");
+  image.style.aspectRatio = wanted.fit === "stretch" ? size.join(" / ") : "";
+  crop.hidden = wanted.fit === "pad" || wanted.fit === "stretch";
   if (wanted.fit === "stretch") {
-    text.textContent = `The whole photo is stretched to ${size} pixels, as shown.`;
+    text.textContent = `The whole photo is stretched to ${told} pixels, as shown.`;
     return;
   }
   if (wanted.fit === "pad") {
-    text.textContent = `The whole photo is used, with black bars where it does not fill ${size} pixels.`;
+    text.textContent = `The whole photo is used, with black bars where it does not fill ${told} pixels.`;
     return;
   }
   // The same centred window as the runtime's: the photo covers the video, and what hangs over is cut off.
-  const scale = Math.max(wanted.width / width, wanted.height / height);
-  const across = wanted.width / scale / width;
-  const down = wanted.height / scale / height;
+  const scale = Math.max(size[0] / width, size[1] / height);
+  const across = size[0] / scale / width;
+  const down = size[1] / scale / height;
   Object.assign(crop.style, {
     left: `${50 - across * 50}%`,
     top: `${50 - down * 50}%`,
@@ -64,11 +70,11 @@ function drawFrame() {
   const cut = Math.max(1 - across, 1 - down);
   const side = across < down ? "width" : "height";
   if (wanted.camera) {
-    text.textContent = `The camera motion moves the crop over the photo; its size is ${size} pixels.`;
+    text.textContent = `The camera motion moves the crop over the photo; its size is ${told} pixels.`;
   } else if (cut < 0.01) {
-    text.textContent = `The model sees the whole photo, as ${size} pixels.`;
+    text.textContent = `The model sees the whole photo, as ${told} pixels.`;
   } else {
-    text.textContent = `The model sees the bright part, as ${size} pixels; ${percent(cut)} of the ${side} is cut off.`;
+    text.textContent = `The model sees the bright part, as ${told} pixels; ${percent(cut)} of the ${side} is cut off.`;
   }
 }
 

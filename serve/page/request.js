@@ -74,7 +74,8 @@ function chooseModel(id) {
 
 function drawFrame() {
   const now = { ...model.defaults, ...readSettings() };
-  setFrame({ width: now.width, height: now.height, fit: now.fit, camera: now.camera_motion });
+  const sizes = (model.sizes ?? []).map((size) => size.split("x").map(Number));
+  setFrame({ width: now.width, height: now.height, fit: now.fit, camera: now.camera_motion, sizes });
 }
 
 /** The request as fields of a form, the photo left aside. */

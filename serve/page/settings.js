@@ -27,6 +27,7 @@ export function label(name) {
 }
 
 const sentence = (text) => (text.endsWith(".") ? text : `${text}.`);
+const isPair = (setting) => Array.isArray(setting.default);
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const inputsOf = (name) => [...$("settings").querySelectorAll(`[data-setting="${name}"]`)];
 
@@ -47,7 +48,7 @@ const MAKERS = {
   integer: number,
   number,
   boolean: ({ name, default: value }) => make("input", { type: "checkbox", checked: value, data: { setting: name } }),
-  text: ({ name }) => make("input", { type: "text", data: { setting: name } }),
+  text: ({ name, default: value }) => make("input", { type: "text", placeholder: value ?? "", data: { setting: name } }),
   choice: ({ name, choices, default: value }) => {
     const others = choices.filter((choice) => choice !== value);
     const options = [["", value ?? "none"], ...others.map((choice) => [choice, choice])];
@@ -67,7 +68,7 @@ function field(setting) {
     for (const [key, value] of Object.entries(all)) input.setAttribute(key, value);
     return input;
   };
-  if (kind === "interval") {
+  if (isPair(setting)) {
     const [start, end] = setting.default.map((value, place) => {
       const ends = number({ ...setting, minimum: 0, maximum: 1, default: value });
       return described(ends, { "aria-label": `${title}, ${place ? "end" : "start"}` });
@@ -75,7 +76,7 @@ function field(setting) {
     const pair = make("div", { className: "pair" }, start, "to", end);
     return make("div", { className: "field" }, make("span", { className: "label", textContent: title }), pair, ...hint);
   }
-  const input = described(MAKERS[kind](setting));
+  const input = described((MAKERS[kind] ?? MAKERS.text)(setting));
   input.id = id;
   if (kind === "boolean") {
     return make("div", { className: "field" }, make("label", { className: "check" }, input, title), ...hint);
@@ -103,9 +104,9 @@ export function readSettings() {
     const inputs = inputsOf(name);
     if (kind === "boolean") values[name] = inputs[0].checked;
     else if (inputs.every((input) => input.value === "")) continue;
-    else if (kind === "interval") {
+    else if (isPair({ default: usual })) {
       values[name] = inputs.map((input, place) => (input.value === "" ? usual[place] : Number(input.value)));
-    } else values[name] = kind === "choice" || kind === "text" ? inputs[0].value : Number(inputs[0].value);
+    } else values[name] = kind === "integer" || kind === "number" ? Number(inputs[0].value) : inputs[0].value;
     if (same(values[name], usual)) delete values[name];
   }
   return values;
