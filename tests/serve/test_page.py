@@ -1,12 +1,13 @@
 """The page in a real browser, against a real server with the demo model.
 
 One browser serves all tests; each test has a browser context of its own, as a visitor has.
-``PAGE_SCREENSHOT=assets/page.png pytest tests/serve/test_page.py -k screenshot`` makes the README's picture.
+``PAGE_SCREENSHOT=docs/page.png pytest tests/serve/test_page.py -k screenshot`` makes the README's picture.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from consisti2v_rt.runtime.media.read_video import read_video
 
@@ -295,7 +297,12 @@ def test_the_readmes_screenshot(visit):
     page = visit(viewport={"width": 1180, "height": 800})
     for move in ("pan left", "zoom out", "rotate clockwise", "zoom in"):
         page.goto(page.url.partition("#")[0])
-        start(page, 50, move)
+        start(page, 20, move)
         end_of_stage(page)
     page.locator("#advanced summary").click()
-    page.screenshot(path=os.environ["PAGE_SCREENSHOT"], full_page=True)
+    expect(page.locator("#server-text")).to_contain_text("ready", timeout=20_000)
+    page.mouse.wheel(0, -5000)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # transitions
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    picture.quantize(256).save(os.environ["PAGE_SCREENSHOT"], optimize=True)
