@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,15 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...export.engines.kernels import cubin
 from ...export.engines.libraries import find_flavour, load_library
-from ...export.engines.plan import Messages, make_logger
+from ...export.engines.plan import Messages, PlanRequest, build_plan, make_logger
+from ...export.engines.shapes import EngineShapes
+from ...export.engines.targets import find_target
 from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window import rotation_table, window_positions
+from ...runtime.bundle.manifest import TensorSpec
 from ...runtime.commands.console import make_console, print_error
 from ...runtime.gpu.device import Gpu, open_gpu, probe
 from ..bench.record import check_writable, write_text
@@ -91,9 +95,9 @@ def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str,
     row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}
     try:
         plan = build_attention(attention_graph(CLIPS, FRAMES, side, HEADS, head_size), gpu.compute_capability)
-        row["engine_us"] = _time(gpu, _engine(plan, addresses, int(gpu.stream.handle)), rounds)
-    except UserError as error:
-        row |= {"engine_us": None, "engine_refused": str(error)}
+        row["engine_us"] = _time(gpu, _engine(gpu, plan, addresses), rounds)
+    except Exception as error:  # a library's fault at one level is a finding, and the other levels run
+        row |= {"engine_us": None, "engine_refused": f"{first_line(error)}."}
     return row
 
 
@@ -177,33 +181,40 @@ def attention_graph(clips: int, frames: int, side: int, heads: int, head_size: i
 
 
 def build_attention(graph: bytes, compute_capability: str) -> bytes:
-    """The plan for one compute capability; needs no GPU. The attention must be one kernel, or it does not build.
+    """The plan for one compute capability, built as a bundle's engines are; needs no GPU. The attention must be one
+    kernel, or it does not build.
 
     Raises:
         UserError: TensorRT for RTX is missing, or does not build for the card.
     """
-    library: Any = load_library(find_flavour("tensorrt-rtx"))
-    messages = Messages()
-    logger = make_logger(library, messages)
-    builder = library.Builder(logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, logger)
-    known = getattr(library.ComputeCapability, "SM" + compute_capability.replace(".", ""), None)
-    if known is None:
-        raise UserError(
-            f"TensorRT for RTX {library.__version__} builds nothing for compute capability {compute_capability}."
+    flavour = find_flavour("tensorrt-rtx")
+    library: Any = load_library(flavour)
+    target = find_target("sm" + compute_capability.replace(".", ""), probe())
+    with tempfile.TemporaryDirectory() as folder:
+        path, plan = Path(folder) / "attention.onnx", Path(folder) / "attention.plan"
+        path.write_bytes(graph)
+        request = PlanRequest("attention", path, _shapes(graph), flavour, target)
+        build_plan(library, request, plan, lambda *progress: None)
+        return plan.read_bytes()
+
+
+def _shapes(graph: bytes) -> EngineShapes:
+    """The graph's tensors, whose sizes are all fixed."""
+    import onnx
+
+    model = onnx.load_from_string(graph).graph
+
+    def specs(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(value.name, "float16", tuple(size.dim_value for size in value.type.tensor_type.shape.dim))
+            for value in values
         )
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(known, 0)
-    plan = builder.build_serialized_network(network, config) if parser.parse(graph) else None
-    if plan is None:
-        raise UserError(f"TensorRT for RTX does not build the attention ({messages.reason()}).")
-    return bytes(memoryview(plan))
+
+    return EngineShapes(specs(model.input), specs(model.output), ())
 
 
-def _engine(plan: bytes, addresses: dict[str, int], stream: int) -> Callable[[], None]:
-    """What enqueues the plan, its tensors at these addresses.
+def _engine(gpu: Gpu, plan: bytes, addresses: dict[str, int]) -> Callable[[], None]:
+    """What enqueues the plan on the GPU's stream, its tensors at these addresses and its working memory ours.
 
     Raises:
         UserError: TensorRT for RTX refuses the plan.
@@ -214,10 +225,16 @@ def _engine(plan: bytes, addresses: dict[str, int], stream: int) -> Callable[[],
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise UserError(f"TensorRT for RTX refuses the plan of the attention ({messages.reason()}).")
+    context = engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        raise UserError(f"TensorRT for RTX cannot run the plan of the attention ({messages.reason()}).")
+    memory = gpu.allocate(max(int(engine.device_memory_size_v2), 1))
+    context.set_device_memory(memory.address, memory.nbytes)
     # The context needs the others alive.
-    kept = (runtime, engine, context := engine.create_execution_context())
+    kept = (runtime, engine, memory, context)
     for name in ("query", "key", "value", "out"):
         context.set_tensor_address(name, addresses[name])
+    stream = int(gpu.stream.handle)
 
     def enqueue() -> None:
         if not kept[-1].execute_async_v3(stream):

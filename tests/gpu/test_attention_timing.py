@@ -41,7 +41,9 @@ def test_the_engines_form_is_one_attention_kernel():
     for side, head_size in attention.LEVELS:
         graph = attention.attention_graph(*sizes, side, attention.HEADS, head_size)
         assert len(attention.build_attention(graph, "8.9")) > 1000
-    with pytest.raises(UserError, match=r"builds nothing for compute capability 9\.0"):
+    with pytest.raises(
+        UserError, match=r"builds no engines for compute capability 9\.0: build there with --flavour tensorrt"
+    ):
         attention.build_attention(graph, "9.0")
 
 
@@ -55,6 +57,14 @@ def test_the_kernel_is_timed_where_no_engine_can_be_had(gpu, monkeypatch):
     assert len(row["kernel_us"]) == 2 and min(row["kernel_us"]) > 0
     assert row["engine_us"] is None and row["engine_refused"].startswith("TensorRT for RTX does not build")
     attention._show({"gpu": "stand-in", "levels": [row]})
+
+
+def test_a_fault_at_one_level_leaves_the_others(gpu, monkeypatch):
+    monkeypatch.setattr(attention, "build_attention", lambda *_: b"plan")
+    monkeypatch.setattr(attention, "_engine", lambda *_: [][0])
+    monkeypatch.setattr(attention, "REPEATS", 1)
+    row = attention.measure_level(gpu, 3, 40, 1)
+    assert row["kernel_us"] and row["engine_refused"] == "list index out of range."
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
