@@ -147,6 +147,7 @@ function draw(state) {
 }
 
 function finish(state, before) {
+  if (document.activeElement === $("cancel")) $("stage").focus({ preventScroll: true });
   $("running").hidden = true;
   document.title = TITLE;
   endsAt = null;
