@@ -8,7 +8,8 @@ import { changedSettings, readRequest, startRequest, writeRequest } from "./requ
 import * as server from "./server.js";
 import { bytes, count, percent } from "./words.js";
 
-const LIST_MS = 4000;
+const BUSY_MS = 4000;
+const IDLE_MS = 10_000;
 const photos = new Map(); // job id -> the photo as this tab sent it
 let able = null;
 let timer = null;
@@ -34,6 +35,7 @@ function away(error) {
   if ($("server-text").textContent !== text) announce(text);
   status("down", text);
 }
+
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Reads what the server can do, once it has loaded its models; tries again until it answers. */
@@ -55,17 +57,19 @@ async function connect() {
 /** Reads the list now and again: what other tabs and clients do shows here too. */
 async function watchList() {
   clearTimeout(timer);
+  let wait = IDLE_MS;
   let jobs = [];
   try {
     jobs = await refresh();
     const open = jobs.filter((job) => !server.hasEnded(job));
+    if (open.length) wait = BUSY_MS;
     const waiting = open.filter((job) => job.status === "queued").length;
     const work = open.length ? (waiting ? `${count(waiting, "video")} waiting` : "busy") : "ready";
     status("up", `${[...new Set(able.workers.flatMap((worker) => Object.values(worker.models)))].join(", ")} · ${work}`);
   } catch (error) {
     away(error);
   }
-  timer = setTimeout(watchList, document.hidden ? 5 * LIST_MS : LIST_MS);
+  timer = setTimeout(watchList, document.hidden ? 5 * wait : wait);
   return jobs;
 }
 
@@ -102,6 +106,7 @@ async function send(picture, { model, prompt, seed, settings }) {
 
 function submit(event) {
   event.preventDefault();
+  if ($("start").disabled) return; // by the keyboard, while another photo is sent
   const picture = photo();
   if (!picture) {
     showError($("form-error"), "Choose a photo first: any JPEG, PNG or WebP file.");

@@ -171,6 +171,7 @@ export async function follow(id, signal, { onEvent, onJob, onAway }) {
       const before = lastId;
       try {
         for await (const event of stream(id, lastId, signal)) {
+          if (signal.aborted) return null;
           lastId = event.id ?? lastId;
           onEvent(event.event, event.data);
         }
