@@ -213,7 +213,7 @@ class ImageToVideo(OneProcess):
         """
         check_inputs(image, prompt, settings)
         settings = GenerationSettings.from_options(options, settings)
-        return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
+        return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler, self.bundle.presets)
 
     def new_notices(self, request: Request) -> list[str]:
         """What a caller should be told of a request before it runs: prompts or a camera motion that the model does not

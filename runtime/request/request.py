@@ -14,6 +14,7 @@ from ..bundle.manifest import Manifest
 from ..bundle.recommended import notices
 from ..loop.random_streams import RandomStreams
 from ..media.image import ImageSource
+from .presets import PRESETS, Presets
 from .settings import GenerationSettings, ResolvedSettings
 
 
@@ -45,19 +46,20 @@ def check_request(
     settings: GenerationSettings,
     manifest: Manifest,
     scheduler: SchedulerConfig,
+    presets: Presets = PRESETS,
 ) -> Request:
     """Match images, prompts and seeds, fill in the bundle's defaults, and check all of it.
 
     Raises:
         UserError: anything that does not fit; images are not read yet.
     """
-    chosen = settings.resolved(manifest)
+    chosen = settings.resolved(manifest, presets)
     if chosen.seed is None:
         chosen = replace(chosen, seed=secrets.randbits(31))
     prompts, negatives, images = _match(prompt, chosen.negative_prompt, image)
     streams = RandomStreams(chosen.seed, len(prompts) * chosen.num_videos_per_prompt)
     try:
-        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta)
+        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta, chosen.timesteps)
     except ValueError as error:
         raise UserError(str(error)) from None
     found = notices(manifest.recommended, prompts, chosen.camera_motion)
