@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -81,47 +80,33 @@ def step_table(
         return ddim_table(config, num_inference_steps, eta, given)
     if name == "lcm":
         return _lcm(config, num_inference_steps)
-    levels = _karras_levels(config, num_inference_steps) if name == "dpmpp_2m_karras" else None
-    if levels is None:
-        spacing = ddim_timesteps if name == "euler" else multistep_timesteps
-        levels = _levels(config, spacing(config, num_inference_steps) if given is None else given)
+    if name == "dpmpp_2m_karras":
+        levels = _karras_levels(config, num_inference_steps)
+    else:
+        solver_timesteps = _SPACINGS.get(name, multistep_timesteps)
+        levels = _levels(config, solver_timesteps(config, num_inference_steps) if given is None else given)
     check_epsilon(config, levels[0])
     return _SOLVERS[name](config, *levels)
 
 
-def _dpmpp(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles, order: int) -> StepTable:
-    """DPM-Solver++ (2M and 3M), https://arxiv.org/abs/2211.01095 algorithm 2 and appendix D: `order` state arrays, the
-    sample and the clean samples predicted one and two steps before.
+def _dpmpp_2m(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> StepTable:
+    """DPM-Solver++ (2M), https://arxiv.org/abs/2211.01095 algorithm 2: two state arrays, the sample and the clean
+    sample predicted one step before.
 
-    With sigma_s -> sigma_t, h = log(sigma_s / sigma_t), m, m', m'' the clean samples predicted now, one and two steps
-    before, and r, r' the two steps before in units of h, 2M is
-    x_t = spread_t / spread_s x - alpha_t (exp(-h) - 1) (m + (m - m') / (2 r)); 3M adds the second difference. The first
-    steps have fewer predictions to look back at. The last step is of first order, and in 3M with fewer than 15 steps
-    the one before it of second, as in diffusers.
+    With sigma_s -> sigma_t, h = log(sigma_s / sigma_t), r = (the step before)'s h / h, and m, m' the clean samples
+    predicted now and one step before:
+    x_t = spread_t / spread_s x - alpha_t (exp(-h) - 1) (m + (m - m') / (2 r)), first and last step without m'.
     """
     steps = len(timesteps)
-    sample, *before, output, _ = np.eye(order + 2)
+    sample, before, output, _ = np.eye(4)
     matrices = []
     for step in range(steps):
         clean = _clean(config, sigmas[step], sample, output)
-        looked_back = min(order - 1, step)
-        if step == steps - 1:
-            looked_back = 0
-        elif step == steps - 2 and steps < 15:
-            looked_back = min(looked_back, 1)
         change = np.zeros_like(sample)
-        if looked_back:
-            h, *earlier = (math.log(sigmas[step - n] / sigmas[step - n + 1]) for n in range(looked_back + 1))
-            ratio, slope = earlier[0] / h, (clean - before[0]) / (earlier[0] / h)
-            change = slope / 2
-            if looked_back == 2:
-                second_ratio = earlier[1] / h
-                second_slope = (before[0] - before[1]) / second_ratio
-                curvature = (slope - second_slope) / (ratio + second_ratio)
-                gain = -math.expm1(-h)
-                first_weight, second_weight = (1 - gain / h) / gain, ((h - gain) / h**2 - 1 / 2) / -gain
-                change = first_weight * (slope + ratio * curvature) + second_weight * curvature
-        matrices.append([_advance(sigmas, step, sample, clean, change), clean, *before[:-1]][:order])
+        if 0 < step < steps - 1:
+            ratio = math.log(sigmas[step - 1] / sigmas[step]) / math.log(sigmas[step] / sigmas[step + 1])
+            change = (clean - before) / (2 * ratio)
+        matrices.append([_advance(sigmas, step, sample, clean, change), clean])
     return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
 
 
@@ -270,6 +255,21 @@ def multistep_timesteps(config: SchedulerConfig, steps: int) -> _Timesteps:
     return timesteps
 
 
+def exponential_timesteps(config: SchedulerConfig, steps: int) -> _Timesteps:
+    """Timesteps even in log sigma over the whole schedule, highest first: int64 [steps]."""
+    levels = np.log(training_sigmas(config))
+    return whole_timesteps(config, np.linspace(levels[-1], levels[0], steps))
+
+
+def whole_timesteps(config: SchedulerConfig, log_sigmas: _Doubles) -> _Timesteps:
+    """The timesteps nearest to falling levels, each once: those that would be the same move apart, upwards."""
+    levels, steps = np.log(training_sigmas(config)), len(log_sigmas)
+    order = np.arange(steps)
+    rising = np.interp(log_sigmas[::-1], levels, np.arange(len(levels))).round().astype(np.int64)
+    apart = np.maximum.accumulate(rising - order) + order
+    return np.minimum(apart, len(levels) - steps + order)[::-1]
+
+
 def _karras_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Doubles]:
     """As :func:`_levels`, by equation (5) of https://arxiv.org/abs/2206.00364 over the whole schedule: levels
     equally spaced in sigma^(1/7).
@@ -313,13 +313,15 @@ def _clean_weights(config: SchedulerConfig, alpha: _Number, spread: _Number) -> 
 
 
 _SOLVERS: dict[str, Callable[[SchedulerConfig, _Timesteps, _Doubles], StepTable]] = {
-    "dpmpp_2m": partial(_dpmpp, order=2),
-    "dpmpp_2m_karras": partial(_dpmpp, order=2),
-    "dpmpp_3m": partial(_dpmpp, order=3),
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_2m_karras": _dpmpp_2m,
     "deis": _deis,
+    "deis_exponential": _deis,
     "unipc": _unipc,
     "euler": _euler,
 }
+_SPACINGS = {"euler": ddim_timesteps, "deis_exponential": exponential_timesteps}
+"""Of those that have other timesteps than :func:`multistep_timesteps`."""
 SCHEDULERS = ("ddim", *_SOLVERS, "lcm")
-TAKES_TIMESTEPS = tuple(name for name in SCHEDULERS if name not in ("dpmpp_2m_karras", "lcm"))
+TAKES_TIMESTEPS = ("ddim", "dpmpp_2m", "deis", "unipc", "euler")
 """Those of which a call may give the timesteps."""

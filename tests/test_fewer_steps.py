@@ -251,7 +251,7 @@ def test_timesteps_of_a_call(animate, photo):
         ({"timesteps": []}, "give each once, highest first"),
         ({"timesteps": [800, 300], "num_inference_steps": 3}, "2 timesteps do not fit 3"),
         ({"timesteps": [800], "scheduler": "lcm"}, "has timesteps of its own"),
-        ({"scheduler": "heun"}, "choose ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_3m, deis, unipc, euler, lcm"),
+        ({"scheduler": "heun"}, "choose ddim, dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, lcm"),
         ({"scheduler": "unipc", "eta": 0.5}, "eta=0.5 belongs to the ddim scheduler"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "from 1 to 50"),
         ({"scheduler": "dpmpp_2m", "num_inference_steps": 999}, "too many for a multistep scheduler"),

@@ -32,7 +32,7 @@ from .timesteps import Trajectory, spaced_timesteps
 
 GUIDANCES = (1.0, 7.5)
 """Off, and the published one: the worse of the two counts."""
-CONVERGED_STEPS = 100
+CONVERGED_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ class Yardstick:
     def __init__(self, animate: ImageToVideo, folder: Path, on_video: Callable[[], object] = lambda: None) -> None:
         self._animate, self._folder, self._on_video = animate, folder, on_video
         self.config = SchedulerConfig.from_dict(animate.bundle.manifest.scheduler)
-        self.converged = Way(
-            "converged", "dpmpp_2m", CONVERGED_STEPS, spaced_timesteps("exponential", self.config, CONVERGED_STEPS)
-        )
+        timesteps = spaced_timesteps("exponential", self.config, CONVERGED_STEPS)
+        self.converged = Way("converged", "deis", CONVERGED_STEPS, timesteps)
         self._kept: dict[str, dict[str, NDArray[Any]]] = {}
         self._hashes: dict[Path, str] = {}
         try:

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.ddim import SchedulerConfig, ddim_timesteps
-from ...kernels.schedulers import multistep_timesteps, step_table, training_sigmas
+from ...kernels.schedulers import (
+    exponential_timesteps,
+    multistep_timesteps,
+    step_table,
+    training_sigmas,
+    whole_timesteps,
+)
 
 _Doubles = NDArray[np.float64]
 
@@ -38,24 +44,19 @@ def spaced_timesteps(spacing: str, config: SchedulerConfig, steps: int) -> tuple
         return _whole(multistep_timesteps(replace(config, timestep_spacing="leading"), steps))
     if spacing == "trailing":
         return _whole(ddim_timesteps(replace(config, timestep_spacing="trailing"), steps))
+    if spacing == "exponential":
+        return _whole(exponential_timesteps(config, steps))
     levels = np.log(training_sigmas(config))
     if spacing == "karras":
         high, low = np.exp(levels[-1] / 7), np.exp(levels[0] / 7)
-        wanted = 7 * np.log(np.linspace(high, low, steps))
-    elif spacing == "exponential":
-        wanted = np.linspace(levels[-1], levels[0], steps)
-    else:
-        known = levels[np.array(_ALIGNED) * len(levels) // 1000]
-        wanted = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known)
-    rising = np.interp(wanted[::-1], levels, np.arange(len(levels))).round().astype(int)
-    # Neighbours that are rounded to one timestep move apart, upwards.
-    apart = np.maximum.accumulate(rising - np.arange(steps)) + np.arange(steps)
-    return _whole(np.minimum(apart, len(levels) - steps + np.arange(steps))[::-1])
+        return _whole(whole_timesteps(config, 7 * np.log(np.linspace(high, low, steps))))
+    known = levels[np.array(_ALIGNED) * len(levels) // 1000]
+    return _whole(whole_timesteps(config, np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known)))
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A run of ``dpmpp_2m`` on many timesteps, as inner products of what a coarser run would read.
+    """A run of ``deis`` on many timesteps, as inner products of what a coarser run would read.
 
     In sigma space (latents divided by alpha), of the samples before each step, the final sample and the clean samples
     predicted at each step, over the squared length of the final sample: float64 [2 n + 1, 2 n + 1].
@@ -73,17 +74,21 @@ class Trajectory:
         The first sample is not among them. Its step is a short one, so what was predicted there is taken for what was
         predicted after it, and the sample after it for the first one.
         """
-        table = step_table("dpmpp_2m", config, len(timesteps), timesteps=timesteps).matrices.astype(np.float64)
-        clean: list[_Doubles] = []
-        for (sample_row, clean_row), sample, after in zip(table[1:], latents, latents[1:], strict=False):
-            # after = a sample + b before + c output, and the clean sample predicted now is p sample + q output.
-            (a, b, c, _), (p, _, q, _) = sample_row, clean_row
-            rest = after - a * sample.astype(np.float64)
-            output = (rest - b * clean[-1]) / c if clean else (rest - b * p * sample) / (c + b * q)
-            clean.append(p * sample + q * output)
-        scale = np.append(np.sqrt(1 + training_sigmas(config)[list(timesteps[1:])] ** 2), 1.0)
-        samples = latents.astype(np.float64) * scale.reshape(-1, *[1] * (latents.ndim - 1))
-        vectors = np.concatenate([samples, clean]).reshape(2 * len(timesteps) - 1, -1)
+        table = step_table("deis", config, len(timesteps), timesteps=timesteps).matrices.astype(np.float64)
+        sigmas = training_sigmas(config)[list(timesteps[1:])]
+        scale = np.append(np.sqrt(1 + sigmas**2), 1.0)
+        samples = latents.reshape(len(latents), -1).astype(np.float64)
+        noise: list[_Doubles] = []
+        for (ahead, predicted, _), sample, after in zip(table[1:], samples, samples[1:], strict=False):
+            # after = a sample + b noise before + c noise before that + d output; the noise now is p sample + q output.
+            (a, b, c, d, _), (p, _, _, q, _) = ahead, predicted
+            rest = after - a * sample
+            known = b * noise[-1] + c * noise[-2:][0] if noise else b * p * sample
+            output = (rest - known) / (d if noise else d + b * q)
+            noise.append(p * sample + q * output)
+        samples *= scale[:, None]
+        clean = samples[:-1] - sigmas[:, None] * np.array(noise)
+        vectors = np.concatenate([samples, clean])
         return cls((timesteps[0], *timesteps[2:]), vectors @ vectors.T / np.sum(samples[-1] ** 2))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from .converged import EXACT, GUIDANCES, Case, Way, Yardstick
 from .timesteps import SPACINGS, Trajectory, optimal_timesteps, spaced_timesteps
 
-SOLVERS = ("deis", "dpmpp_2m", "dpmpp_3m", "unipc", "ddim")
+SOLVERS = ("deis", "dpmpp_2m", "unipc")
 OPTIMAL = "optimal"
 RULE = {"fast": 1.0, "balanced": 0.5}
 """A preset's most error, over that of ``exact``."""
-FEWEST, SCREENED, KEPT = 4, 10, 4
+FEWEST, SCREENED, KEPT = 4, 8, 3
 """Steps that the search begins with, steps of the first screening, and how many ways are left after it."""
 
 Report = Callable[[str, int], object]

@@ -29,7 +29,7 @@ class GenerationSettings:
     num_inference_steps: int | None = None
     """Published: 50."""
     scheduler: str | None = None
-    """ddim (published), dpmpp_2m, dpmpp_2m_karras, dpmpp_3m, unipc, euler, or lcm for distilled checkpoints."""
+    """ddim (published), dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, or lcm (distilled models)."""
     timesteps: tuple[int, ...] | None = None
     """Of the noise schedule, one a step, highest first, instead of the bundle's spacing of num_inference_steps."""
     guidance_scale_txt: float | None = None

@@ -145,7 +145,7 @@ def test_a_bundle_has_its_own_presets(tunable):
     bundle = Bundle.open(tunable, verify=False)
     assert bundle.presets == PRESETS
     unet = Yardstick(SimpleNamespace(bundle=bundle), tunable.parent / "work").unet_sha256
-    own = {"scheduler": "dpmpp_3m", "num_inference_steps": 4, "timesteps": [999, 500, 100, 3]}
+    own = {"scheduler": "deis", "num_inference_steps": 4, "timesteps": [999, 500, 100, 3]}
     own["guidance_interval"] = [0.0, 1.0]
     (tunable / TUNED).write_text(tuned_text(unet, {"fast": own}))
     again = Bundle.open(tunable)
@@ -157,7 +157,7 @@ def test_a_bundle_has_its_own_presets(tunable):
         return settings.resolved(again.manifest, again.presets)
 
     settings = resolved()
-    assert (settings.scheduler, settings.num_inference_steps) == ("dpmpp_3m", 4)
+    assert (settings.scheduler, settings.num_inference_steps) == ("deis", 4)
     assert settings.timesteps == (999, 500, 100, 3)
     assert resolved(num_inference_steps=7).timesteps is None, "they belong to the preset's own number of steps"
     assert resolved(scheduler="unipc").timesteps is None
