@@ -71,7 +71,7 @@ def signals_as_on_a_terminal() -> None:
 
 @pytest.fixture(scope="session")
 def dynamic_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of ``random_model("tiny")`` with open batch and size, 64 by 64 by default."""
+    """A bundle of ``random_model("tiny")`` with open batch and size, 64x64 by default, and for wide photos 96x64."""
     if DYNAMIC_BUNDLE in os.environ:  # made by the process that started this one
         return Path(os.environ[DYNAMIC_BUNDLE])
     pytest.importorskip("torch")
@@ -79,7 +79,7 @@ def dynamic_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from consisti2v_rt.export.random_model import random_model
 
     folder = tmp_path_factory.mktemp("bundles") / "dynamic"
-    return write_bundle(random_model("tiny"), folder, height=64, width=64, dynamic=True)
+    return write_bundle(random_model("tiny"), folder, sizes=((64, 64), (64, 96)))
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,10 @@ class ModelSpec:
     """The skip at which feature caching cuts; then there is a stage ``unet_shallow``. None: no caching."""
     text_attention: Annotated[str, TEXT_ATTENTIONS] = "full"
     """full as published, or mean: simplified, with a loss."""
+    sizes: tuple[tuple[int, ...], ...] = ()
+    """Height and width in pixels of each size that ``fit="auto"`` chooses from and that engines are built for, the
+    default first; empty: the default alone.
+    """
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ _TimeLimit = Annotated[
 ]
 
 
-_WRITTEN = {"guidance_interval": "START:END", "timesteps": "T,T,..."}
+_WRITTEN = {"guidance_interval": "START:END", "timesteps": "T,T,...", "chain": "last|overlap:N"}
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -62,7 +62,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         published = PUBLISHED[option.setting]
         shown = ":".join(f"{part:g}" for part in published) if isinstance(published, tuple) else published
         text += f"; the bundle's recommendation ('consisti2v inspect' shows it), else {shown}."
-    if option.setting in _WRITTEN:
+    if option.kind is None:
         kind, more = str, {"metavar": _WRITTEN[option.setting]}
     annotation = Annotated[kind if default is not None else kind | None, _in(option.panel, help=text, **more)]  # type: ignore[valid-type]
     name = command_name(option.setting).removeprefix("--").replace("-", "_")
@@ -197,9 +197,7 @@ def animate_to_file(
         )
     for notice in notices:
         note(console, notice)
-    clip, clips = settings.video_length, settings.autoregress_steps
-    # A clip begins with the last frame of the one before.
-    frames = clip + (clips - 1) * (clip - 1)
+    frames, clips = settings.total_frames, settings.autoregress_steps
     with streaming(outputs, videos_asked, frames, settings.fps, scale) as (stream, written):
         with prompt_interrupt(animate), step_progress(settings.num_inference_steps * clips, console) as advance:
             videos = animate(

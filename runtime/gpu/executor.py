@@ -18,7 +18,7 @@ from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape, mix_noise
 from ..bundle.manifest import STAGES
 from ..call_queue import CallQueue, CancelToken
-from ..loop.denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep
+from ..loop.denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep, fade
 from ..request.request import Request
 from ..request.settings import FramesCallback
 from ..stages import Stages
@@ -199,13 +199,13 @@ class GpuExecutor:
         unet.set_texts(texts, settings.frame_stride)
         return unet
 
-    def last_frame(self, clip: DeviceArray) -> DeviceArray:
+    def next_start(self, clip: DeviceArray) -> DeviceArray:
         videos, channels, frames, height, width = self._shape
-        last = self._memory.empty((videos, channels, 1, height, width), "float32")
+        start = self._memory.empty((videos, channels, 1, height, width), "float32")
         for video in range(videos):
-            row = (video + 1) * frames - 1
-            self._memory.copy(last[video : video + 1], clip[row : row + 1])
-        return last
+            row = (video + 1) * frames - self._request.settings.overlap
+            self._memory.copy(start[video : video + 1], clip[row : row + 1])
+        return start
 
     def decode(self, clips: Sequence[DeviceArray], on_frames: FramesCallback | None) -> Decoded:
         """In chunks of the decoder's batch; one whose numbers are not all finite is decoded again in float32."""
@@ -235,14 +235,19 @@ class GpuExecutor:
     def _join(self, clips: Sequence[DeviceArray], more: int) -> DeviceArray:
         """Clips -> [videos * frames + more, c, h, w], the rows behind the last frame zero; see :func:`join_clips`."""
         videos, channels, frames, height, width = self._shape
-        total = len(clips) * (frames - 1) + 1
+        overlap, total = self._request.settings.overlap, self._request.settings.total_frames
         joined = self._memory.zeros((videos * total + more, channels, height, width), "float32")
         for video in range(videos):
             place = video * total
             for number, clip in enumerate(clips):
-                part = clip[video * frames + min(number, 1) : (video + 1) * frames]
-                self._memory.copy(joined[place : place + part.shape[0]], part)
-                place += part.shape[0]
+                first, last = video * frames + (overlap if number else 0), (video + 1) * frames
+                if number and overlap > 1:
+                    # A few frames of latents: not worth a kernel.
+                    shared = joined[place - overlap : place]
+                    both = self._memory.download(shared), self._memory.download(clip[first - overlap : first])
+                    self._memory.upload(fade(*both, axis=0), shared)
+                self._memory.copy(joined[place : place + last - first], clip[first:last])
+                place += last - first
         return joined
 
     def _decoder_of(self, session: DeviceSession) -> DeviceDecoder:

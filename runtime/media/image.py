@@ -90,6 +90,26 @@ def check_image(source: ImageSource) -> None:
             _open(file, in_memory, name).close()
 
 
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Height and width of a photo as :func:`load_image` gives it, upright; files and bytes are not decoded.
+
+    Raises:
+        UserError: as :func:`check_image`, or a file object, which may be read only once.
+    """
+    check_image(source)
+    if isinstance(source, np.ndarray):
+        return int(source.shape[0]), int(source.shape[1])
+    if isinstance(source, Image.Image):
+        width, height, turned = *source.size, _orientation(source) >= 5
+    elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        name = _name_of(source)
+        with _opened(source, name) as (file, in_memory), closing(_open(file, in_memory, name)) as image:
+            width, height, turned = *image.size, _orientation(image) >= 5
+    else:
+        raise UserError("the size of an open file is not known before it is read: pass its bytes, or a path.")
+    return (width, height) if turned else (height, width)
+
+
 def preprocess(image: Image.Image, height: int, width: int) -> FloatArray:
     """RGB image -> float32 [1, 3, height, width] in [-1, 1], the published preprocessing.
 

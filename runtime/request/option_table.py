@@ -19,7 +19,7 @@ from ...kernels.schedulers import SCHEDULERS
 from .presets import PRESETS
 
 CAMERA_MOTIONS = ("pan_left", "pan_right", "zoom_in", "zoom_out")
-FITS = ("crop", "pad", "stretch")
+FITS = ("crop", "pad", "stretch", "auto")
 MAX_SIDE = 8192
 PANELS = ("Basic", "Video", "Motion", "Guidance", "FrameInit", "Output", "Speed and memory", "GPU", "Other options")
 """Groups of the command line's help, in their order."""
@@ -73,8 +73,10 @@ _TABLE = (
     Option("width", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE),
     Option("video_length", "Video", int, "Frames of a clip; as the bundle was exported.", 1,
            names=("frames", "num_frames")),
-    Option("fit", "Video", str, "Photo of another aspect than the video: crop, pad (black bars) or stretch.",
-           choices=FITS),
+    Option("chain", "Video", None, "How clips join: last (the next begins with the last frame) or overlap:N (N frames "
+           "blended)"),
+    Option("fit", "Video", str, "Photo of another aspect than the video: crop, pad (black bars), stretch, or auto: the "
+           "bundle's nearest size, then crop.", choices=FITS),
     Option("frame_stride", "Motion", int, "Larger moves more", 1, 1000, names=("frame_stride", "stride")),
     Option("noise_sampling_method", "Motion", str, f"{', '.join(NOISE_KINDS)}.", choices=NOISE_KINDS, names=("noise",)),
     Option("noise_alpha", "Motion", float, "How much noise frames share.", 0, 1000),

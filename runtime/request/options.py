@@ -57,6 +57,7 @@ class GenerationOptions(OtherNames, total=False):
     fit: str
     num_videos_per_prompt: int
     autoregress_steps: int
+    chain: str
     height: int | None
     width: int | None
     video_length: int | None

@@ -68,14 +68,20 @@ class GenerationSettings:
     """pan_left, pan_right, zoom_in or zoom_out: FrameInit starts from a moving crop of the photo instead of a still."""
     num_videos_per_prompt: int = 1
     autoregress_steps: int = 1
-    """Clips of a long video; each begins with the last frame of the one before."""
+    """Clips of a long video."""
+    chain: str = "last"
+    """How clips join. last (published): a clip begins with the last frame of the one before. overlap:N: it begins N
+    frames before the end, and those N frames fade from one clip to the next, in latents.
+    """
     height: int | None = None
     width: int | None = None
     video_length: int | None = None
     """Frames of one clip, the first included."""
     fps: float = 8.0
     fit: str = "crop"
-    """Photo of another aspect than the video: crop (published) cuts its sides off, pad adds black bars, or stretch."""
+    """Photo of another aspect than the video: crop (published) cuts its sides off, pad adds black bars, stretch
+    distorts it; auto takes the size of the bundle whose shape is nearest to the photo's, and crops to that.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
@@ -163,6 +169,16 @@ class ResolvedSettings(GenerationSettings):
         return guidance_mode(self.guidance_scale_txt, self.guidance_scale_img)
 
     @property
+    def overlap(self) -> int:
+        """Frames that neighbouring clips share; 1: the last frame of one is the first of the next."""
+        return 1 if self.chain == "last" else int(self.chain.partition(":")[2])
+
+    @property
+    def total_frames(self) -> int:
+        """Of one video, all clips joined."""
+        return self.video_length + (self.autoregress_steps - 1) * (self.video_length - self.overlap)
+
+    @property
     def guided_steps(self) -> range:
         """The steps, counted from 0, in which guidance acts."""
         return guided_steps(*self.guidance_interval, self.num_inference_steps)
@@ -200,8 +216,18 @@ class ResolvedSettings(GenerationSettings):
                 f"cache_interval {self.cache_interval} does not fit: this bundle has no shallow U-Net; leave it at 1, "
                 "or export with --cache-branch 0."
             )
+        self._check_chain()
         if self.camera_motion is not None:
             self._check_camera_motion(self.camera_motion)
+
+    def _check_chain(self) -> None:
+        most = self.video_length - 1
+        kind, colon, digits = self.chain.partition(":") if isinstance(self.chain, str) else ("", "", "")
+        count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 0
+        if (kind, colon) != ("last", "") and not (kind == "overlap" and 2 <= count <= most):
+            raise UserError(
+                f"chain {shown(self.chain)} is not possible: give last, or overlap:N with N from 2 to {most} frames."
+            )
 
     def _check_camera_motion(self, motion: str) -> None:
         if not self.use_frameinit:
@@ -210,11 +236,6 @@ class ResolvedSettings(GenerationSettings):
             raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
         if motion.startswith("pan") and self.fit != "crop":
             raise UserError(f"camera_motion {motion!r} moves over the whole photo: leave fit at crop, not {self.fit}.")
-        if self.height != self.width:
-            raise UserError(
-                f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
-                "value, or drop camera_motion."
-            )
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
         "scheduler": "dpmpp_2m",
         "num_inference_steps": 3,
     },
+    "overlapping_clips": {"autoregress_steps": 3, "chain": "overlap:3"},
     "two_clips_no_frameinit": {"autoregress_steps": 2, "use_frameinit": False},
 }
 
