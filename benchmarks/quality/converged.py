@@ -32,7 +32,7 @@ from .timesteps import Trajectory, spaced_timesteps
 
 GUIDANCES = (1.0, 7.5)
 """Off, and the published one: the worse of the two counts."""
-CONVERGED_STEPS = 60
+CONVERGED_STEPS = 40
 
 
 @dataclass(frozen=True)

@@ -58,25 +58,24 @@ def spaced_timesteps(spacing: str, config: SchedulerConfig, steps: int) -> tuple
 class Trajectory:
     """A run of ``deis`` on many timesteps, as inner products of what a coarser run would read.
 
-    In sigma space (latents divided by alpha), of the samples before each step, the final sample and the clean samples
-    predicted at each step, over the squared length of the final sample: float64 [2 n + 1, 2 n + 1].
+    In sigma space (latents divided by alpha), of the samples before each step, the final sample and the noise
+    predicted at each step, over the number of elements: float64 [2 n + 1, 2 n + 1].
     """
 
     timesteps: tuple[int, ...]
     products: _Doubles
     unit: float = 1.0
-    """What local errors are counted in: a distance that is as bad for every trajectory."""
+    """What local errors are counted in, as relative L2: a distance that is as bad for every trajectory."""
 
     @classmethod
     def of_run(cls, config: SchedulerConfig, timesteps: Sequence[int], latents: NDArray[np.float32]) -> Trajectory:
         """From a run's timesteps and the latents after each step, [steps, ...].
 
-        The first sample is not among them. Its step is a short one, so what was predicted there is taken for what was
-        predicted after it, and the sample after it for the first one.
+        The sample before the first step is not among them, so the trajectory begins after it. What was predicted there
+        is taken for what was predicted next.
         """
         table = step_table("deis", config, len(timesteps), timesteps=timesteps).matrices.astype(np.float64)
-        sigmas = training_sigmas(config)[list(timesteps[1:])]
-        scale = np.append(np.sqrt(1 + sigmas**2), 1.0)
+        scale = np.append(np.sqrt(1 + training_sigmas(config)[list(timesteps[1:])] ** 2), 1.0)
         samples = latents.reshape(len(latents), -1).astype(np.float64)
         noise: list[_Doubles] = []
         for (ahead, predicted, _), sample, after in zip(table[1:], samples, samples[1:], strict=False):
@@ -87,74 +86,58 @@ class Trajectory:
             output = (rest - known) / (d if noise else d + b * q)
             noise.append(p * sample + q * output)
         samples *= scale[:, None]
-        clean = samples[:-1] - sigmas[:, None] * np.array(noise)
-        vectors = np.concatenate([samples, clean])
-        return cls((timesteps[0], *timesteps[2:]), vectors @ vectors.T / np.sum(samples[-1] ** 2))
+        vectors = np.concatenate([samples, noise])
+        return cls(tuple(timesteps[1:]), vectors @ vectors.T / vectors.shape[1])
 
 
 def optimal_timesteps(trajectories: Sequence[Trajectory], config: SchedulerConfig, steps: int) -> tuple[int, ...]:
-    """The timesteps, of those of known trajectories, on which ``dpmpp_2m`` would leave them least.
+    """The timesteps, of those of known trajectories, that a solver of higher order should take.
 
-    Each step from a point of the trajectory leaves it by a local error, which the inner products give without the
-    network; the sum of the errors' lengths in each trajectory's unit, mean over trajectories, is smallest by dynamic
-    programming over pairs of neighbouring timesteps (after Watson et al. 2021, https://arxiv.org/abs/2106.03802).
+    A step of first order from one point of the trajectory to another misses it by a local error, which the inner
+    products give without the network. The sum of the errors' squares, in each trajectory's unit, mean over
+    trajectories, is smallest by dynamic programming (after Watson et al. 2021, https://arxiv.org/abs/2106.03802).
+    Squares, because an error of first order grows with the square of the step, and one of third with its fourth power.
 
     Args:
         trajectories: on the same timesteps.
         config: the noise schedule.
-        steps: how many, 3 or more.
+        steps: how many, 2 or more.
     """
     timesteps = trajectories[0].timesteps
     sigmas = training_sigmas(config)[list(timesteps)]
-    local = [[errors / t.unit for errors in _local_errors(t, sigmas)] for t in trajectories]
-    first, inner, last = (np.mean(errors, axis=0) for errors in zip(*local, strict=True))
-    count = len(timesteps)
-    # best[i, j]: of runs whose last two timesteps so far are i, j; the run begins with timestep 0.
-    best = np.full((count, count), np.inf)
-    best[0, 1:] = first[1:]
-    choices = []
-    for _ in range(steps - 2):
-        through = best[:, :, None] + inner
+    costs = np.mean([(_local_errors(t, sigmas) / t.unit) ** 2 for t in trajectories], axis=0)
+    # best[j]: of runs that begin with the first timestep and are at j, the final sample behind the last one.
+    best, choices = costs[0], []
+    for _ in range(steps - 1):
+        through = best[:-1, None] + costs
         choices.append(through.argmin(axis=0))
         best = through.min(axis=0)
-    before, at = np.unravel_index(np.argmin(best + last), best.shape)
-    chosen = [int(at), int(before)]
+    chosen = [len(timesteps)]
     for choice in reversed(choices):
-        chosen.append(int(choice[chosen[-1], chosen[-2]]))
-    return tuple(timesteps[index] for index in reversed(chosen))
+        chosen.append(int(choice[chosen[-1]]))
+    # The trajectory begins a short step below the schedule's end.
+    return (config.num_train_timesteps - 1, *(timesteps[index] for index in reversed(chosen[1:])))
 
 
-def _local_errors(trajectory: Trajectory, sigmas: _Doubles) -> tuple[_Doubles, _Doubles, _Doubles]:
-    """Lengths of local errors: of a first step to j [n]; of a step from j to k with i before j [n, n, n], infinite
-    unless i < j < k; and of a last step from j to the clean sample [n].
+def _local_errors(trajectory: Trajectory, sigmas: _Doubles) -> _Doubles:
+    """Of a step from j to k, float64 [n, n + 1], as relative L2 of the final sample, which is the last k; infinite
+    unless j < k.
 
-    Lengths are taken in variance-preserving space. An error at some level changes on the way to the clean sample; for
-    clean samples of unit variance it keeps its length there.
+    An error at some level shrinks on the way to the clean sample, the more the surer the model is: for clean samples of
+    variance v about what is known at first, by sqrt(v / (v + sigma^2)). Here v is the distance of the first prediction,
+    which is their mean, from the final sample.
     """
     count, products = len(sigmas), trajectory.products
-    samples, clean = np.arange(count), np.arange(count) + count + 1
-    square = np.diagonal(products)
-
-    def length(weights: Sequence[float | _Doubles], vectors: Sequence[NDArray[np.int64]]) -> _Doubles:
-        total: _Doubles = np.zeros(np.broadcast_shapes(*(np.shape(v) for v in vectors)))
-        for a, u in zip(weights, vectors, strict=True):
-            for b, v in zip(weights, vectors, strict=True):
-                total = total + a * b * products[u, v]
-        return np.sqrt(np.maximum(total, 0))
-
-    ratio = sigmas / sigmas[0]
-    alpha = 1 / np.sqrt(1 + sigmas**2)
-    first = alpha * length([ratio, 1 - ratio, -1.0], [samples * 0, clean * 0 + clean[0], samples])
-    last = np.sqrt(np.maximum(square[clean] + square[count] - 2 * products[clean, count], 0))
-    i, j, k = np.ix_(samples, samples, samples)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(sigmas)
-        back = 0.5 * (logs[j] - logs[k]) / (logs[i] - logs[j])
-    valid = (i < j) & (j < k)
-    back, keep = np.where(valid, back, 0.0), sigmas[k] / sigmas[j]
-    gain = 1 - keep
-    inner = alpha[k] * length([keep, gain * (1 + back), -gain * back, -1.0], [j, clean[j], clean[i], k])
-    return first, np.where(valid, inner, np.inf), last
+    j, k = np.ix_(np.arange(count), np.arange(count + 1))
+    levels, noise = np.append(sigmas, 0.0), j + count + 1
+    change = levels[k] - sigmas[j]
+    squares = np.diagonal(products)
+    missed = squares[j] + change**2 * squares[noise] + squares[k]
+    missed += 2 * (change * (products[j, noise] - products[noise, k]) - products[j, k])
+    lengths = np.sqrt(np.maximum(missed, 0))
+    spread = lengths[0, -1]
+    shrinks = spread / np.sqrt(spread**2 + levels[k] ** 2)
+    return np.where(j < k, shrinks * lengths / np.sqrt(squares[count]), np.inf)
 
 
 def _whole(timesteps: NDArray[np.int64]) -> tuple[int, ...]:
