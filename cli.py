@@ -28,6 +28,7 @@ from .runtime.commands.ending_signals import ending_signals
 from .runtime.commands.generate import demo, generate
 from .runtime.commands.inspect import inspect
 from .runtime.commands.option_groups import Command
+from .serve.command import serve
 
 app = typer.Typer(
     name="consisti2v",
@@ -56,7 +57,7 @@ _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in (generate, demo, export, build, tune, inspect, evaluate, doctor):
+for command in (generate, demo, serve, export, build, tune, inspect, evaluate, doctor):
     app.command(cls=Command)(_cancellable(command))
 app.command(cls=BatchCommand)(_cancellable(batch))
 for measurement in (run, side_by_side, scaling, quality, compare, report, predict):

@@ -56,7 +56,7 @@ class ImageToVideo(OneProcess):
     :class:`CancelToken` reach waiting calls too. :meth:`close`, or a ``with`` block, releases the stages' memory.
     It belongs to the process that opened it: it cannot be pickled, and a forked child opens the bundle itself.
 
-    Example:
+    Examples:
         >>> animate = ImageToVideo.from_bundle("consisti2v-256")
         >>> videos = animate("photo.jpg", "a cat turns its head", seed=7)
         >>> videos.save("cat.mp4")

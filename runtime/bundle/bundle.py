@@ -37,7 +37,7 @@ _REOPENED = 10
 class Bundle(OneProcess):
     """A folder made by ``consisti2v export``.
 
-    Example:
+    Examples:
         >>> bundle = Bundle.open("consisti2v-256")
         >>> bundle.manifest.model.frames
         16

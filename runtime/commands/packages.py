@@ -17,6 +17,7 @@ PURPOSES = {
     "cuda": "runs bundles with ONNX Runtime on an NVIDIA GPU, without engines",
     "openvino": "runs bundles with OpenVINO, faster on the processor",
     "kernels": "compiles the CUDA kernels",
+    "serve": "consisti2v serve: the video API and a page",
     "bench": "consisti2v bench: measures time and memory",
     "quality": "consisti2v evaluate: measures videos",
     "fvd": "FVD and RAFT for consisti2v evaluate",

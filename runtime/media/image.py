@@ -78,16 +78,20 @@ def load_image(source: ImageSource) -> Image.Image:
         return _decode(image, name, owned=True)
 
 
-def check_image(source: ImageSource) -> None:
+def check_image(source: ImageSource) -> tuple[int, int] | None:
     """Refuse at once what :func:`load_image` would refuse before it decodes, for a file, bytes or an array. A file
     object is left alone, for it may be read only once, and a Pillow image is open already.
+
+    Returns:
+        Width and height of a file's picture, as its header says; None for what is no file.
     """
     if isinstance(source, np.ndarray):
         _check_array(source)
     elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         name = _name_of(source)
-        with _opened(source, name) as (file, in_memory):
-            _open(file, in_memory, name).close()
+        with _opened(source, name) as (file, in_memory), closing(_open(file, in_memory, name)) as image:
+            return image.width, image.height
+    return None
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
