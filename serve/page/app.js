@@ -8,8 +8,8 @@ import { changedSettings, readRequest, startRequest, writeRequest } from "./requ
 import * as server from "./server.js";
 import { bytes, count, percent } from "./words.js";
 
-const FAST_MS = 1500;
-const SLOW_MS = 6000;
+const BUSY_MS = 4000;
+const IDLE_MS = 10_000;
 const photos = new Map(); // job id -> the photo as this tab sent it
 let able = null;
 let timer = null;
@@ -30,7 +30,12 @@ function status(state, text) {
   if ($("server-text").textContent !== text) $("server-text").textContent = text;
 }
 
-const away = (error) => status("down", error.status === 0 ? "No connection to the server" : error.message);
+function away(error) {
+  const text = error.status === 0 ? "No connection to the server" : error.message;
+  if ($("server-text").textContent !== text) announce(text);
+  status("down", text);
+}
+
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Reads what the server can do, once it has loaded its models; tries again until it answers. */
@@ -52,15 +57,15 @@ async function connect() {
 /** Reads the list now and again: what other tabs and clients do shows here too. */
 async function watchList() {
   clearTimeout(timer);
-  let wait = SLOW_MS;
+  let wait = IDLE_MS;
   let jobs = [];
   try {
     jobs = await refresh();
     const open = jobs.filter((job) => !server.hasEnded(job));
+    if (open.length) wait = BUSY_MS;
     const waiting = open.filter((job) => job.status === "queued").length;
     const work = open.length ? (waiting ? `${count(waiting, "video")} waiting` : "busy") : "ready";
     status("up", `${[...new Set(able.workers.flatMap((worker) => Object.values(worker.models)))].join(", ")} · ${work}`);
-    if (open.length) wait = FAST_MS;
   } catch (error) {
     away(error);
   }
@@ -101,6 +106,7 @@ async function send(picture, { model, prompt, seed, settings }) {
 
 function submit(event) {
   event.preventDefault();
+  if ($("start").disabled) return; // by the keyboard, while another photo is sent
   const picture = photo();
   if (!picture) {
     showError($("form-error"), "Choose a photo first: any JPEG, PNG or WebP file.");
@@ -156,7 +162,8 @@ async function example() {
 function goTo(id) {
   showJob(id);
   $("stage").focus({ preventScroll: true });
-  $("stage").scrollIntoView({ block: "nearest", behavior: "instant" });
+  const { top } = $("stage").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 4) $("stage").scrollIntoView({ block: "start", behavior: "instant" });
 }
 
 async function start() {

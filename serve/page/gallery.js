@@ -5,11 +5,12 @@ import { content, hasEnded, remove, videos } from "./server.js";
 import { ago, percent } from "./words.js";
 
 const PAGE = 24;
+const MOST = 100; // of one answer
 const cards = new Map();
 const addresses = new Map();
 const thumbnails = new Map();
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-let limit = PAGE;
+let wanted = PAGE;
 let open = () => {};
 let gone = () => {};
 let current = null;
@@ -86,9 +87,21 @@ function update(entry, job) {
   else entry.button.removeAttribute("aria-current");
 }
 
+/** The newest `wanted` jobs, and whether there are older ones. */
+async function newest() {
+  const data = [];
+  for (;;) {
+    const query = { limit: Math.min(wanted - data.length, MOST), order: "desc" };
+    if (data.length) query.after = data.at(-1).id;
+    const page = await videos(query);
+    data.push(...page.data);
+    if (!page.has_more || data.length >= wanted) return { data, older: page.has_more };
+  }
+}
+
 /** Reads the list again; gives the jobs, newest first. */
 export async function refresh() {
-  const { data, has_more: older } = await videos({ limit, order: "desc" });
+  const { data, older } = await newest();
   const ids = new Set(data.map((job) => job.id));
   for (const [id, { item }] of cards) if (!ids.has(id)) forget(id, item);
   data.forEach((job, place) => {
@@ -144,7 +157,7 @@ export function startGallery(onOpen, onGone) {
   open = onOpen;
   gone = onGone;
   $("more").addEventListener("click", () => {
-    limit = Math.min(limit + PAGE, 100);
+    wanted += PAGE;
     refresh().catch(() => {});
   });
 }

@@ -85,6 +85,7 @@ function onEvent(name, data) {
 }
 
 function step(data) {
+  if (job.status === "cancelling") return;
   job = { ...job, status: "in_progress", progress: Math.floor((100 * data.step) / data.steps) };
   if (data.preview) showPreview(data.preview, data.step / data.steps < 0.3);
   phase("Making the video", `Step ${data.step} of ${data.steps}`, (100 * data.step) / data.steps);
@@ -147,6 +148,7 @@ function draw(state) {
 }
 
 function finish(state, before) {
+  if (document.activeElement === $("cancel")) $("stage").focus({ preventScroll: true });
   $("running").hidden = true;
   document.title = TITLE;
   endsAt = null;
@@ -261,8 +263,10 @@ export function startStage(onEnded) {
   for (const event of ["play", "pause"]) $("video").addEventListener(event, playButton);
   $("cancel").addEventListener("click", async () => {
     $("cancel").disabled = true;
+    const { id } = job;
     try {
-      draw(await server.cancel(job.id));
+      const state = await server.cancel(id);
+      if (job?.id === id) draw(state);
     } catch (error) {
       // It may have ended meanwhile; the events tell.
       if (error.status !== 409) showError($("job-error"), error);

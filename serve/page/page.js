@@ -47,6 +47,8 @@ export function ask({ title, text, yes, key = false }) {
   $("ask-text").textContent = text;
   $("ask-yes").textContent = yes;
   $("ask-key").hidden = !key;
+  // Without the key there is nothing to go on with.
+  $("ask-no").hidden = key;
   $("key").value = "";
   $("key").required = key;
   dialog.returnValue = "";

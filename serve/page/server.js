@@ -171,6 +171,7 @@ export async function follow(id, signal, { onEvent, onJob, onAway }) {
       const before = lastId;
       try {
         for await (const event of stream(id, lastId, signal)) {
+          if (signal.aborted) return null;
           lastId = event.id ?? lastId;
           onEvent(event.event, event.data);
         }
@@ -185,7 +186,7 @@ export async function follow(id, signal, { onEvent, onJob, onAway }) {
       if (error.status === 404 || error.status === 401) throw error;
       onAway(error);
       failures += 1;
-      await pause(Math.min(500 * 2 ** failures, 8000), signal);
+      await pause(Math.min(500 * 2 ** failures, 3000), signal);
     }
   }
   return null;

@@ -117,15 +117,19 @@ def check_accessible(page: Any) -> None:
     assert result.violations_count == 0, result.generate_report()
 
 
-def drop(page: Any, name: str, kind: str, content: bytes) -> None:
-    """Drops a file onto the page."""
+def transfer(page: Any, name: str, kind: str, content: bytes) -> Any:
+    """A file as the browser hands it over when it is dropped or pasted."""
     text = base64.b64encode(content).decode()
     script = """([text, name, type]) => {
         const data = new DataTransfer();
         data.items.add(new File([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], name, { type }));
         return data;
     }"""
-    data = page.evaluate_handle(script, [text, name, kind])
+    return page.evaluate_handle(script, [text, name, kind])
+
+
+def drop(page: Any, name: str, kind: str, content: bytes) -> None:
+    data = transfer(page, name, kind, content)
     for event in ("dragenter", "dragover", "drop"):
         page.dispatch_event("#drop", event, {"dataTransfer": data})
 
@@ -180,9 +184,16 @@ def test_reload_in_mid_job_and_a_second_tab(visitor, server):
     other = one.tab(server.address)
     in_mid_job(other)  # without being asked: a video is running
     expect(page.locator("#server-text")).to_contain_text("busy")
+    start(other, 200)
+    expect(other.locator("#phase")).to_have_text("Next in the queue")
+    expect(other.locator("#server-text")).to_contain_text("1 video waiting")
+    cancel(other)
+    other.locator("#gallery .card.in_progress").click()
+    in_mid_job(other)
     cancel(other)
     expect(page.locator("#stage-text")).to_have_text("This video was cancelled.")
-    before = page.locator("#gallery .card").count()
+    before = other.locator("#gallery .card").count()
+    expect(page.locator("#gallery .card")).to_have_count(before, timeout=20_000)
     page.locator("#remove").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     for tab in (page, other):
@@ -219,7 +230,9 @@ def test_errors_are_the_servers_sentences(visit, photo):
     expect(page.locator("#crop-text")).to_contain_text("cannot show")
     animate(page).click()
     expect(page.locator("#job-error")).to_contain_text("photo", timeout=SLOW_MS)
-    drop(page, "cat.jpg", "image/jpeg", photo.read_bytes())
+    paste = "data => { document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data })); }"
+    page.evaluate(paste, transfer(page, "cat.jpg", "image/jpeg", photo.read_bytes()))
+    expect(page.locator("#crop-text")).to_contain_text("cut off")
     page.get_by_text("Advanced settings").click()
     page.get_by_label("Steps", exact=True).fill("0")
     animate(page).click()  # refused by the field itself
