@@ -12,12 +12,13 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.quality import tuning
-from consisti2v_rt.benchmarks.quality.converged import EXACT, GUIDANCES, Case, Way, Yardstick, distance
+from consisti2v_rt.benchmarks.quality.converged import CONVERGED_STEPS, EXACT, GUIDANCES, Case, Way, Yardstick, distance
 from consisti2v_rt.benchmarks.quality.preset_report import measured
 from consisti2v_rt.benchmarks.quality.timesteps import SPACINGS, optimal_timesteps, spaced_timesteps
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod
 from consisti2v_rt.kernels.sampler import linear_step
 from consisti2v_rt.kernels.schedulers import step_table
+from consisti2v_rt.locations import ROOT
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.tuned import TUNED, tuned_text
 from consisti2v_rt.runtime.request.presets import PRESETS
@@ -134,6 +135,21 @@ def test_a_damaged_file_is_named_and_a_torn_score_measured_again(tmp_path, cases
     score.unlink()
     with pytest.raises(UserError, match="cannot be read: delete it"):
         Yardstick(GaussianModel(), work).score(EXACT, cases[0], 1.0)
+
+
+@pytest.mark.parametrize("model", ["demo_64", "demo_128"])
+def test_records_hold_the_presets_of_the_table_to_the_rule(model):
+    """A preset that is changed is measured again, on two models that were trained in different ways."""
+    record = json.loads((ROOT / "benchmarks" / "results" / f"presets_{model}.json").read_text(encoding="utf-8"))
+    assert record["kind"] == "presets" and record["task"]["converged_steps"] == CONVERGED_STEPS
+    rows = {(row["name"], row["guidance"]): row for row in record["rows"]}
+    assert set(rows) >= {(name, guidance) for name in PRESETS for guidance in GUIDANCES}
+    for (name, _), row in rows.items():
+        if name in PRESETS:
+            assert {key: row[key] for key in PRESETS[name]} == json.loads(json.dumps(PRESETS[name]))
+            assert row["timesteps"] is None and row["ratio"] <= {"exact": 1.0, **tuning.RULE}[name]
+            assert row["ratio"] == pytest.approx(row["error"] / rows["exact", row["guidance"]]["error"])
+    assert PRESETS["fast"]["num_inference_steps"] < PRESETS["balanced"]["num_inference_steps"] < 25
 
 
 @pytest.fixture
