@@ -202,6 +202,11 @@ def is_data_centre(compute_capability: str) -> bool:
     return compute_capability.partition(".")[0] in ("9", "10")
 
 
+def flavour_for(compute_capability: str) -> str:
+    """The library that builds and runs engines for a card: tensorrt-rtx, or tensorrt where that knows no such card."""
+    return "tensorrt" if is_data_centre(compute_capability) else "tensorrt-rtx"
+
+
 # Words that drivers, shops and people add, and that name no other card.
 _FILLING = re.compile(
     r"nvidia|geforce|tesla|graphics|gpu|card|design|generation|gen|with|edition|workstation|server|hbm\d?e?|sxm\d?"
