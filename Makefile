@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch's own index or a local wheel decides which build is taken; users get a range, CI pins one.
 TORCH ?= torch>=2.9
+# Processes that run tests beside each other.
+WORKERS ?= 2
 
 .PHONY: demo test lint typecheck docs clean
 
@@ -35,7 +37,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint typecheck docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 40
 
 clean:
 	rm -rf $(VENV) .cache build dist src *.egg-info
