@@ -90,6 +90,7 @@ def losses(
 
 
 def worst(found: Sequence[Loss]) -> float:
+    """The largest relative L2 of some losses."""
     return max(loss.relative_l2 for loss in found)
 
 

@@ -41,7 +41,7 @@ _MOST_TRIALS = 6
 
 @dataclass(frozen=True)
 class StageVariant:
-    """What became of one stage."""
+    """Result of one stage."""
 
     stage: str
     precision: str
