@@ -199,7 +199,7 @@ def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
         # Refittable with any weights, so that a newly trained checkpoint needs no new engine.
         config.set_flag(library.BuilderFlag.REFIT)
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
-    for profile_spec in request.shapes.profiles:
+    for profile_spec in (entry for entry in request.shapes.profiles if entry.inputs):
         profile = builder.create_optimization_profile()
         for name, sizes in profile_spec.inputs.items():
             profile.set_shape(name, sizes.minimum, sizes.optimum, sizes.maximum)

@@ -32,7 +32,7 @@ from .recipe import (
     source_of,
     variant_rules,
 )
-from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
+from .validation import Loss, NotFiniteError, check_limit, losses, run_cases, run_variant, worst
 
 _PLAIN, _NOBODY = VariantOptions(), Events()
 _MOST_TRIALS = 6
@@ -64,9 +64,10 @@ def write_variant(
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
     Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
-    ``variants/<precision>/losses.json``. An fp16 stage over its limit is written again with its residual sums in
-    float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another
-    build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
+    ``variants/<precision>/losses.json``. An fp16 stage that is over its limit or not finite is written again with its
+    residual sums in float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the
+    U-Net. Another build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest
+    first.
 
     Args:
         bundle: folder of a bundle with its float32 graphs.
@@ -206,9 +207,17 @@ def _write_stage(
     if options.quick_check:
         record["source"]["quick_check"] = True
     if calibration is None:
-        made = attempt({})
-        if rules.weights is None and rules.limit is not None and worst(made.losses) > rules.limit:
-            # Most of what half precision loses is lost in the sums, where small changes meet large values.
+        may_widen = rules.name == "fp16"
+        try:
+            made = attempt({})
+            is_over = rules.limit is not None and worst(made.losses) > rules.limit
+        except NotFiniteError:
+            if not may_widen:
+                raise
+            is_over = True
+        if may_widen and is_over:
+            # Most of what half precision loses is lost in the sums, where small changes meet large values; and sums are
+            # what first passes the largest float16 number, 65504.
             made = attempt({}, wide_sums=True)
     else:
         made, record["activations"] = _attempt_calibrated(attempt, calibration, rules)

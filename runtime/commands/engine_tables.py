@@ -148,7 +148,7 @@ def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, fact
             for name, sizes in profile.inputs.items()
             if "." not in name
         )
-        rows.append((f"profile {number}", shown))
+        rows.append((f"profile {number}", shown or f"{profile.rows} rows, every size fixed"))
     table = make_table(console, f"{engine.stage} for {engine.target}")
     for name, value in rows + (_fact_rows(facts) if facts else []):
         table.add_row(name, value)
