@@ -179,6 +179,8 @@ def _variant_line(report: StageVariant) -> str:
         line += f", {report.quantised_activations} activations in 8 bits"
     if report.float32_sums:
         line += f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
+    if report.float32_scores:
+        line += f", scores of {report.float32_scores} attentions too"
     return line
 
 

@@ -52,6 +52,8 @@ class StageVariant:
     quantised_activations: int
     float32_sums: int
     """Residual sums left in float32, because the stage strays too far with them in half precision."""
+    float32_scores: int
+    """Attentions whose scores are left in float32, because they or the sums are not finite in half precision."""
 
 
 def write_variant(
@@ -125,7 +127,7 @@ def _write_stages(
                 written[stage], entries[stage] = _write_stage(opened, stage, rules, cases, path, options, events)
             record = entries[stage]
             loss, graph = max(loss["relative_l2"] for loss in record["losses"]), record["graph"]
-            counts = graph.get("quantised_activations", 0), graph.get("float32_sums", 0)
+            counts = (graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores"))
             events.variant(StageVariant(stage, precision, skipped, loss, *counts))
         if not written:
             return
@@ -195,8 +197,8 @@ def _write_stage(
     def on_run(number: int) -> None:
         events.progress(f"run {number + 1} of {2 * len(trials)}", number, 2 * len(trials))
 
-    def attempt(scales: Mapping[str, float], *, wide_sums: bool = False) -> _Attempt:
-        facts, types = convert(source, path, rules, scales, wide_sums=wide_sums)
+    def attempt(scales: Mapping[str, float], *, wide_sums: bool = False, wide_scores: bool = False) -> _Attempt:
+        facts, types = convert(source, path, rules, scales, wide_sums=wide_sums, wide_scores=wide_scores)
         changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
         # After the conversion: a weight that does not fit is refused before anything is run.
         expected.extend(() if expected else run_cases(source, spec, trials, on_run))
@@ -210,15 +212,14 @@ def _write_stage(
         may_widen = rules.name == "fp16"
         try:
             made = attempt({})
-            is_over = rules.limit is not None and worst(made.losses) > rules.limit
+            if may_widen and rules.limit is not None and worst(made.losses) > rules.limit:
+                # Most of what half precision loses is lost in the sums, where small changes meet large values.
+                made = attempt({}, wide_sums=True)
         except NotFiniteError:
             if not may_widen:
                 raise
-            is_over = True
-        if may_widen and is_over:
-            # Most of what half precision loses is lost in the sums, where small changes meet large values; and sums are
-            # what first passes the largest float16 number, 65504.
-            made = attempt({}, wide_sums=True)
+            # Sums and scores are what first passes the largest float16 number, 65504.
+            made = attempt({}, wide_sums=True, wide_scores=True)
     else:
         made, record["activations"] = _attempt_calibrated(attempt, calibration, rules)
         made = replace(made, spec=replace(made.spec, calibration=calibration.spec))

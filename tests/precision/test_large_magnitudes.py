@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consisti2v_rt.export.precision.conversion import convert
 from consisti2v_rt.export.precision.recipe import RECIPES
 from consisti2v_rt.export.precision.simulation import write_simulation
 from consisti2v_rt.export.precision.validation import _widened
@@ -64,7 +65,7 @@ def test_sums_beyond_float16_stay_in_float32(bundle, change_weight):
     assert largest_sum(bundle, random_latents()) > LARGEST
     write_variant(bundle, "fp16", [STAGE])
     entry = json.loads((bundle / "variants/fp16/losses.json").read_text())["stages"][STAGE]
-    assert entry["graph"]["float32_sums"] >= 2
+    assert entry["graph"]["float32_sums"] >= 2 and entry["graph"]["float32_scores"] == 0, "its attention is fused"
     assert max(loss["relative_l2"] for loss in entry["losses"]) <= 5e-3
 
 
@@ -102,6 +103,51 @@ def test_a_picture_beyond_what_the_check_saw_is_decoded_in_float32(bundle, chang
     assert np.isfinite(made).all() and np.array_equal(made, single)
     (told,) = (record.message for record in caplog.records)
     assert f"stage {STAGE} produced values that are not finite in fp16: it runs in fp32" in told
+
+
+def attention_of_large_scores(path: Path) -> None:
+    """x [1, 8, 8] attends to itself, one head of size 8 (no fused kernel): each row has a direction of its own, so that
+    its own score is the largest by far.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("MatMul", ["x", f"w_{part}"], [f"{part}0"]) for part in "qkv"]
+    nodes += [helper.make_node("Reshape", [f"{part}0", "heads"], [part]) for part in "qkv"]
+    nodes.append(helper.make_node("Attention", ["q", "k", "v"], ["y"], name="attention"))
+    weights = [
+        numpy_helper.from_array(np.eye(8, dtype=np.float32) * s, f"w_{p}")
+        for p, s in zip("qkv", (1, 1, 0.01), strict=True)
+    ]
+    weights.append(numpy_helper.from_array(np.array([1, 1, 8, 8]), "heads"))
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 8, 8])]
+    graph = helper.make_graph(nodes, "attention", values, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save_model(onnx.shape_inference.infer_shapes(model), str(path))
+
+
+@pytest.mark.parametrize("wide_scores", [False, True])
+def test_scores_beyond_float16_need_their_island(tmp_path, relative_l2, wide_scores):
+    import onnxruntime
+
+    attention_of_large_scores(tmp_path / "plain.onnx")
+    x = 600 * (np.eye(8, dtype=np.float32) + np.float32(0.01) * random_latents()[0, 0, :8, :8])[None]
+
+    def run(path: Path) -> Any:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+    exact = run(tmp_path / "plain.onnx")
+    assert (x[0] @ x[0].T / np.sqrt(8)).max() > LARGEST
+    target = tmp_path / "fp16" / "fp16.onnx"
+    facts, _ = convert(tmp_path / "plain.onnx", target, RECIPES["fp16"], {}, wide_scores=wide_scores)
+    write_simulation(target, target.with_name("simulation.onnx"), RECIPES["fp16"].activations)
+    found = run(target.with_name("simulation.onnx"))
+    assert facts.decomposed_attentions == ["attention"] and facts.float32_scores == int(wide_scores)
+    if wide_scores:
+        assert relative_l2(found, exact) < 1e-3
+    else:
+        assert not np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("precision", ["int8"])
