@@ -209,6 +209,7 @@ def _one_video(address: str, steps: int, seed: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the server, simulate the fleets, write the record and its picture."""
     parser = PlainParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--bundle", required=True, help="a small bundle: only the server's own process is measured")
     parser.add_argument("--video-seconds", type=float, default=12.3, help="of one video on one card")
