@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from consisti2v_rt import UserError
+from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.benchmarks.quality import tuning
 from consisti2v_rt.benchmarks.quality.converged import CONVERGED_STEPS, EXACT, GUIDANCES, Case, Way, Yardstick, distance
 from consisti2v_rt.benchmarks.quality.preset_report import measured
@@ -198,3 +198,23 @@ def test_presets_that_are_not_possible_are_refused(tunable, change, said):
     (tunable / TUNED).write_text(json.dumps({"unet_sha256": unet, "presets": {}} | change))
     with pytest.raises(UserError, match=f"{said}.*make it again with 'consisti2v tune', or delete it"):
         _ = bundle.presets
+
+
+def test_tune_stores_what_it_found_or_leaves_the_bundle_as_it_was(consisti2v, tmp_path, photo, monkeypatch):
+    model = GaussianModel()
+    model.bundle.path = tmp_path
+    monkeypatch.setattr(ImageToVideo, "from_bundle", lambda *args, **options: model)
+    photo.resize((16, 16)).save(tmp_path / "photo.png")
+    (tmp_path / "photos.csv").write_text("path,prompt\nphoto.png,a cat\n")
+    command = ["tune", tmp_path, "--photos", tmp_path / "photos.csv", "--work", tmp_path / "work"]
+    done = consisti2v(*command)
+    assert done.code == 0 and "guidance scale 7.5, 1 case(s)" in done.stdout and TUNED in done.stdout, done.stderr
+    stored = (tmp_path / TUNED).read_text()
+    presets = json.loads(stored)["presets"]
+    assert presets["fast"]["num_inference_steps"] == len(presets["fast"]["timesteps"]) < 50
+
+    monkeypatch.setattr(tuning, "RULE", {"fast": -1.0})
+    monkeypatch.setattr(tuning, "EXACT", replace(EXACT, steps=6))
+    refused = consisti2v(*command)
+    assert refused.code == 2 and "the bundle stays as it was" in refused.stderr
+    assert (tmp_path / TUNED).read_text() == stored
