@@ -41,7 +41,7 @@ _TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
 @dataclass(frozen=True)
 class StageReport:
-    """What became of one stage."""
+    """Result of one stage."""
 
     name: str
     seconds: float
@@ -58,6 +58,7 @@ def write_bundle(
     width: int | None = None,
     guidance: str = ANY_GUIDANCE,
     dynamic: bool = False,
+    sizes: tuple[tuple[int, int], ...] = (),
     precision: str = "fp32",
     cache_branch: int | None = None,
     text_attention: str = "full",
@@ -81,6 +82,8 @@ def write_bundle(
             the size that the model was trained at.
         guidance: any leaves the U-Net's batch open; text, both or none fix it at 2, 3 or 1 rows.
         dynamic: leave the batch and the size open (slower in engines).
+        sizes: height and width of each size that engines are built for and ``fit="auto"`` chooses from, instead of
+            `height` and `width`; the first is the default. It leaves batch and size open, as `dynamic` does.
         precision: fp32.
         cache_branch: also a shallow U-Net for feature caching, cut at this skip (0: the outermost).
         text_attention: full (published) or mean, which simplifies it; see :mod:`.unet.simplified_text`.
@@ -98,6 +101,8 @@ def write_bundle(
     config = model.unet.config
     latent_multiple = 2 ** (config.levels - 1)
     check_request(output, guidance, precision, text_attention, force=force)
+    if sizes:
+        dynamic, (height, width) = True, sizes[0]
     height, width = settle_size(config, model.vae_scale_factor, height, width, dynamic)
     check_cache_branch(config, cache_branch)
     if text_attention == "mean":
@@ -119,6 +124,7 @@ def write_bundle(
         unet_config=config.to_dict(),
         cache_branch=cache_branch,
         text_attention=text_attention,
+        sizes=sizes,
     )
     provenance = Provenance(model.source, model.revision, model.licence, {tool: version(tool) for tool in _TOOLS})
     scheduler, recommended = dataclasses.asdict(model.scheduler), model.recommended
@@ -126,7 +132,7 @@ def write_bundle(
     with _atomic_folder(output, force, on_notice) as folder:
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
-        sizes = dynamic_sizes(latent_multiple, model.vae_scale_factor)
+        open_sizes = dynamic_sizes(latent_multiple, model.vae_scale_factor)
         exports = stages(model, height, width, rows, dynamic, cache_branch=cache_branch)
         # From here on only the stages hold the modules, and each is let go after its export.
         del model
@@ -136,10 +142,15 @@ def write_bundle(
             file = f"{stage.name}/{stage.name}.onnx"
             path = folder / file
             reference = torch_reference(stage)
-            write_graph(stage, path, sizes)
+            write_graph(stage, path, open_sizes)
             specs[stage.name] = stage_spec(stage, reference, file, precision)
             name = stage.name
-            parity = compare_with_torch(path, specs[name], reference, stage, f"{height}x{width}")
+            parity = compare_with_torch(path, specs[name], reference, stage, f"{width}x{height}")
+            for other in sizes[1:] if stage.axes else ():
+                resized = stage.at_size(_dims(*other, model_spec.vae_scale_factor))
+                named = f"{other[1]}x{other[0]}"
+                found = compare_with_torch(path, specs[name], torch_reference(resized), resized, named)
+                parity = max(parity, found, key=lambda one: one.relative_l2)
             del stage
             gc.collect()
             size = sum(f.stat().st_size for f in path.parent.iterdir())
@@ -159,6 +170,12 @@ def write_bundle(
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         Manifest.from_json(manifest.to_json())
     return output
+
+
+def _dims(height: int, width: int, factor: int) -> dict[str, int]:
+    """Open sizes of the stages, by name."""
+    latents = {"latent_height": height // factor, "latent_width": width // factor}
+    return {"height": height, "width": width} | latents
 
 
 def _write_tokenizer(model: SourceModel, folder: Path) -> TokenizerSpec:

@@ -18,7 +18,7 @@ from ..runtime.request.option_table import whole
 from ..runtime.request.settings import parse_settings
 from .checkpoint import open_checkpoint
 from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
-from .request import check_cache_branch, check_frames, check_request, settle_size
+from .request import check_cache_branch, check_frames, check_request, parse_sizes, settle_size
 
 if TYPE_CHECKING:
     from .bundle_writer import StageReport
@@ -37,6 +37,14 @@ def export(
         str, typer.Option(help="any (batch left open), or fixed: text (2 rows), both (3), none (1).")
     ] = "any",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Leave batch and size open; slower in engines.")] = False,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH,WxH",
+            help="Sizes for photos of several shapes, as 256x256,512x320, the default first: 'generate --fit auto' "
+            "takes the nearest, 'build' makes engines for each. Leaves batch and size open.",
+        ),
+    ] = None,
     cache_branch: Annotated[
         int | None, typer.Option(help="Add a shallow U-Net for --cache-interval; 0: the smallest.")
     ] = None,
@@ -66,6 +74,8 @@ def export(
         raise UserError("give either a model (folder or hub id) or --random-weights, not both and not neither.")
     if random_weights is not None and (unet_checkpoint is not None or revision is not None):
         raise UserError("--random-weights takes no --unet-checkpoint and no --revision: drop them, or give a model.")
+    if sizes is not None and (height is not None or width is not None):
+        raise UserError("--sizes takes the place of --height and --width: leave those out.")
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
     check_request(output, guidance, precision, text_attention, force=force)
@@ -84,6 +94,7 @@ def export(
                 config, vae_scale_factor = random_unet_config(random_weights), RANDOM_VAE_SCALE_FACTOR
             check_frames(config, frames)
             settle_size(config, vae_scale_factor, height, width, dynamic)
+            buckets = () if sizes is None else parse_sizes(sizes, config, vae_scale_factor)
             check_cache_branch(config, cache_branch)
         with console.status("loading the model"):
             from .bundle_writer import write_bundle
@@ -106,6 +117,7 @@ def export(
             width=width,
             guidance=guidance,
             dynamic=dynamic,
+            sizes=buckets,
             precision=precision,
             cache_branch=cache_branch,
             text_attention=text_attention,

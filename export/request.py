@@ -14,6 +14,7 @@ from ..runtime.request.option_table import MAX_SIDE
 from .unet.config import UNetConfig
 
 ANY_GUIDANCE = "any"
+MAX_SIZES = 16
 # Pixels, where the checkpoint does not say what it was trained at.
 _DEFAULT_SIDE = 256
 
@@ -107,6 +108,27 @@ def check_cache_branch(config: UNetConfig, cache_branch: int | None) -> None:
 def size_multiple(config: UNetConfig, vae_scale_factor: int, dynamic: bool) -> int:
     """The number of pixels that both sides must be multiples of."""
     return vae_scale_factor * (2 ** (config.levels - 1) if dynamic else 1)
+
+
+def parse_sizes(text: str, config: UNetConfig, vae_scale_factor: int) -> tuple[tuple[int, int], ...]:
+    """``256x256,512x320``: width and height of each size -> (height, width) in pixels, the default first.
+
+    Raises:
+        UserError: no such list, a size twice, or a side that the model cannot have.
+    """
+    sizes = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        # No side has more digits, and Python itself refuses to read some thousands of them.
+        if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides):
+            raise UserError(f"--sizes {part[:40]!r} is no size: give width x height with commas, as 256x256,512x320.")
+        height, width = settle_size(config, vae_scale_factor, int(sides[1]), int(sides[0]), dynamic=True)
+        if (height, width) in sizes:
+            raise UserError(f"--sizes names {width}x{height} twice: give each size once.")
+        sizes.append((height, width))
+    if len(sizes) > MAX_SIZES:
+        raise UserError(f"--sizes has {len(sizes)} sizes: give at most {MAX_SIZES}, each of which is a set of engines.")
+    return tuple(sizes)
 
 
 def settle_size(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..runtime.session import dynamic_size
 from .part_configs import TEXT_LENGTH
 from .unet import VideoUNet
 
@@ -27,8 +28,25 @@ class StageExport:
     arrange: Callable[[list[Any]], tuple[Any, ...]] = tuple
     """Arranges one value per input as the arguments of the module."""
 
+    def at_size(self, dims: Mapping[str, int], seed: int = 0) -> StageExport:
+        """The stage with other random example inputs, of these pictures; other open sizes stay as they are.
+
+        Args:
+            dims: height, width, latent_height and latent_width.
+        """
+        generator, inputs = torch.Generator().manual_seed(seed), {}
+        for name, tensor in self.inputs.items():
+            shape = list(tensor.shape)
+            for axis, size in self.axes.get(name, {}).items():
+                shape[axis] = dynamic_size(size, dims) if size.partition("/")[0] in dims else shape[axis]
+            changed = shape != list(tensor.shape)
+            inputs[name] = torch.randn(shape, generator=generator) if changed else tensor
+        return replace(self, inputs=inputs)
+
 
 class UNetStage(nn.Module):
+    """A full step."""
+
     def __init__(self, unet: VideoUNet, cache_branch: int | None = None) -> None:
         super().__init__()
         self.unet = unet
@@ -57,6 +75,8 @@ class UNetStage(nn.Module):
 
 
 class ShallowUNetStage(nn.Module):
+    """A shallow step of feature caching: the outer layers on the deep features of an earlier full step."""
+
     def __init__(self, unet: VideoUNet, cache_branch: int) -> None:
         super().__init__()
         self.unet = unet

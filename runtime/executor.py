@@ -47,13 +47,15 @@ class Executor(Protocol):
         Args:
             texts: the text attention's keys and values, by branch and video.
             static: latents [videos, c, 1 or f, h, w]: the photo held still, or moved by the camera; or what
-                :meth:`last_frame` gave. Its frame 0 is the clip's.
+                :meth:`next_start` gave. Its frame 0 is the clip's.
             noise: from :meth:`initial_noise`, or an array of the caller's.
             on_step: called after each step with its index, its timestep and the latents.
         """
 
-    def last_frame(self, clip: Any) -> Any:
-        """The clip's last latent frame, for the next clip to begin with: neither decoded nor encoded again."""
+    def next_start(self, clip: Any) -> Any:
+        """The clip's latent frame that the next one begins with: neither decoded nor encoded again. It is the last, or
+        as many frames before the end as the clips overlap.
+        """
 
     def decode(self, clips: Sequence[Any], on_frames: FramesCallback | None) -> Decoded:
         """All clips as frames, and as latents on the host; `on_frames` gets frames as they are decoded."""

@@ -35,7 +35,7 @@ def generate(
         with timings.measure("noise"):
             noise = executor.initial_noise(clip) if latents is None or clip > 0 else latents
         clips.append(executor.denoise(texts, static, noise, _reporter(callback, request, clip)))
-        static = executor.last_frame(clips[-1])
+        static = executor.next_start(clips[-1])
     frames, result = executor.decode(clips, on_frames)
     return GeneratedVideos(frames, result, settings, timings)
 

@@ -28,7 +28,7 @@ def test_golden_boxes(golden_json):
         motion = match[1]
         height, width, frames, side = (int(part) for part in match.groups()[1:])
         if motion.startswith("pan"):
-            boxes = pan_boxes(motion, frames, height, width, side)
+            boxes = pan_boxes(motion, frames, height, width, side, side)
             assert [box.left for box in boxes] == expected, name
             assert {(box.height, box.width) for box in boxes} == {(side, side)}
             assert {box.top for box in boxes} == {round((height - side) / 2)}
@@ -41,7 +41,7 @@ def test_golden_boxes(golden_json):
 @pytest.mark.parametrize("frames", [1, 5, 16])
 def test_boxes_stay_inside_the_image(motion, size, frames):
     if motion.startswith("pan"):
-        boxes = pan_boxes(motion, frames, *size, side=min(size))
+        boxes = pan_boxes(motion, frames, *size, min(size), min(size))
     else:
         boxes = zoom_boxes(motion, frames, *size)
     assert len(boxes) == frames
@@ -65,7 +65,7 @@ def test_crops_equal_torch(motion, image_size):
     size = covering_size(*image_size, scaled, scaled)
     tensor = resize(tensor, size).sub(0.5).div(0.5)
     if motion.startswith("pan"):
-        boxes = pan_boxes(motion, frames, *size, side=side)
+        boxes = pan_boxes(motion, frames, *size, side, side)
     else:
         boxes = zoom_boxes(motion, frames, *size)
     expected = []

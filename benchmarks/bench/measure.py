@@ -103,7 +103,7 @@ def stage_runs(settings: ResolvedSettings, bundle: Bundle) -> dict[str, int]:
         "conditioning": texts,
         "U-Net": steps * -(-branches * videos // (model.rows or branches)),
         "guidance and scheduler": steps,
-        "VAE decoder": videos * (settings.autoregress_steps * (model.frames - 1) + 1),
+        "VAE decoder": videos * settings.total_frames,
     }
 
 

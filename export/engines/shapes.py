@@ -59,6 +59,26 @@ def _check_range(name: str, sizes: Range, model: ModelSpec) -> None:
         )
 
 
+def check_batches(batches: Sequence[int], ranges: Mapping[str, Range], model: ModelSpec) -> None:
+    """Refuse guidance batches that no engine of a bundle can have.
+
+    Raises:
+        UserError: not of 1, 2 and 3, beside a range of rows, or of a bundle with one batch.
+    """
+    known = sorted(set(BRANCHES.values()))
+    if not batches:
+        return
+    if not set(batches) <= set(known):
+        raise UserError(
+            f"--batches {','.join(map(str, batches))[:60]} does not fit: name guidance batches of 1 (no guidance), "
+            "2 (text) and 3 (text and image) rows, such as 2 or 1,2."
+        )
+    if "rows" in ranges:
+        raise UserError("--batches and --dynamic rows both say which batches there are: give one of them.")
+    if model.rows is not None:
+        raise UserError(f"--batches does not fit: this bundle's batch is fixed at {model.rows} rows: leave it out.")
+
+
 @dataclass(frozen=True)
 class EngineShapes:
     """A stage's tensors as its engine has them."""
@@ -66,7 +86,7 @@ class EngineShapes:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[ProfileSpec, ...]
-    """Empty where every size is fixed."""
+    """Empty where every size is fixed; one without inputs, that says which batch, where only the engine fixes it."""
 
     @property
     def smallest_batch(self) -> int:
@@ -74,25 +94,40 @@ class EngineShapes:
         return min((sizes.minimum[0] for p in self.profiles for sizes in p.inputs.values()), default=1)
 
 
-def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]) -> EngineShapes:
-    """Fix the sizes that have one value, and make a profile for every guidance batch, or one for a range of rows.
+def engine_shapes(
+    stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range], wanted: Sequence[int] = ()
+) -> EngineShapes:
+    """Fix the sizes that have one value, and make a profile for every guidance batch (or one for a range of rows) and
+    each of the bundle's sizes.
 
     Args:
         stage: the graph, dynamic sizes by name.
         asked: from :func:`parse_ranges`.
+        wanted: guidance batches, checked by :func:`check_batches`; none: all. A single one is a fixed size.
     """
-    ranges: dict[str, Range] = {}
-    for axis, default in (("height", model.height), ("width", model.width)):
-        ranges[axis] = asked.get(axis, (default,) * 3)
-        ranges[f"latent_{axis}"] = tuple(size // model.vae_scale_factor for size in ranges[axis])
-    if "rows" in asked:
-        ranges["rows"] = asked["rows"]
-    fixed = {name: sizes[0] for name, sizes in ranges.items() if sizes[0] == sizes[2]}
-    by_batch: dict[int | None, dict[str, Range]] = {
-        rows: ranges | {"rows": (rows,) * 3} for rows in sorted(set(BRANCHES.values()))
+    sizes = ((model.height, model.width),) if {"height", "width"} & asked.keys() or not model.sizes else model.sizes
+    buckets: list[dict[str, Range]] = []
+    for bucket in sizes:
+        ranges: dict[str, Range] = {"rows": asked["rows"]} if "rows" in asked else {}
+        for axis, default in zip(("height", "width"), bucket, strict=True):
+            ranges[axis] = asked.get(axis, (default,) * 3)
+            ranges[f"latent_{axis}"] = tuple(size // model.vae_scale_factor for size in ranges[axis])
+        buckets.append(ranges)
+    # A size that every bucket has is no longer open.
+    fixed = {
+        name: first[0]
+        for name, first in buckets[0].items()
+        if {size for one in buckets for size in one[name]} == {first[0]}
     }
-    if "rows" in asked or not any("rows" in spec.shape for spec in stage.inputs):
-        by_batch = {None: ranges}
+    is_open = any("rows" in spec.shape for spec in stage.inputs)
+    batches: tuple[int | None, ...] = tuple(sorted(set(wanted or BRANCHES.values())))
+    if "rows" in asked or not is_open:
+        batches = (None,)
+    elif len(batches) == 1:
+        fixed["rows"] = wanted[0]
+    profile_ranges = [
+        (rows, ranges if rows is None else ranges | {"rows": (rows,) * 3}) for ranges in buckets for rows in batches
+    ]
 
     def settled(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         def size(name: int | str) -> int | str:
@@ -102,10 +137,10 @@ def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]
 
     inputs = settled(stage.inputs)
     free = [spec for spec in inputs if any(isinstance(size, str) for size in spec.shape)]
-    profiles = []
-    for rows, found in by_batch.items() if free else ():
+    profiles: list[ProfileSpec] = []
+    for rows, found in profile_ranges if free or batches != (None,) else ():
         dims = [{name: sizes[part] for name, sizes in found.items()} for part in range(3)]
-        profiles.append(
-            ProfileSpec(rows, {spec.name: ShapeRange(*(resolve_shape(spec, each) for each in dims)) for spec in free})
-        )
+        inputs_of = {spec.name: ShapeRange(*(resolve_shape(spec, each) for each in dims)) for spec in free}
+        if ProfileSpec(rows, inputs_of) not in profiles:  # a stage without pictures has the same for every size
+            profiles.append(ProfileSpec(rows, inputs_of))
     return EngineShapes(inputs, settled(stage.outputs), tuple(profiles))

@@ -11,8 +11,9 @@ from typing import Any
 
 from ...errors import UserError
 from ...kernels.ddim import SchedulerConfig
+from ..request.option_table import MAX_SIDE
 from .graph_source import GraphSource
-from .manifest import MANIFEST_NAME, Manifest, StageSpec, TensorSpec
+from .manifest import MANIFEST_NAME, Manifest, ModelSpec, StageSpec, TensorSpec
 from .onnx_walker import GraphTensor
 
 # What a generation gives each stage, and takes from it.
@@ -63,6 +64,7 @@ def check_sizes(manifest: Manifest) -> None:
     for name, size in (("height", model.height), ("width", model.width)):
         if size % factor:
             raise _refusal(f"{MANIFEST_NAME}: model.{name} {size} is no multiple of model.vae_scale_factor {factor}")
+    _check_choice_of_sizes(model)
     sizes: dict[str, int | str] = {
         "one": 1,
         "three colours": 3,
@@ -102,6 +104,20 @@ def check_sizes(manifest: Manifest) -> None:
                 raise _refusal(f"{told} is {list(shape)}, and {entry} is {sizes[entry]}")
     _check_handover(manifest.stages)
     _check_scheduler(manifest)
+
+
+def _check_choice_of_sizes(model: ModelSpec) -> None:
+    multiple = model.dynamic_size_multiple
+    if not model.sizes:
+        return
+    fits = multiple is not None and all(
+        len(size) == 2 and all(0 < side <= MAX_SIDE and side % multiple == 0 for side in size) for size in model.sizes
+    )
+    if not fits or len(set(model.sizes)) < len(model.sizes) or model.sizes[0] != (model.height, model.width):
+        raise _refusal(
+            f"{MANIFEST_NAME}: entry model.sizes is {str([list(size) for size in model.sizes])[:200]}, and it takes "
+            "different pairs of multiples of model.dynamic_size_multiple, model.height and model.width first"
+        )
 
 
 def _check_handover(stages: Mapping[str, StageSpec]) -> None:

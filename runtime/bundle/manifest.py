@@ -198,10 +198,16 @@ class ModelSpec:
     """The skip at which feature caching cuts; then there is a stage ``unet_shallow``. None: no caching."""
     text_attention: Annotated[str, TEXT_ATTENTIONS] = "full"
     """full as published, or mean: simplified, with a loss."""
+    sizes: tuple[tuple[int, ...], ...] = ()
+    """Height and width in pixels of each size that ``fit="auto"`` chooses from and that engines are built for, the
+    default first; empty: the default alone.
+    """
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
+    """The tokenizer's file, and the numbers that the text encoder expects."""
+
     file: _InnerPath
     max_length: _Count
     pad_token_id: int
@@ -239,6 +245,8 @@ class RecommendedSettings:
 
 @dataclass(frozen=True)
 class Provenance:
+    """Where the weights came from, their licence, and the tools that made the bundle."""
+
     source: str
     revision: str
     licence: str
@@ -248,6 +256,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class FileRecord:
+    """What a file of the bundle must be."""
+
     sha256: _Hash
     bytes: int
 

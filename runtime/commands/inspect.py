@@ -75,7 +75,8 @@ def inspect(
 def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
     model, came_from, init = manifest.model, manifest.provenance, manifest.frame_init
     recommended = manifest.recommended
-    size = f"{model.width}x{model.height} pixels, {model.frames} frames"
+    sizes = [(model.height, model.width), *model.sizes[1:]]
+    size = f"{' or '.join(f'{width}x{height}' for height, width in sizes)} pixels, {model.frames} frames"
     if model.dynamic_size_multiple is not None:
         size += f"; any multiple of {model.dynamic_size_multiple} pixels"
     advice = {name: getattr(recommended, name) for name in PUBLISHED}

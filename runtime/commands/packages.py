@@ -17,6 +17,7 @@ PURPOSES = {
     "cuda": "runs bundles with ONNX Runtime on an NVIDIA GPU, without engines",
     "openvino": "runs bundles with OpenVINO, faster on the processor",
     "kernels": "compiles the CUDA kernels",
+    "serve": "consisti2v serve: the video API and a page",
     "bench": "consisti2v bench: measures time and memory",
     "quality": "consisti2v evaluate: measures videos",
     "fvd": "FVD and RAFT for consisti2v evaluate",
@@ -44,7 +45,7 @@ class Part:
 
 
 def parts() -> dict[str, Part]:
-    """ "" for the runtime, then every extra of :data:`PURPOSES`."""
+    """What each extra of :data:`PURPOSES` needs; the empty name stands for the runtime, first."""
     needed: dict[str, dict[str, str]] = {"": {}, **{extra: {} for extra in PURPOSES}}
     for line in _requirements():
         match = _REQUIREMENT.match(line)

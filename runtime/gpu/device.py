@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,6 +72,19 @@ def probe() -> GpuStatus:
         return GpuStatus(False, f"no NVIDIA GPU can be used ({_first_sentence(error)})")
     reason = f"{device.name}, compute capability {capability}, {total / 2**30:.1f} GiB"
     return GpuStatus(True, reason, device.name, capability, total)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; empty where none can be used."""
+    if not probe().found:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    from cuda.bindings import driver
+
+    (count,) = _check(driver.cuDeviceGetCount())
+    return [str(number) for number in range(count)]
 
 
 def _has_driver() -> bool:

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...kernels.cuda.sources import CALL_KERNELS
 from ...kernels.ddim import SchedulerConfig
 from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape, mix_noise
 from ..bundle.manifest import STAGES
 from ..call_queue import CallQueue, CancelToken
-from ..loop.denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep
+from ..loop.denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep, fade
 from ..request.request import Request
 from ..request.settings import FramesCallback
 from ..stages import Stages
@@ -41,8 +42,6 @@ _memory_log = logging.getLogger("consisti2v_rt.memory")
 
 _CALLS = CallQueue()
 """All calls of the process: they share the GPU's stream, its scratch block and the graphs captured on them."""
-KERNELS = ("guided_step", "frame_init", "frames_to_uint8", "noise", "philox")
-"""Sources of the kernels that a call may launch."""
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
 
@@ -89,7 +88,7 @@ class GpuExecutor:
             )
 
         # One that cannot be loaded is found before the first step.
-        self._kernels.load(*KERNELS)
+        self._kernels.load(*CALL_KERNELS)
 
     def _plan_memory(self, dims: dict[str, int], rows: int, shallow: bool) -> Plan:
         """See that these sizes fit."""
@@ -199,13 +198,13 @@ class GpuExecutor:
         unet.set_texts(texts, settings.frame_stride)
         return unet
 
-    def last_frame(self, clip: DeviceArray) -> DeviceArray:
+    def next_start(self, clip: DeviceArray) -> DeviceArray:
         videos, channels, frames, height, width = self._shape
-        last = self._memory.empty((videos, channels, 1, height, width), "float32")
+        start = self._memory.empty((videos, channels, 1, height, width), "float32")
         for video in range(videos):
-            row = (video + 1) * frames - 1
-            self._memory.copy(last[video : video + 1], clip[row : row + 1])
-        return last
+            row = (video + 1) * frames - self._request.settings.overlap
+            self._memory.copy(start[video : video + 1], clip[row : row + 1])
+        return start
 
     def decode(self, clips: Sequence[DeviceArray], on_frames: FramesCallback | None) -> Decoded:
         """In chunks of the decoder's batch; one whose numbers are not all finite is decoded again in float32."""
@@ -235,20 +234,27 @@ class GpuExecutor:
     def _join(self, clips: Sequence[DeviceArray], more: int) -> DeviceArray:
         """Clips -> [videos * frames + more, c, h, w], the rows behind the last frame zero; see :func:`join_clips`."""
         videos, channels, frames, height, width = self._shape
-        total = len(clips) * (frames - 1) + 1
+        overlap, total = self._request.settings.overlap, self._request.settings.total_frames
         joined = self._memory.zeros((videos * total + more, channels, height, width), "float32")
         for video in range(videos):
             place = video * total
             for number, clip in enumerate(clips):
-                part = clip[video * frames + min(number, 1) : (video + 1) * frames]
-                self._memory.copy(joined[place : place + part.shape[0]], part)
-                place += part.shape[0]
+                first, last = video * frames + (overlap if number else 0), (video + 1) * frames
+                if number and overlap > 1:
+                    # A few frames of latents: not worth a kernel.
+                    shared = joined[place - overlap : place]
+                    both = self._memory.download(shared), self._memory.download(clip[first - overlap : first])
+                    self._memory.upload(fade(*both, axis=0), shared)
+                self._memory.copy(joined[place : place + last - first], clip[first:last])
+                place += last - first
         return joined
 
     def _decoder_of(self, session: DeviceSession) -> DeviceDecoder:
         return self._decoder.get(
             (session, tuple(sorted(session.dims.items()))),
-            lambda: DeviceDecoder(self._gpu, self._kernels, session, self.stages.check_cancelled),
+            lambda: DeviceDecoder(
+                self._gpu, self._kernels, session, self.stages.check_cancelled, use_graph=self.options.cuda_graph
+            ),
         )
 
     def _decode_again(self, frames: Latents) -> NDArray[np.uint8]:

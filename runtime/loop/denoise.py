@@ -30,9 +30,23 @@ class Decoded(NamedTuple):
     """[videos, c, frames, h, w]."""
 
 
-def join_clips(clips: Sequence[Latents]) -> Latents:
-    """Clips -> one video; each clip but the first begins with the last frame of the one before, which counts once."""
-    return np.concatenate([clips[0], *(clip[:, :, 1:] for clip in clips[1:])], axis=2)
+def join_clips(clips: Sequence[Latents], overlap: int = 1) -> Latents:
+    """Clips [videos, c, f, h, w] -> one video. Neighbours share `overlap` frames, which fade from one to the next; of a
+    single one, the last of the earlier clip stays, as published.
+    """
+    joined = clips[0]
+    for clip in clips[1:]:
+        faded = fade(joined[:, :, -overlap:], clip[:, :, :overlap], axis=2)
+        joined = np.concatenate([joined[:, :, :-overlap], faded, clip[:, :, overlap:]], axis=2)
+    return joined
+
+
+def fade(before: Latents, after: Latents, axis: int) -> Latents:
+    """Frames that two clips share: the earlier clip's at first, the later one's at the end, linear between."""
+    count = before.shape[axis]
+    shape = [count if place == axis else 1 for place in range(before.ndim)]
+    share = (np.arange(count, dtype=np.float32) / max(count - 1, 1)).reshape(shape)
+    return before + share * (after - before)
 
 
 class NoisePredictor(Protocol):

@@ -70,11 +70,12 @@ class CpuExecutor:
             cache = FeatureCache(settings.cache_interval, partial(stages.session, "unet_shallow", self._shape))
         return UNetRows(session, texts, settings.frame_stride, self._timings, resize, cache, stages.choice.precision)
 
-    def last_frame(self, clip: Latents) -> Latents:
-        return clip[:, :, -1:]
+    def next_start(self, clip: Latents) -> Latents:
+        start = clip.shape[2] - self._request.settings.overlap
+        return clip[:, :, start : start + 1]
 
     def decode(self, clips: Sequence[Latents], on_frames: FramesCallback | None) -> Decoded:
-        latents = join_clips(clips)
+        latents = join_clips(clips, self._request.settings.overlap)
         with self._timings.measure("load"):
             self.stages.session("vae_decoder", self._shape)
         with self._timings.measure("vae_decoder"):

@@ -1,4 +1,4 @@
-"""The way in: any photo -> RGB image -> the array that the image encoder expects."""
+"""Image loading and preprocessing: any photo -> RGB image -> the array that the image encoder expects."""
 
 from __future__ import annotations
 
@@ -78,16 +78,40 @@ def load_image(source: ImageSource) -> Image.Image:
         return _decode(image, name, owned=True)
 
 
-def check_image(source: ImageSource) -> None:
+def check_image(source: ImageSource) -> tuple[int, int] | None:
     """Refuse at once what :func:`load_image` would refuse before it decodes, for a file, bytes or an array. A file
     object is left alone, for it may be read only once, and a Pillow image is open already.
+
+    Returns:
+        Width and height of a file's picture, as its header says; None for what is no file.
     """
     if isinstance(source, np.ndarray):
         _check_array(source)
     elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         name = _name_of(source)
-        with _opened(source, name) as (file, in_memory):
-            _open(file, in_memory, name).close()
+        with _opened(source, name) as (file, in_memory), closing(_open(file, in_memory, name)) as image:
+            return image.width, image.height
+    return None
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Height and width of a photo as :func:`load_image` gives it, upright; files and bytes are not decoded.
+
+    Raises:
+        UserError: as :func:`check_image`, or a file object, which may be read only once.
+    """
+    check_image(source)
+    if isinstance(source, np.ndarray):
+        return int(source.shape[0]), int(source.shape[1])
+    if isinstance(source, Image.Image):
+        width, height, turned = *source.size, _orientation(source) >= 5
+    elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        name = _name_of(source)
+        with _opened(source, name) as (file, in_memory), closing(_open(file, in_memory, name)) as image:
+            width, height, turned = *image.size, _orientation(image) >= 5
+    else:
+        raise UserError("the size of an open file is not known before it is read: pass its bytes, or a path.")
+    return (width, height) if turned else (height, width)
 
 
 def preprocess(image: Image.Image, height: int, width: int) -> FloatArray:

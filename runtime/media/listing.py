@@ -16,6 +16,8 @@ MAX_ROWS = 10_000
 """Of a listing, where no other limit is given; WebVid's validation set has 5,000."""
 _PATHS = ("path", "video", "image", "file")
 _CAPTIONS = ("caption", "prompt", "text", "name")
+NAMING = (*_PATHS, *_CAPTIONS, "page_dir", "videoid")
+"""Columns that give the file and the caption."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def read_listing(
     listing = Path(path)
     base = Path(root) if root is not None else listing.parent
     listed: list[ListedFile] = []
-    for number, row in _rows(listing):
+    for number, row in listing_rows(listing):
         if len(listed) == max_rows:
             raise UserError(
                 f'the listing "{listing}" has more than {max_rows} rows: shorten it, or raise the limit with '
                 "--max-rows."
             )
-        listed.append(_listed(row, f'"{listing}", line {number}', base))
+        listed.append(listed_file(row, f'"{listing}", line {number}', base))
     if not listed:
         raise UserError(f'the listing "{listing}" holds no rows: give a file and a caption in each.')
     twice, count = Counter(entry.name for entry in listed).most_common(1)[0]
@@ -64,8 +66,12 @@ def read_listing(
     return listed
 
 
-def _rows(listing: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Every row with the number of its line."""
+def listing_rows(listing: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Every row of a listing as it stands, with the number of its line.
+
+    Raises:
+        UserError: no such file, another suffix, or no CSV or JSONL; with a generator, when the row is reached.
+    """
     suffix = listing.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".ndjson"):
         # os.path answers for names that are too long, where Path raises.
@@ -91,8 +97,17 @@ def _rows(listing: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-def _listed(row: Mapping[str, Any], where: str, base: Path) -> ListedFile:
-    known = {key: row[key] for key in (*_PATHS, *_CAPTIONS, "page_dir", "videoid") if row.get(key) is not None}
+def listed_file(row: Mapping[str, Any], where: str, base: Path) -> ListedFile:
+    """The file and the caption of a row.
+
+    Args:
+        where: what a refusal calls the row.
+        base: folder that the paths start from.
+
+    Raises:
+        UserError: no file or caption, a path that leaves `base`, or no such file.
+    """
+    known = {key: row[key] for key in NAMING if row.get(key) is not None}
     for key, value in known.items():
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise UserError(f"{where} has a {key} that is no text: write the file and the caption in quotes.")

@@ -16,9 +16,10 @@ from ...errors import UserError, shown
 from ...kernels.frame_init import FILTER_KINDS
 from ...kernels.noise import NOISE_KINDS
 from ...kernels.schedulers import SCHEDULERS
+from .presets import PRESETS
 
 CAMERA_MOTIONS = ("pan_left", "pan_right", "zoom_in", "zoom_out")
-FITS = ("crop", "pad", "stretch")
+FITS = ("crop", "pad", "stretch", "auto")
 MAX_SIDE = 8192
 PANELS = ("Basic", "Video", "Motion", "Guidance", "FrameInit", "Output", "Speed and memory", "GPU", "Other options")
 """Groups of the command line's help, in their order."""
@@ -53,10 +54,14 @@ class Option:
 
 # fmt: off
 _TABLE = (
+    Option("preset", "Basic", str,
+           f"Scheduler, steps and guidance interval: {', '.join(PRESETS)} (exact: as published). Other options win "
+           "over it; without it they are as the bundle recommends.", choices=tuple(PRESETS)),
     Option("negative_prompt", "Basic", list[str], "What to lead away from."),
     Option("num_inference_steps", "Basic", int, "Denoising steps", 1, names=("steps", "num_steps")),
     Option("scheduler", "Basic", str, f"{', '.join(SCHEDULERS)} (for distilled models)", choices=SCHEDULERS,
            names=("scheduler", "sampler")),
+    Option("timesteps", "Basic", None, "Timesteps of the noise schedule instead of a number of steps, as 999,600,200."),
     Option("eta", "Basic", float, "0: deterministic DDIM, 1: DDPM; for ddim.", 0, 1),
     Option("seed", "Basic", list[int], "One, or one per video; drawn and shown if absent.",
            names=("seed", "generator")),
@@ -68,8 +73,10 @@ _TABLE = (
     Option("width", "Video", int, "Pixels; as the bundle was exported.", 1, MAX_SIDE),
     Option("video_length", "Video", int, "Frames of a clip; as the bundle was exported.", 1,
            names=("frames", "num_frames")),
-    Option("fit", "Video", str, "Photo of another aspect than the video: crop, pad (black bars) or stretch.",
-           choices=FITS),
+    Option("chain", "Video", None, "How clips join: last (the next begins with the last frame) or overlap:N (N frames "
+           "blended)"),
+    Option("fit", "Video", str, "Photo of another aspect than the video: crop, pad (black bars), stretch, or auto: the "
+           "bundle's nearest size, then crop.", choices=FITS),
     Option("frame_stride", "Motion", int, "Larger moves more", 1, 1000, names=("frame_stride", "stride")),
     Option("noise_sampling_method", "Motion", str, f"{', '.join(NOISE_KINDS)}.", choices=NOISE_KINDS, names=("noise",)),
     Option("noise_alpha", "Motion", float, "How much noise frames share.", 0, 1000),
@@ -100,12 +107,12 @@ ALIASES: dict[str, str] = {name: option.setting for option in _TABLE for name in
 
 
 def canonical_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under the settings' own names, or ``preset``; a ``torch.Generator`` as the seed that it was made with.
+    """Options under the settings' own names; a ``torch.Generator`` as the seed that it was made with.
 
     Raises:
         UserError: a name that is not known (the nearest one is proposed), or two names of one setting.
     """
-    known = [*OPTIONS, "preset"]
+    known = list(OPTIONS)
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     for name, value in options.items():

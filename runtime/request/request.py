@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ from ...errors import UserError
 from ...kernels.ddim import SchedulerConfig
 from ...kernels.sampler import StepTable
 from ...kernels.schedulers import step_table
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import Manifest, ModelSpec
 from ..bundle.recommended import notices
 from ..loop.random_streams import RandomStreams
-from ..media.image import ImageSource
+from ..media.image import ImageSource, image_size
+from .presets import PRESETS, Presets
 from .settings import GenerationSettings, ResolvedSettings
 
 
@@ -45,23 +47,49 @@ def check_request(
     settings: GenerationSettings,
     manifest: Manifest,
     scheduler: SchedulerConfig,
+    presets: Presets = PRESETS,
 ) -> Request:
     """Match images, prompts and seeds, fill in the bundle's defaults, and check all of it.
 
     Raises:
         UserError: anything that does not fit; images are not read yet.
     """
-    chosen = settings.resolved(manifest)
+    prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
+    if isinstance(settings.fit, str) and settings.fit == "auto":
+        settings = with_nearest_size(settings, images, manifest.model)
+    chosen = settings.resolved(manifest, presets)
     if chosen.seed is None:
         chosen = replace(chosen, seed=secrets.randbits(31))
-    prompts, negatives, images = _match(prompt, chosen.negative_prompt, image)
     streams = RandomStreams(chosen.seed, len(prompts) * chosen.num_videos_per_prompt)
     try:
-        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta)
+        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta, chosen.timesteps)
     except ValueError as error:
         raise UserError(str(error)) from None
     found = notices(manifest.recommended, prompts, chosen.camera_motion)
     return Request(chosen, prompts, negatives, images, streams, table, found)
+
+
+def with_nearest_size(
+    settings: GenerationSettings, images: Sequence[ImageSource], model: ModelSpec
+) -> GenerationSettings:
+    """``fit="auto"`` as the size whose shape is nearest to the photos', and ``crop``.
+
+    Raises:
+        UserError: a height or width is given beside it, a photo's size cannot be seen yet, or the photos of one call
+            need different sizes.
+    """
+    if settings.height is not None or settings.width is not None:
+        raise UserError("fit 'auto' chooses height and width: leave both out, or set fit to crop, pad or stretch.")
+    sizes = model.sizes or ((model.height, model.width),)
+    nearest = set()
+    for source in images:
+        height, width = image_size(source)
+        nearest.add(min(sizes, key=lambda size: abs(math.log(size[1] / size[0] * height / width))))
+    if len(nearest) > 1:
+        shown = " and ".join(f"{width}x{height}" for height, width in sorted(nearest))
+        raise UserError(f"the photos need the sizes {shown}: call once for each shape, or give height and width.")
+    (chosen,) = nearest
+    return replace(settings, fit="crop", height=chosen[0], width=chosen[1])
 
 
 def _match(

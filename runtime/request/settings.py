@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -12,7 +13,7 @@ from ...kernels.guidance import GuidanceMode, guidance_mode, guided_steps
 from ..bundle.manifest import Manifest, RecommendedSettings
 from ..files.guarded_read import parse_json
 from .option_table import MAX_SIDE, OPTIONS, canonical_options, number
-from .presets import PUBLISHED, with_preset
+from .presets import PRESET_SETTINGS, PRESETS, PUBLISHED, Presets, with_preset
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,16 @@ class GenerationSettings:
     recommends"; where it recommends nothing, the published value holds. :meth:`resolved` fills all of them in.
     """
 
+    preset: str | None = None
+    """exact, balanced or fast: stands for scheduler, steps or timesteps, and guidance interval; see docs/presets.md."""
     negative_prompt: str | tuple[str, ...] | None = ""
     """Text the guidance leads away from; one, or one per prompt. None: no text."""
     num_inference_steps: int | None = None
     """Published: 50."""
     scheduler: str | None = None
-    """ddim (published), dpmpp_2m, dpmpp_2m_karras, unipc, euler, or lcm for distilled checkpoints."""
+    """ddim (published), dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, or lcm (distilled models)."""
+    timesteps: tuple[int, ...] | None = None
+    """Of the noise schedule, one a step, highest first, instead of the bundle's spacing of num_inference_steps."""
     guidance_scale_txt: float | None = None
     """Text guidance; 1 switches it off. Published: 7.5."""
     guidance_scale_img: float | None = None
@@ -63,38 +68,58 @@ class GenerationSettings:
     """pan_left, pan_right, zoom_in or zoom_out: FrameInit starts from a moving crop of the photo instead of a still."""
     num_videos_per_prompt: int = 1
     autoregress_steps: int = 1
-    """Clips of a long video; each begins with the last frame of the one before."""
+    """Clips of a long video."""
+    chain: str = "last"
+    """How clips join. last (published): a clip begins with the last frame of the one before. overlap:N: it begins N
+    frames before the end, and those N frames fade from one clip to the next, in latents.
+    """
     height: int | None = None
     width: int | None = None
     video_length: int | None = None
     """Frames of one clip, the first included."""
     fps: float = 8.0
     fit: str = "crop"
-    """Photo of another aspect than the video: crop (published) cuts its sides off, pad adds black bars, or stretch."""
+    """Photo of another aspect than the video: crop (published) cuts its sides off, pad adds black bars, stretch
+    distorts it; auto takes the size of the bundle whose shape is nearest to the photo's, and crops to that.
+    """
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
         """Settings from keyword arguments, under the names of :mod:`.option_table`; lists become tuples.
 
-        ``preset`` (exact or balanced) stands for the options that :data:`PRESETS` gives it; options beside it
-        win over it, and it wins over `base`.
+        What a ``preset`` stands for is not kept from `base`, nor are its timesteps where a number of steps or a
+        scheduler is given.
 
         Raises:
             UserError: an unknown name (the nearest known one is proposed), two names of one option, or an
                 unknown preset.
         """
-        options = with_preset(canonical_options(options))
+        options = canonical_options(options)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        if values.get("preset") is not None:
+            OPTIONS["preset"].check(values["preset"])
+            values = dict.fromkeys(PRESET_SETTINGS) | values
+        elif values.get("num_inference_steps") is not None or values.get("scheduler") is not None:
+            values = {"timesteps": None} | values
+        elif values.get("timesteps") is not None:
+            values = {"num_inference_steps": None} | values
         return replace(base or cls(), **values)
 
-    def resolved(self, manifest: Manifest) -> ResolvedSettings:
+    def resolved(self, manifest: Manifest, presets: Presets = PRESETS) -> ResolvedSettings:
         """The settings with the bundle's values filled in, every one checked.
+
+        Args:
+            manifest: the bundle's.
+            presets: the bundle's.
 
         Raises:
             UserError: a value that is not possible, or that this bundle was not exported for.
         """
         model = manifest.model
         values = {f.name: _plain_value(getattr(self, f.name)) for f in fields(GenerationSettings)}
+        values = with_preset(values, presets)
+        if values["num_inference_steps"] is None and isinstance(values["timesteps"], tuple):
+            values["num_inference_steps"] = len(values["timesteps"])
         defaults: dict[str, Any] = {
             **{name: getattr(manifest.recommended, name) for name in PUBLISHED},
             **{f"frameinit_{f.name}": getattr(manifest.frame_init, f.name) for f in fields(manifest.frame_init)},
@@ -107,6 +132,7 @@ class GenerationSettings:
             values |= {name: value for name, value in known.items() if values[name] is None}
         settings = ResolvedSettings(**values)
         steps = int(manifest.scheduler.get("num_train_timesteps", 1000))
+        check_listed(settings.timesteps, steps)
         check_sampling(settings, steps)
         limits = {"frameinit_noise_level": (0, steps - 1)}
         limits |= dict.fromkeys(("height", "width"), (model.vae_scale_factor, MAX_SIDE))
@@ -141,6 +167,16 @@ class ResolvedSettings(GenerationSettings):
     @property
     def guidance(self) -> GuidanceMode:
         return guidance_mode(self.guidance_scale_txt, self.guidance_scale_img)
+
+    @property
+    def overlap(self) -> int:
+        """Frames that neighbouring clips share; 1: the last frame of one is the first of the next."""
+        return 1 if self.chain == "last" else int(self.chain.partition(":")[2])
+
+    @property
+    def total_frames(self) -> int:
+        """Of one video, all clips joined."""
+        return self.video_length + (self.autoregress_steps - 1) * (self.video_length - self.overlap)
 
     @property
     def guided_steps(self) -> range:
@@ -180,8 +216,18 @@ class ResolvedSettings(GenerationSettings):
                 f"cache_interval {self.cache_interval} does not fit: this bundle has no shallow U-Net; leave it at 1, "
                 "or export with --cache-branch 0."
             )
+        self._check_chain()
         if self.camera_motion is not None:
             self._check_camera_motion(self.camera_motion)
+
+    def _check_chain(self) -> None:
+        most = self.video_length - 1
+        kind, colon, digits = self.chain.partition(":") if isinstance(self.chain, str) else ("", "", "")
+        count = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 0
+        if (kind, colon) != ("last", "") and not (kind == "overlap" and 2 <= count <= most):
+            raise UserError(
+                f"chain {shown(self.chain)} is not possible: give last, or overlap:N with N from 2 to {most} frames."
+            )
 
     def _check_camera_motion(self, motion: str) -> None:
         if not self.use_frameinit:
@@ -190,11 +236,6 @@ class ResolvedSettings(GenerationSettings):
             raise UserError("camera_motion is for one clip: set autoregress_steps to 1, or drop camera_motion.")
         if motion.startswith("pan") and self.fit != "crop":
             raise UserError(f"camera_motion {motion!r} moves over the whole photo: leave fit at crop, not {self.fit}.")
-        if self.height != self.width:
-            raise UserError(
-                f"camera_motion needs a square video, not {self.height}x{self.width}: set height and width to one "
-                "value, or drop camera_motion."
-            )
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -213,6 +254,19 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             options[name.strip()] = value
     return options
+
+
+def check_listed(timesteps: Any, train_steps: int) -> None:
+    """Refuse anything but None, or falling whole numbers below `train_steps`."""
+    if timesteps is None:
+        return
+    whole = isinstance(timesteps, tuple) and all(type(timestep) is int for timestep in timesteps)
+    falling = whole and all(later < earlier for earlier, later in itertools.pairwise(timesteps))
+    if not falling or not timesteps or not train_steps > timesteps[0] >= timesteps[-1] >= 0:
+        raise UserError(
+            f"timesteps {shown(timesteps)} are not possible: give each once, highest first, from {train_steps - 1} "
+            "to 0."
+        )
 
 
 def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: int) -> None:

@@ -1,0 +1,486 @@
+"""The queue: jobs wait, run in worker processes, and end; each state is on disk before anybody is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UserError
+from .events import Events, final_data
+from .job import Job
+from .logs import Log
+from .metrics import Metrics
+from .models import Model
+from .options import ServerOptions
+from .pace import Pace
+from .store import PHOTO, JobStore
+from .worker_process import WorkerEndedError, WorkerProcess
+
+CANCEL_SECONDS = 10.0
+"""A worker that has not stopped by then is killed."""
+_MOST_INTERRUPTIONS = 2
+_RESTART_PAUSES = (0.0, 1.0, 5.0, 30.0)
+"""Seconds before a worker that cannot be started is tried again."""
+_TIDY_SECONDS = 60.0
+
+
+class QueueFullError(Exception):
+    """No more jobs are taken now; holds the seconds after which a place may be free."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class StoppingError(Exception):
+    """The server is being stopped."""
+
+
+class Dispatcher:
+    """Everything between the API and the workers. It belongs to one event loop."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        models: dict[str, Model],
+        store: JobStore,
+        metrics: Metrics,
+        log: Log,
+        workers: Sequence[Any] | None = None,
+    ) -> None:
+        self.options, self.models, self.metrics = options, models, metrics
+        self.events, self.store, self._log, self._pace = Events(), store, log, Pace()
+        self._queue: deque[Job] = deque()
+        self._running: dict[WorkerProcess, list[Job]] = {}
+        self._active: dict[str, Job] = {}
+        """Jobs that have not ended, and those whose end could not be written yet."""
+        self._unsaved: set[str] = set()
+        self._arrived = asyncio.Event()
+        self._is_stopping = False
+        folders = {name: str(model.folder) for name, model in models.items()}
+        self.workers = list(workers or (WorkerProcess(device, folders, options, log) for device in options.devices))
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready: asyncio.Future[None] | None = None
+        metrics.queue_capacity.set(options.max_queue)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up what an earlier server left, start the workers, and wait until all of them are warm.
+
+        Raises:
+            UserError: a worker refused its bundles.
+        """
+        self.store.remove_strays()
+        for job in self.store.unfinished():
+            self._recover(job)
+        self._tidy()
+        self._ready = asyncio.get_running_loop().create_future()
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
+        self._tasks.append(asyncio.create_task(self._tidy_often()))
+        await self._ready
+
+    async def stop(self) -> None:
+        """Let running jobs end within the time for it; what is not done by then goes back to the queue."""
+        self._is_stopping = True
+        self._arrived.set()
+        waiting = [task for task in self._tasks[:-1] if not task.done()]
+        if waiting and any(self._running.values()):
+            await asyncio.wait(waiting, timeout=self.options.drain)
+            for worker, jobs in self._running.items():
+                if jobs:
+                    worker.send({"do": "cancel"})
+            await asyncio.wait(waiting, timeout=CANCEL_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self.workers:
+            if worker.pid is not None:
+                await worker.close()
+        for jobs in self._running.values():
+            for job in jobs:
+                self._give_back(job)
+        self._save_late()
+        self.events.close()
+
+    def _recover(self, job: Job) -> None:
+        """A job that an earlier server left: it waits again, unless it was cancelled or was interrupted twice."""
+        self._active[job.id] = job
+        if job.status == "cancelling":
+            self._finish(job, "cancelled")
+            return
+        if job.status == "in_progress":
+            job.interruptions += 1
+        if job.interruptions >= _MOST_INTERRUPTIONS:
+            self._finish(
+                job,
+                "failed",
+                "interrupted",
+                "the server was ended twice while it made this video: send the request again, and with another photo "
+                "or a smaller size if the server ends again.",
+            )
+        else:
+            job.status, job.started = "queued", None
+            self._save(job)
+            self._queue.append(job)
+
+    # -- what the API asks -----------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        return not self._is_stopping and any(worker.is_ready for worker in self.workers)
+
+    def submit(self, job: Job, photo: bytes) -> Job:
+        """Queue a job; a second request with the same key gets the first one's.
+
+        Raises:
+            QueueFullError: too many jobs wait.
+            StoppingError: the server ends.
+            OSError, sqlite3.Error: the disk is full.
+        """
+        if job.request_key is not None:
+            known = self.store.of_request(job.request_key)
+            if known is not None:
+                return self._active.get(known.id, known)
+        self._check_room()
+        folder = self.store.folder(job.id)
+        try:
+            folder.mkdir()
+            # A few hundred microseconds for a photo; a thread takes as long to start.
+            (folder / PHOTO).write_bytes(photo)
+            self._check_room()
+            self.store.add(job)
+        except BaseException:
+            self.store.remove(job.id)
+            raise
+        self._active[job.id] = job
+        self._queue.append(job)
+        self._arrived.set()
+        self._count()
+        return job
+
+    def find(self, job_id: str) -> Job | None:
+        job = self._active.get(job_id) or self.store.find(job_id)
+        return None if job is None or job.is_deleted else job
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        """The video object."""
+        position = self._queue.index(job) if job in self._queue else None
+        return job.shown(self.options.keep_seconds, position, self._eta(job, position))
+
+    def page(self, after: Job | None, limit: int, *, newest_first: bool) -> list[Job]:
+        jobs = self.store.page(None if after is None else after.number, limit, newest_first=newest_first)
+        present = (self._active.get(job.id, job) for job in jobs)
+        return [job for job in present if not job.is_deleted]
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job: at once where it waits, within one operation of the graph where it runs."""
+        if job.is_finished or job.status == "cancelling":
+            return
+        if job in self._queue:
+            self._queue.remove(job)
+            self._finish(job, "cancelled")
+            return
+        job.status = "cancelling"
+        self._save(job)
+        self.events.add(job, "cancelling", {"id": job.id})
+        for worker, jobs in self._running.items():
+            if job in jobs:
+                worker.send({"do": "cancel"})
+                asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._kill_stuck, worker, job)
+
+    def delete(self, job: Job) -> None:
+        """Cancel a job that has not ended, and forget it."""
+        self.cancel(job)
+        if job.is_finished:
+            self._active.pop(job.id, None)
+            self._unsaved.discard(job.id)
+            self.store.remove(job.id)
+            self.events.forget(job.id)
+        else:
+            job.is_deleted = True
+            self.events.touch(job.id)
+
+    def state(self) -> dict[str, Any]:
+        """Queue and workers, for ``/v1/capabilities``."""
+        return {
+            "queue": {
+                "length": len(self._queue),
+                "running": sum(map(len, self._running.values())),
+                "capacity": self.options.max_queue,
+            },
+            "workers": [
+                {"device": w.device, "ready": w.is_ready, "models": w.titles, "memory_bytes": w.memory()}
+                for w in self.workers
+            ],
+        }
+
+    def read_metrics(self) -> bytes:
+        self._count()
+        for index, worker in enumerate(self.workers):
+            self.metrics.worker_memory.labels(str(index)).set(worker.memory())
+        return self.metrics.text()
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def _serve(self, worker: WorkerProcess) -> None:
+        """One worker: started, given jobs, started again when it has ended."""
+        assert self._ready is not None
+        failures = 0
+        while not self._is_stopping:
+            if not worker.is_ready:
+                await asyncio.sleep(_RESTART_PAUSES[min(failures, len(_RESTART_PAUSES) - 1)])
+                try:
+                    self.metrics.worker_starts.inc()
+                    await worker.start()
+                    failures = 0
+                except UserError as error:
+                    if not self._ready.done():
+                        self._ready.set_exception(error)
+                        return
+                    failures += 1
+                    self._log.error("worker refused its bundles", device=worker.device, reason=str(error))
+                    continue
+                except WorkerEndedError as error:
+                    failures += 1
+                    if failures >= len(_RESTART_PAUSES) and not self._ready.done():
+                        self._ready.set_exception(UserError(f"the worker cannot be started: {error}"))
+                        return
+                    continue
+                if all(one.is_ready for one in self.workers) and not self._ready.done():
+                    self._ready.set_result(None)
+            jobs = await self._next(worker)
+            if jobs:
+                await self._run(worker, jobs)
+
+    async def _next(self, worker: WorkerProcess) -> list[Job]:
+        """The oldest job and those that fit it; none when the server stops or the idle worker has ended."""
+        while not self._queue:
+            self._arrived.clear()
+            if self._is_stopping or not worker.is_running:
+                return []
+            try:
+                await asyncio.wait_for(self._arrived.wait(), 0.5)
+            except asyncio.TimeoutError:
+                continue
+        if self._is_stopping or not worker.is_running:
+            return []
+        first = self._queue.popleft()
+        jobs = [first]
+        if self.options.max_batch > 1 and not first.alone:
+            fitting = [job for job in self._queue if not job.alone and job.batch_key == first.batch_key]
+            jobs += fitting[: self.options.max_batch - 1]
+            for job in jobs[1:]:
+                self._queue.remove(job)
+        return jobs
+
+    async def _run(self, worker: WorkerProcess, jobs: list[Job]) -> None:
+        self._running[worker] = jobs
+        for job in jobs:
+            job.status, job.started, job.step, job.decoding = "in_progress", time.time(), 0, False
+            job.runs += 1
+            self._save(job)
+            self.metrics.in_queue.observe(time.monotonic() - job.queued_since)
+            self.events.add(job, "started", {"id": job.id, "steps": job.steps, "device": worker.titles.get(job.model)})
+        self._count()
+        self.events.touch()
+        try:
+            worker.send(self._order(jobs))
+            await self._follow(worker, jobs)
+        finally:
+            left = [job for job in jobs if not job.is_finished and job.id in self._active and job not in self._queue]
+            self._running[worker] = left
+            self._count()
+
+    def _order(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        return {
+            "do": "run",
+            "model": jobs[0].model,
+            "settings": jobs[0].settings,
+            "time_limit": self.options.time_limit * len(jobs) or None,
+            "jobs": [
+                {
+                    "folder": str(self.store.folder(job.id)),
+                    "prompt": job.prompt,
+                    "negative_prompt": job.settings["negative_prompt"],
+                    "seed": job.settings["seed"],
+                }
+                for job in jobs
+            ],
+        }
+
+    async def _follow(self, worker: WorkerProcess, jobs: list[Job]) -> None:
+        """Hear a run to its end."""
+        begun = stepped = time.monotonic()
+        # The worker keeps the limit itself; this one is for a photo or a file that does not end.
+        limit = self.options.time_limit
+        deadline = begun + limit * len(jobs) + CANCEL_SECONDS if limit else None
+        while True:
+            try:
+                message = await worker.receive(deadline)
+            except WorkerEndedError as error:
+                self._failed(jobs, error.code, str(error))
+                return
+            now, say = time.monotonic(), message["say"]
+            if say == "step":
+                took = (now - stepped) / len(jobs)
+                stepped = now
+                self.metrics.step.observe(took)
+                previews = message.get("previews") or [None] * len(jobs)
+                for job, preview in zip(jobs, previews, strict=True):
+                    if message["step"] > 1:  # the first one waits for photo and prompt
+                        self._pace.step_took(job, took)
+                    job.step = message["step"]
+                    eta = self._eta(job, None)
+                    data: dict[str, Any] = {"step": job.step, "steps": job.steps, "progress": job.progress}
+                    data |= {"eta_seconds": None if eta is None else round(eta, 1)}
+                    self.events.add(job, "step", data, preview)
+            elif say == "decoding":
+                for job in jobs:
+                    job.decoding = True
+                    self.events.add(job, "decoding", {"id": job.id})
+            elif say == "done":
+                self._done(jobs, message, now - begun)
+                return
+            elif say == "failed":
+                self._failed(jobs, message["code"], message["message"])
+                return
+            elif say == "cancelled":
+                for job in reversed(jobs):
+                    if job.status == "cancelling":
+                        self._finish(job, "cancelled")
+                    else:
+                        self._give_back(job)
+                return
+
+    def _done(self, jobs: list[Job], message: dict[str, Any], seconds: float) -> None:
+        steps = jobs[0].steps * len(jobs) * (self._pace.step_seconds(jobs[0]) or 0.0)
+        for stage, took in message["timings"].items():
+            self.metrics.stage.labels(stage).observe(took)
+        for job in jobs:
+            self._pace.rest_took(job, max(0.0, seconds - steps) / len(jobs))
+            job.timings = {stage: round(took, 6) for stage, took in message["timings"].items()}
+            if job.status == "cancelling":
+                self._finish(job, "cancelled")
+            else:
+                job.step = job.steps
+                self._finish(job, "completed")
+
+    def _failed(self, jobs: list[Job], code: str, message: str) -> None:
+        """A single job has failed; of a batch nobody knows whose fault it was, so each runs alone."""
+        for job in reversed(jobs):
+            if job.status == "cancelling":
+                self._finish(job, "cancelled")
+            elif len(jobs) > 1:
+                job.alone = True
+                self._give_back(job)
+            else:
+                self._finish(job, "failed", code, message)
+
+    def _give_back(self, job: Job) -> None:
+        """To the front of the queue: its run was ended for another reason than itself."""
+        job.status, job.started, job.step, job.decoding = "queued", None, 0, False
+        self._queue.appendleft(job)
+        self._save(job)
+        self._arrived.set()
+
+    def _finish(self, job: Job, status: str, code: str | None = None, message: str | None = None) -> None:
+        job.end(status, code, message)
+        if status == "completed":
+            self.metrics.videos.inc()
+        elif status == "failed":
+            self.metrics.failures.labels(code).inc()
+        else:
+            self.metrics.cancelled.inc()
+        seconds = None if job.started is None else time.time() - job.started
+        self._log.info(status, job=job.id, model=job.model, seconds=seconds, cause=code, reason=message)
+        self._save(job)
+        if job.id not in self._unsaved:
+            self._active.pop(job.id, None)
+        if job.is_deleted:
+            self._active.pop(job.id, None)
+            self._unsaved.discard(job.id)
+            self.store.remove(job.id)
+            self.events.forget(job.id)
+        else:
+            self.events.add(job, status, final_data(job, self.shown(job)))
+        self.events.touch()
+
+    def _kill_stuck(self, worker: WorkerProcess, job: Job) -> None:
+        if not job.is_finished and job in self._running.get(worker, []):
+            worker.kill("cancelled", "the worker did not stop in time and was ended.")
+
+    # -- beside it -------------------------------------------------------------------------------------------------
+
+    def _check_room(self) -> None:
+        if self._is_stopping:
+            raise StoppingError
+        if len(self._queue) >= self.options.max_queue:
+            self.metrics.refused.inc()
+            first = self._eta(self._queue[0], 0) if self._queue else None
+            raise QueueFullError(max(1, round(5 if first is None else min(first, 600))))
+
+    def _eta(self, job: Job, position: int | None) -> float | None:
+        """Seconds until a job is done, where jobs of its kind have run."""
+        own = self._pace.left(job)
+        if own is None or job.is_finished:
+            return None
+        if position is None:
+            return own
+        ahead = [one for jobs in self._running.values() for one in jobs]
+        ahead += [one for one, _ in zip(self._queue, range(position), strict=False)]
+        return own + sum(self._pace.left(one) or 0.0 for one in ahead) / max(len(self.workers), 1)
+
+    def _save(self, job: Job) -> None:
+        """Write a job's state; where the disk is full, the server knows it and writes it later."""
+        try:
+            self.store.save(job)
+            self._unsaved.discard(job.id)
+        except sqlite3.Error as error:
+            if not self._unsaved:
+                self._log.error("jobs cannot be written", reason=str(error))
+            self._unsaved.add(job.id)
+
+    def _save_late(self) -> None:
+        for job_id in list(self._unsaved):
+            job = self._active.get(job_id)
+            if job is None:
+                self._unsaved.discard(job_id)
+                continue
+            self._save(job)
+            if job_id not in self._unsaved and job.is_finished:
+                del self._active[job_id]
+
+    async def _tidy_often(self) -> None:
+        tidied = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            if self._unsaved:
+                self._save_late()
+            if time.monotonic() - tidied >= _TIDY_SECONDS:
+                tidied = time.monotonic()
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete what is kept too long, then the oldest of what takes too much of the disk."""
+        jobs = deque(job for job in self.store.finished() if job.id not in self._unsaved)
+        sizes = {job.id: self.store.size(job.id) for job in jobs}
+        total, oldest = sum(sizes.values()), time.time() - self.options.keep_seconds
+        while jobs and ((jobs[0].completed or 0) < oldest or total > self.options.keep_bytes):
+            job = jobs.popleft()
+            total -= sizes[job.id]
+            try:
+                self.store.remove(job.id)
+            except sqlite3.Error as error:
+                self._log.error("an old job cannot be removed", job=job.id, reason=str(error))
+                return
+            self.events.forget(job.id)
+            self._log.info("expired", job=job.id)
+
+    def _count(self) -> None:
+        self.metrics.queue_length.set(len(self._queue))
+        self.metrics.running.set(sum(map(len, self._running.values())))
