@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .batch.command import BatchCommand, batch
+from .batch.command import RayCommand, batch
 from .benchmarks.bench.command import BenchGroup, compare, report, run, scaling, side_by_side
 from .benchmarks.cost.command import predict
 from .benchmarks.quality.command import evaluate
+from .benchmarks.quality.preset_commands import quality, tune
 from .errors import CancelledError, UserError, first_line
 from .export.command import export
 from .export.engines.command import build
@@ -56,10 +57,11 @@ _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in (generate, demo, serve, export, build, inspect, evaluate, doctor):
+for command in (generate, demo, export, build, tune, inspect, evaluate, doctor):
     app.command(cls=Command)(_cancellable(command))
-app.command(cls=BatchCommand)(_cancellable(batch))
-for measurement in (run, side_by_side, scaling, compare, report, predict):
+app.command(cls=RayCommand)(_cancellable(serve))
+app.command(cls=RayCommand)(_cancellable(batch))
+for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
     bench.command()(_cancellable(measurement))
 app.add_typer(bench, name="bench")
 

@@ -16,7 +16,7 @@ from ..runtime.media.listing import NAMING, listed_file, listing_rows
 from ..runtime.request.option_table import OPTIONS, canonical_options
 from ..runtime.request.settings import GenerationSettings
 
-_TEXTS = {name for name, option in OPTIONS.items() if option.kind is str} | {"negative_prompt", "preset"}
+_TEXTS = {name for name, option in OPTIONS.items() if option.kind is str} | {"negative_prompt"}
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,6 @@ def _run_graph(path: Path, spec: StageSpec, reference: Reference) -> dict[str, N
 
 def _float64_outputs(stage: StageExport, reference: Reference) -> dict[str, NDArray[Any]]:
     """What torch gives in float64 for the same inputs."""
-
     tensors = [torch.from_numpy(array) for array in reference.inputs.values()]
     # In place: every float32 number is a float64 number too, and comes back as it was.
     stage.module.double()

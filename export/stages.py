@@ -18,6 +18,8 @@ from .unet_stages import StageExport, text_tensor_names, unet_axes, unet_export
 
 
 class TextEncoderStage(nn.Module):
+    """Token numbers to text embeddings: CLIP without its projection."""
+
     def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
         self.text_encoder = text_encoder
@@ -29,6 +31,8 @@ class TextEncoderStage(nn.Module):
 
 
 class ConditioningStage(nn.Module):
+    """Text embeddings to the keys and values of the U-Net's text attentions."""
+
     def __init__(self, unet: VideoUNet) -> None:
         super().__init__()
         self.unet = unet
@@ -39,6 +43,8 @@ class ConditioningStage(nn.Module):
 
 
 class VaeEncoderStage(nn.Module):
+    """A picture to the mean and log-variance of its latents."""
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
@@ -55,6 +61,8 @@ class VaeEncoderStage(nn.Module):
 
 
 class VaeDecoderStage(nn.Module):
+    """Latents to a picture."""
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae

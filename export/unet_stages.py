@@ -45,6 +45,8 @@ class StageExport:
 
 
 class UNetStage(nn.Module):
+    """A full step."""
+
     def __init__(self, unet: VideoUNet, cache_branch: int | None = None) -> None:
         super().__init__()
         self.unet = unet
@@ -73,6 +75,8 @@ class UNetStage(nn.Module):
 
 
 class ShallowUNetStage(nn.Module):
+    """A shallow step of feature caching: the outer layers on the deep features of an earlier full step."""
+
     def __init__(self, unet: VideoUNet, cache_branch: int) -> None:
         super().__init__()
         self.unet = unet

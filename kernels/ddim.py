@@ -6,8 +6,9 @@ https://arxiv.org/abs/2305.08891. Numbers follow diffusers' DDIMScheduler in flo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -119,6 +120,16 @@ def check_step_count(config: SchedulerConfig, num_inference_steps: int) -> None:
         )
 
 
+def check_timesteps(config: SchedulerConfig, steps: int, timesteps: Sequence[int]) -> None:
+    """Refuse, with a ValueError, timesteps that are not `steps` strictly falling ones of the noise schedule."""
+    total = config.num_train_timesteps
+    falling = all(later < earlier for earlier, later in itertools.pairwise(timesteps))
+    if not falling or not all(0 <= timestep < total for timestep in timesteps):
+        raise ValueError(f"Timesteps are not possible: give each once, highest first, from {total - 1} to 0.")
+    if len(timesteps) != steps:
+        raise ValueError(f"{len(timesteps)} timesteps do not fit {steps} denoising steps: give one for each step.")
+
+
 def check_epsilon(config: SchedulerConfig, timesteps: NDArray[np.int64]) -> None:
     """Refuse epsilon prediction at a timestep of zero SNR, where it says nothing about the clean sample: ValueError."""
     if config.prediction_type == "epsilon" and not alphas_cumprod(config)[timesteps].all():
@@ -156,10 +167,13 @@ def add_noise(original: FloatArray, noise: FloatArray, alpha_cumprod: float) -> 
     return np.sqrt(abar) * original + np.sqrt(np.float32(1) - abar) * noise
 
 
-def ddim_table(config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> StepTable:
+def ddim_table(
+    config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0, timesteps: NDArray[np.int64] | None = None
+) -> StepTable:
     """Fold DDIM's equations (12) and (16), without clipping, into three numbers per step; one state array.
 
-    With abar_p = abar at t - num_train_timesteps // steps (the final abar below 0),
+    With abar_p = abar at t - num_train_timesteps // steps, or at the next of `timesteps` that are given (below 0 and
+    behind the last one, the final abar),
     sigma = eta sqrt((1 - abar_p) / (1 - abar_t) (1 - abar_t / abar_p)), and x0, e the clean sample and noise that the
     prediction type implies: x_prev = sqrt(abar_p) x0 + sqrt(1 - abar_p - sigma^2) e + sigma z.
     Computed in float64 from the float32 schedule, then rounded once. Above eta 0 noise is drawn at every step.
@@ -169,11 +183,14 @@ def ddim_table(config: SchedulerConfig, num_inference_steps: int, eta: float = 0
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} is not allowed: give a number from 0 (deterministic) to 1 (DDPM).")
-    timesteps = ddim_timesteps(config, num_inference_steps)
+    if timesteps is None:
+        timesteps = ddim_timesteps(config, num_inference_steps)
+        previous = timesteps - config.num_train_timesteps // num_inference_steps
+    else:
+        previous = np.append(timesteps[1:], -1)
     schedule = alphas_cumprod(config).astype(np.float64)
     abar = schedule[timesteps]
     check_epsilon(config, timesteps)
-    previous = timesteps - config.num_train_timesteps // num_inference_steps
     final = 1.0 if config.set_alpha_to_one else schedule[0]
     abar_prev = np.where(previous >= 0, schedule[np.maximum(previous, 0)], final)
     sigma = eta * np.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))

@@ -1,5 +1,7 @@
 """The schedulers by name, and those beside DDIM: DPM-Solver++, UniPC, Euler and consistency sampling as step tables.
 
+Each takes its timesteps from the configuration's spacing, or as they are given: any strictly falling ones.
+
 sigma = sqrt((1 - abar) / abar) is the noise level where the signal is not scaled (https://arxiv.org/abs/2206.00364);
 in variance-preserving space the same sample is alpha x0 + spread e, alpha = 1 / sqrt(1 + sigma^2),
 spread = sigma alpha. Numbers follow diffusers' schedulers with their defaults, ``final_sigmas_type="zero"`` among them
@@ -10,13 +12,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ddim import SchedulerConfig, alphas_cumprod, check_epsilon, check_step_count, ddim_table, ddim_timesteps
+from .ddim import (
+    SchedulerConfig,
+    alphas_cumprod,
+    check_epsilon,
+    check_step_count,
+    check_timesteps,
+    ddim_table,
+    ddim_timesteps,
+)
 from .sampler import StepTable
 
 _Doubles = NDArray[np.float64]
@@ -32,7 +42,13 @@ _TIMESTEP_SCALING = 10.0
 _SIGMA_DATA = 0.5
 
 
-def step_table(name: str, config: SchedulerConfig, num_inference_steps: int, eta: float = 0.0) -> StepTable:
+def step_table(
+    name: str,
+    config: SchedulerConfig,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    timesteps: Sequence[int] | None = None,
+) -> StepTable:
     """A run of the named scheduler.
 
     Args:
@@ -40,21 +56,40 @@ def step_table(name: str, config: SchedulerConfig, num_inference_steps: int, eta
         config: noise schedule, timestep spacing and prediction type, from the bundle.
         num_inference_steps: U-Net evaluations.
         eta: 0 (deterministic) to 1, for "ddim" alone.
+        timesteps: `num_inference_steps` of them, highest first, instead of those of the spacing; the last step goes on
+            to the clean sample.
 
     Raises:
-        ValueError: an unknown name, eta for another scheduler, a step count that is not possible, or epsilon prediction
-            at zero SNR.
+        ValueError: an unknown name, eta for another scheduler, a step count or timesteps that are not possible, or
+            epsilon prediction at zero SNR.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"Unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
-    if name == "ddim":
-        return ddim_table(config, num_inference_steps, eta)
-    if eta != 0:
+    if eta != 0 and name != "ddim":
         raise ValueError(f"eta={eta} belongs to the ddim scheduler: set eta to 0, or scheduler to ddim.")
-    return _TABLES[name](config, num_inference_steps)
+    check_step_count(config, num_inference_steps)
+    if timesteps is not None:
+        check_timesteps(config, num_inference_steps, timesteps)
+        if name not in TAKES_TIMESTEPS:
+            raise ValueError(
+                f"Scheduler {name} has timesteps of its own: leave timesteps out, or choose one of "
+                f"{', '.join(TAKES_TIMESTEPS)}."
+            )
+    given = None if timesteps is None else np.array(timesteps, np.int64)
+    if name == "ddim":
+        return ddim_table(config, num_inference_steps, eta, given)
+    if name == "lcm":
+        return _lcm(config, num_inference_steps)
+    if name == "dpmpp_2m_karras":
+        levels = _karras_levels(config, num_inference_steps)
+    else:
+        solver_timesteps = _SPACINGS.get(name, multistep_timesteps)
+        levels = _levels(config, solver_timesteps(config, num_inference_steps) if given is None else given)
+    check_epsilon(config, levels[0])
+    return _SOLVERS[name](config, *levels)
 
 
-def _dpmpp_2m(config: SchedulerConfig, steps: int, karras: bool = False) -> StepTable:
+def _dpmpp_2m(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> StepTable:
     """DPM-Solver++ (2M), https://arxiv.org/abs/2211.01095 algorithm 2: two state arrays, the sample and the clean
     sample predicted one step before.
 
@@ -62,7 +97,7 @@ def _dpmpp_2m(config: SchedulerConfig, steps: int, karras: bool = False) -> Step
     predicted now and one step before:
     x_t = spread_t / spread_s x - alpha_t (exp(-h) - 1) (m + (m - m') / (2 r)), first and last step without m'.
     """
-    timesteps, sigmas = (_karras_levels if karras else _multistep_levels)(config, steps)
+    steps = len(timesteps)
     sample, before, output, _ = np.eye(4)
     matrices = []
     for step in range(steps):
@@ -75,14 +110,40 @@ def _dpmpp_2m(config: SchedulerConfig, steps: int, karras: bool = False) -> Step
     return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
 
 
-def _unipc(config: SchedulerConfig, steps: int) -> StepTable:
+def _deis(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> StepTable:
+    """DEIS of order 3, https://arxiv.org/abs/2204.13902 (tAB, polynomials in log rho): three state arrays, the sample
+    and the noise predicted one and two steps before.
+
+    In sigma space the flow is dX = e dsigma. The noise e is taken as the polynomial in log sigma through the last three
+    predictions and integrated exactly; the first two steps have fewer, and the last one is of first order. diffusers
+    ends at the schedule's lowest noise level; here the last step goes to the clean sample.
+    """
+    order, steps = 3, len(timesteps)
+    sample, *before, output, _ = np.eye(order + 2)
+    matrices = []
+    for step in range(steps):
+        (alpha, spread), (next_alpha, _) = (_alpha_and_spread(sigma) for sigma in sigmas[step : step + 2])
+        noise = (sample - alpha * _clean(config, sigmas[step], sample, output)) / spread
+        known = [noise, *before][: 1 if step == steps - 1 else step + 1]
+        # In units of this level: the integrals of log(s)^k ds from 1 to the next one are s times the polynomials below.
+        nodes = [math.log(sigmas[step - n] / sigmas[step]) for n in range(len(known))]
+        ratio = sigmas[step + 1] / sigmas[step]
+        log = math.log(ratio) if ratio > 0 else 0.0
+        integrals = [ratio - 1, ratio * (log - 1) + 1, ratio * (log**2 - 2 * log + 2) - 2][: len(known)]
+        weights = np.linalg.solve(np.vander(nodes, increasing=True).T, integrals)
+        moved = sample / alpha + sigmas[step] * (weights @ np.array(known))
+        matrices.append([next_alpha * moved, noise, before[0]])
+    return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
+
+
+def _unipc(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> StepTable:
     """UniPC of order 2, https://arxiv.org/abs/2302.04867 (UniPC-2, B_2(h) = e^h - 1, data prediction): four state
     arrays, the sample, the corrected sample before, and the last two clean samples.
 
     Each step first corrects the sample it was given, with the model's new output, then predicts the next one. The
     U-Net is evaluated once a step, at the predicted sample.
     """
-    timesteps, sigmas = _multistep_levels(config, steps)
+    steps = len(timesteps)
     sample, corrected_before, clean_before, clean_two_before, output, _ = np.eye(6)
     matrices, order = [], 0
     for step in range(steps):
@@ -109,7 +170,7 @@ def _unipc(config: SchedulerConfig, steps: int) -> StepTable:
     return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
 
 
-def _euler(config: SchedulerConfig, steps: int) -> StepTable:
+def _euler(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> StepTable:
     """Euler's method on the probability-flow ODE, https://arxiv.org/abs/2206.00364 algorithm 1 without churn, on DDIM's
     timesteps; one state array. In sigma space X = sqrt(1 + sigma^2) x and X_t = X + (X - x0) (sigma_t - sigma_s) /
     sigma_s.
@@ -119,11 +180,9 @@ def _euler(config: SchedulerConfig, steps: int) -> StepTable:
     "linspace" and "trailing". In exact arithmetic this is deterministic DDIM; it is there for checkpoints and
     comparisons that name it.
     """
-    timesteps = ddim_timesteps(config, steps)
-    check_epsilon(config, timesteps)
     sample, output, _ = np.eye(3)
     matrices = []
-    for sigma, next_sigma in itertools.pairwise(np.append(_training_sigmas(config)[timesteps], 0.0)):
+    for sigma, next_sigma in itertools.pairwise(sigmas):
         unscaled = sample / _alpha_and_spread(sigma)[0]
         derivative = (unscaled - _clean(config, sigma, sample, output)) / sigma
         matrices.append([_alpha_and_spread(next_sigma)[0] * (unscaled + derivative * (next_sigma - sigma))])
@@ -159,7 +218,7 @@ def _lcm(config: SchedulerConfig, steps: int) -> StepTable:
     return StepTable(timesteps, rows[:, None].astype(np.float32), needs_noise=steps > 1)
 
 
-def _training_sigmas(config: SchedulerConfig) -> _Doubles:
+def training_sigmas(config: SchedulerConfig) -> _Doubles:
     """sigma of every training timestep: float64 [num_train_timesteps], rising."""
     abar = alphas_cumprod(config).astype(np.float64)
     if config.rescale_betas_zero_snr:
@@ -167,13 +226,17 @@ def _training_sigmas(config: SchedulerConfig) -> _Doubles:
     return np.sqrt((1 - abar) / abar)
 
 
-def _multistep_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Doubles]:
-    """Timesteps of a multistep solver, highest first: int64 [steps], and their sigmas with a 0 behind: [steps + 1].
+def _levels(config: SchedulerConfig, timesteps: _Timesteps) -> tuple[_Timesteps, _Doubles]:
+    """Timesteps int64 [steps], and their sigmas with a 0 behind: float64 [steps + 1]."""
+    return timesteps, np.append(training_sigmas(config)[timesteps], 0.0)
+
+
+def multistep_timesteps(config: SchedulerConfig, steps: int) -> _Timesteps:
+    """Timesteps of a multistep solver, highest first: int64 [steps].
 
     Unlike DDIM's, "leading" and "linspace" divide the range by steps + 1 and leave the lowest timestep out, because the
     last step goes to sigma 0, not to it.
     """
-    check_step_count(config, steps)
     total, distinct = config.num_train_timesteps, True
     if config.timestep_spacing == "linspace":
         timesteps = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
@@ -189,24 +252,36 @@ def _multistep_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, 
             f"{steps} denoising steps are too many for a multistep scheduler with {config.timestep_spacing} spacing "
             f"and steps_offset {config.steps_offset}: use fewer steps, or the ddim scheduler."
         )
-    check_epsilon(config, timesteps)
-    return timesteps, np.append(_training_sigmas(config)[timesteps], 0.0)
+    return timesteps
+
+
+def exponential_timesteps(config: SchedulerConfig, steps: int) -> _Timesteps:
+    """Timesteps even in log sigma over the whole schedule, highest first: int64 [steps]."""
+    levels = np.log(training_sigmas(config))
+    return whole_timesteps(config, np.linspace(levels[-1], levels[0], steps))
+
+
+def whole_timesteps(config: SchedulerConfig, log_sigmas: _Doubles) -> _Timesteps:
+    """The timesteps nearest to falling levels, each once: those that would be the same move apart, upwards."""
+    levels, steps = np.log(training_sigmas(config)), len(log_sigmas)
+    order = np.arange(steps)
+    rising = np.interp(log_sigmas[::-1], levels, np.arange(len(levels))).round().astype(np.int64)
+    apart = np.maximum.accumulate(rising - order) + order
+    return np.minimum(apart, len(levels) - steps + order)[::-1]
 
 
 def _karras_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Doubles]:
-    """As :func:`_multistep_levels`, by equation (5) of https://arxiv.org/abs/2206.00364 over the whole schedule: levels
+    """As :func:`_levels`, by equation (5) of https://arxiv.org/abs/2206.00364 over the whole schedule: levels
     equally spaced in sigma^(1/7).
 
     The U-Net is told the nearest timestep, found by interpolating log sigma; with many steps neighbours may share one.
     (diffusers rounds down for "squaredcos_cap_v2"; so does this.)
     """
-    check_step_count(config, steps)
-    table = _training_sigmas(config)
+    table = training_sigmas(config)
     low, high = table[0] ** (1 / _KARRAS_RHO), table[-1] ** (1 / _KARRAS_RHO)
     sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** _KARRAS_RHO
     positions = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
     timesteps = (positions if config.beta_schedule == "squaredcos_cap_v2" else positions.round()).astype(np.int64)
-    check_epsilon(config, timesteps)
     return timesteps, np.append(sigmas, 0.0)
 
 
@@ -237,11 +312,16 @@ def _clean_weights(config: SchedulerConfig, alpha: _Number, spread: _Number) -> 
     return alpha, -spread
 
 
-_TABLES: dict[str, Callable[[SchedulerConfig, int], StepTable]] = {
+_SOLVERS: dict[str, Callable[[SchedulerConfig, _Timesteps, _Doubles], StepTable]] = {
     "dpmpp_2m": _dpmpp_2m,
-    "dpmpp_2m_karras": lambda config, steps: _dpmpp_2m(config, steps, karras=True),
+    "dpmpp_2m_karras": _dpmpp_2m,
+    "deis": _deis,
+    "deis_exponential": _deis,
     "unipc": _unipc,
     "euler": _euler,
-    "lcm": _lcm,
 }
-SCHEDULERS = ("ddim", *_TABLES)
+_SPACINGS = {"euler": ddim_timesteps, "deis_exponential": exponential_timesteps}
+"""Of those that have other timesteps than :func:`multistep_timesteps`."""
+SCHEDULERS = ("ddim", *_SOLVERS, "lcm")
+TAKES_TIMESTEPS = ("ddim", "dpmpp_2m", "deis", "unipc", "euler")
+"""Those of which a call may give the timesteps."""

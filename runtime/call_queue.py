@@ -14,7 +14,7 @@ from .one_process import OneProcess
 class CancelToken(OneProcess):
     """Cancels one call, from any thread, before it starts, while it waits for its turn or while it runs.
 
-    Example:
+    Examples:
         >>> token = CancelToken()
         >>> threading.Timer(2.0, token.cancel).start()
         >>> animate("photo.jpg", "zoom in", cancel_token=token)  # raises CancelledError after two seconds

@@ -31,6 +31,7 @@ from .request.arguments import (
 )
 from .request.option_table import check_flag
 from .request.options import GenerationOptions
+from .request.presets import PRESETS
 from .request.request import Request, check_request
 from .request.settings import FramesCallback, GenerationSettings, StepCallback
 from .stages import clip_shape
@@ -55,7 +56,7 @@ class ImageToVideo(OneProcess):
     :class:`CancelToken` reach waiting calls too. :meth:`close`, or a ``with`` block, releases the stages' memory.
     It belongs to the process that opened it: it cannot be pickled, and a forked child opens the bundle itself.
 
-    Example:
+    Examples:
         >>> animate = ImageToVideo.from_bundle("consisti2v-256")
         >>> videos = animate("photo.jpg", "a cat turns its head", seed=7)
         >>> videos.save("cat.mp4")
@@ -213,7 +214,8 @@ class ImageToVideo(OneProcess):
         """
         check_inputs(image, prompt, settings)
         settings = GenerationSettings.from_options(options, settings)
-        return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler)
+        presets = PRESETS if settings.preset is None else self.bundle.presets
+        return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler, presets)
 
     def new_notices(self, request: Request) -> list[str]:
         """What a caller should be told of a request before it runs: prompts or a camera motion that the model does not

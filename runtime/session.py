@@ -5,6 +5,7 @@ Inputs and outputs are bound once to persistent buffers; ``run()`` then allocate
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -57,6 +58,7 @@ def dynamic_size(name: str, dims: Mapping[str, int]) -> int:
     return dims[name] if name in dims else dims[whole] // int(divisor or 1)
 
 
+THREADS_VARIABLE = "CONSISTI2V_THREADS"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -72,6 +74,21 @@ def _fixed(shape: Sequence[int | str | None]) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) else None for size in shape)
 
 
+def default_threads() -> int | None:
+    """Processor threads of a stage that is not told how many: the variable ``CONSISTI2V_THREADS``, for containers that
+    see more cores than they may use; None leaves the choice to the library.
+
+    Raises:
+        UserError: the variable is no whole number from 1 on.
+    """
+    named = os.environ.get(THREADS_VARIABLE)
+    if not named:
+        return None
+    if not (named.isascii() and named.isdigit() and 1 <= len(named) <= 4 and int(named) >= 1):
+        raise UserError(f"the variable {THREADS_VARIABLE} is {named[:20]!r}: set it to a whole number from 1 on.")
+    return int(named)
+
+
 class OnnxCpuSession:
     """One stage in ONNX Runtime's CPU provider.
 
@@ -79,7 +96,7 @@ class OnnxCpuSession:
         graph: of a bundle, or an ONNX file with its weights beside it.
         stage: names, dtypes and shapes, from the manifest.
         dims: sizes of dynamic dimensions.
-        threads: intra-op threads; None leaves the choice to ONNX Runtime (one per physical core).
+        threads: intra-op threads; None: :func:`default_threads`, else ONNX Runtime's choice (one per physical core).
         lean: hold no second copy of the weights and no arena: about half the memory, slower. For single runs.
     """
 
@@ -103,7 +120,7 @@ class OnnxCpuSession:
         options = onnxruntime.SessionOptions()
         # Its own log goes straight to the terminal, with the graph's names in it; what matters is raised as well.
         options.log_severity_level = 4
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or default_threads() or 0
         disabled: list[str] = []
         if lean:
             options.enable_cpu_mem_arena = False

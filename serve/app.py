@@ -13,12 +13,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from .. import __version__
 from ..errors import UserError
+from ..locations import ASSETS
 from ..runtime.files.file_lock import locked
 from .dispatcher import Dispatcher, QueueFullError, StoppingError
 from .gate import Gate
@@ -49,8 +50,12 @@ def make_app(dispatcher: Dispatcher, log: Log) -> Gate:
 
     for kind in (UserError, RequestValidationError, QueueFullError, StoppingError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, handle)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+
+    @app.get("/example.jpg", include_in_schema=False)
+    async def example() -> Response:
+        return FileResponse(ASSETS / "example.jpg")
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

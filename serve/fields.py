@@ -33,7 +33,7 @@ _NOT_HERE = {
     "num_images_per_prompt": "a request makes one video; send one request per video",
 }
 SETTINGS = tuple(name for name in OPTIONS if name not in _NOT_HERE)
-_KNOWN = (*_OWN, *IMAGE_FIELDS, *SETTINGS, "preset", *(name for name in ALIASES if name not in _NOT_HERE))
+_KNOWN = (*_OWN, *IMAGE_FIELDS, *SETTINGS, *(name for name in ALIASES if name not in _NOT_HERE))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _check_known(name: str) -> None:
     if name in _NOT_HERE:
         raise UserError(f"field {name} is not possible here: {_NOT_HERE[name]}.")
     if name not in _KNOWN:
-        own = [one for one in (*_OWN, *IMAGE_FIELDS, "preset") if name in one or one in name]
+        own = [one for one in (*_OWN, *IMAGE_FIELDS) if name in one or one in name]
         near = similar_names(name, SETTINGS) or own
         advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(dict.fromkeys(_KNOWN))}."
         raise UserError(f"field {shown(name)} is unknown: {advice}")
@@ -115,7 +115,7 @@ def _check_known(name: str) -> None:
 
 def _from_form(name: str, value: Any) -> Any:
     """A form's text as the kind of value that its field takes."""
-    if not isinstance(value, str) or name in (*_OWN, *IMAGE_FIELDS, "preset", "negative_prompt"):
+    if not isinstance(value, str) or name in (*_OWN, *IMAGE_FIELDS, "negative_prompt"):
         return value
     option = OPTIONS.get(ALIASES.get(name, name))
     if option is None or option.kind is str or option.setting == "chain":
@@ -236,7 +236,9 @@ def shown_options() -> list[dict[str, Any]]:
     entries = []
     for name in SETTINGS:
         option = OPTIONS[name]
-        kind = {"negative_prompt": "text", "chain": "text", "seed": "integer"}.get(name) or kinds[option.kind]
+        kind = {"negative_prompt": "text", "chain": "text", "seed": "integer", "timesteps": "list"}.get(name) or kinds[
+            option.kind
+        ]
         entries.append(
             {
                 "name": name,

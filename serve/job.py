@@ -13,6 +13,7 @@ STATUSES = ("queued", "in_progress", "cancelling", *FINISHED)
 
 
 def new_id() -> str:
+    """A job's name: no client can guess another's."""
     return f"video_{secrets.token_hex(12)}"
 
 

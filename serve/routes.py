@@ -24,6 +24,7 @@ from .fields import ImageUrl, make_job, read_fields, shown_options, shown_preset
 from .gate import refusal
 from .job import Job
 from .options import MIB
+from .store import PHOTO
 
 _LONGEST_TEXT = 1 * MIB
 _MAX_FIELDS = 100
@@ -102,8 +103,11 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
         job = _find(dispatcher, video_id)
         if format not in FORMATS:
             raise UserError(f"format is unknown: choose {', '.join(FORMATS)}.")
-        if variant not in ("video", "thumbnail"):
-            raise UserError("variant is unknown: choose video or thumbnail.")
+        if variant not in ("video", "thumbnail", "photo"):
+            raise UserError("variant is unknown: choose video, thumbnail or photo.")
+        if variant == "photo":
+            # The upload as it came: of whatever kind, so never shown as a page.
+            return FileResponse(store.folder(job.id) / PHOTO, media_type="application/octet-stream", filename="photo")
         if job.status != "completed":
             return refusal(404, "not_ready", f"the video is {job.status}: its content is there once it is completed.")
         form = FORMATS[format] if variant == "video" else THUMBNAIL

@@ -60,7 +60,6 @@ def _properties() -> dict[str, Any]:
         "model": {"type": "string", "description": "A name of /v1/models; the first one where it is absent."},
         "size": {"type": "string", "pattern": r"^\d+x\d+$", "example": "256x256"},
         "seconds": {"type": "string", "description": "The nearest whole number of clips; the answer tells the length."},
-        "preset": {"type": "string"},
         "extra_body": {"type": "object", "description": "Any of these fields."},
     }
     for option in shown_options():

@@ -18,12 +18,21 @@ import pytest
 
 from consisti2v_rt import cli
 from consisti2v_rt.runtime.bundle.bundle import hash_files
+from consisti2v_rt.runtime.session import THREADS_VARIABLE
+from consisti2v_rt.tests.made_once import made_once
 
 DATA = Path(__file__).parent / "data"
 ASSETS = Path(cli.__file__).parent / "assets"
 GOLDEN = DATA / "golden"
 DYNAMIC_BUNDLE = "DYNAMIC_BUNDLE"
 """Variable with the folder of the fixture `dynamic_bundle`, where a process that started this one made it."""
+
+
+def pytest_configure() -> None:
+    """Processes that run tests beside each other take a processor thread each."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for name in (THREADS_VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +65,10 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from consisti2v_rt.export.bundle_writer import write_bundle
     from consisti2v_rt.export.random_model import random_model
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    return write_bundle(random_model("tiny"), folder, height=64, width=48, guidance="text")
+    def make(folder: Path) -> None:
+        write_bundle(random_model("tiny"), folder, height=64, width=48, guidance="text")
+
+    return made_once(tmp_path_factory, "tiny", make)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,8 +89,10 @@ def dynamic_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from consisti2v_rt.export.bundle_writer import write_bundle
     from consisti2v_rt.export.random_model import random_model
 
-    folder = tmp_path_factory.mktemp("bundles") / "dynamic"
-    return write_bundle(random_model("tiny"), folder, sizes=((64, 64), (64, 96)))
+    def make(folder: Path) -> None:
+        write_bundle(random_model("tiny"), folder, sizes=((64, 64), (64, 96)))
+
+    return made_once(tmp_path_factory, "dynamic", make)
 
 
 @dataclass(frozen=True)
@@ -147,9 +160,10 @@ def fp16_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnx")
     from consisti2v_rt.export.precision.variant import write_variant
 
-    folder = Path(shutil.copytree(ASSETS / "demo_bundle", tmp_path_factory.mktemp("demo") / "bundle"))
-    write_variant(folder, "fp16")
-    return folder
+    def make(folder: Path) -> None:
+        write_variant(Path(shutil.copytree(ASSETS / "demo_bundle", folder)), "fp16")
+
+    return made_once(tmp_path_factory, "demo-fp16", make)
 
 
 @pytest.fixture

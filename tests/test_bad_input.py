@@ -224,7 +224,7 @@ VALUES = [
     ("--guidance-rescale", "1.01", "from 0 to 1"),
     ("--eta", "-0.5", "from 0 to 1"),
     ("--scheduler", "heun", "ddim, dpmpp_2m"),
-    ("--preset", "quick", "exact, balanced"),
+    ("--preset", "quick", "exact, balanced, fast"),
     ("--guidance-interval", "0.5", "START:END"),
     ("--guidance-interval", "a:b", "START:END"),
     ("--guidance-interval", "0.8:0.2", "is empty"),

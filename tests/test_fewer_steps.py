@@ -13,7 +13,7 @@ from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_table
 from consisti2v_rt.kernels.schedulers import SCHEDULERS
 from consisti2v_rt.runtime.loop.batches import UNetRows, guidance_saving, row_forwards
 from consisti2v_rt.runtime.loop.denoise import Guidance, denoise_clip
-from consisti2v_rt.runtime.request.presets import PRESETS
+from consisti2v_rt.runtime.request.presets import PRESET_SETTINGS, PRESETS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
 from consisti2v_rt.runtime.timings import Timings
 
@@ -207,17 +207,19 @@ def test_generate_says_when_an_interval_saves_nothing(consisti2v, demo_bundle, p
     assert ("saves no time" in outcome.stderr) == fixed
 
 
-def test_presets_and_options_beside_them():
-    exact = GenerationSettings.from_options({"preset": "exact", "num_inference_steps": None})
-    assert exact == GenerationSettings(scheduler="ddim", num_inference_steps=50, guidance_interval=(0.0, 1.0))
-    quicker = GenerationSettings.from_options({"preset": "balanced", "num_inference_steps": 7})
-    assert quicker == dataclasses.replace(exact, num_inference_steps=7)
+def test_presets_and_options_beside_them(animate):
+    def resolved(base: GenerationSettings | None = None, **options: object) -> dict[str, object]:
+        settings = GenerationSettings.from_options(options, base).resolved(animate.bundle.manifest)
+        return {name: getattr(settings, name) for name in PRESET_SETTINGS}
+
+    for name, preset in PRESETS.items():
+        assert resolved(preset=name, num_inference_steps=None) == {"timesteps": None} | preset
+    assert resolved(preset="fast", num_inference_steps=7)["num_inference_steps"] == 7
     base = GenerationSettings(seed=5, num_inference_steps=9, scheduler="unipc", guidance_interval=(0.0, 0.5))
-    assert GenerationSettings.from_options({"preset": "balanced"}, base) == dataclasses.replace(
-        base, **PRESETS["balanced"]
-    )
-    for options in PRESETS.values():
-        assert set(options) == set(PRESETS["exact"]), "a preset says everything that any preset says"
+    assert resolved(base, preset="balanced") == resolved(preset="balanced"), "it wins over the settings before it"
+    assert resolved(base, timesteps=[800, 300])["num_inference_steps"] == 2
+    timed = GenerationSettings(timesteps=(800, 300))
+    assert resolved(timed, num_inference_steps=4)["timesteps"] is None
 
 
 def test_a_preset_is_what_it_stands_for(animate, photo):
@@ -228,11 +230,28 @@ def test_a_preset_is_what_it_stands_for(animate, photo):
     assert np.array_equal(preset, animate(photo, "a cat", **{**PRESETS["balanced"], **options}).latents)
 
 
+def test_timesteps_of_a_call(animate, photo):
+    """Those of two DDIM steps, given, make the same video; others do not."""
+    seen: list[int] = []
+    options = {"seed": 3, "scheduler": "ddim", "guidance_scale_txt": 1.0}
+    usual = animate(photo, "a cat", num_inference_steps=2, callback=lambda s: seen.append(s.timestep), **options)
+    given = animate(photo, "a cat", timesteps=seen, **options)
+    assert np.array_equal(given.latents, usual.latents) and given.settings.num_inference_steps == 2
+    other = animate(photo, "a cat", timesteps=[900, 30], **options)
+    assert not np.allclose(other.latents, usual.latents, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "quick"}, r"choose exact, balanced\."),
-        ({"scheduler": "heun"}, "choose ddim, dpmpp_2m, dpmpp_2m_karras, unipc, euler, lcm"),
+        ({"preset": "quick"}, r"choose exact, balanced, fast\."),
+        ({"timesteps": [300, 800]}, "give each once, highest first, from 999 to 0"),
+        ({"timesteps": [800, 300.5]}, "give each once, highest first"),
+        ({"timesteps": 5}, "give each once, highest first"),
+        ({"timesteps": []}, "give each once, highest first"),
+        ({"timesteps": [800, 300], "num_inference_steps": 3}, "2 timesteps do not fit 3"),
+        ({"timesteps": [800], "scheduler": "lcm"}, "has timesteps of its own"),
+        ({"scheduler": "heun"}, "choose ddim, dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, lcm"),
         ({"scheduler": "unipc", "eta": 0.5}, "eta=0.5 belongs to the ddim scheduler"),
         ({"scheduler": "lcm", "num_inference_steps": 60}, "from 1 to 50"),
         ({"scheduler": "dpmpp_2m", "num_inference_steps": 999}, "too many for a multistep scheduler"),

@@ -95,7 +95,7 @@ def test_typed_options_are_the_settings():
     options = typing.get_type_hints(GenerationOptions)
     other = typing.get_type_hints(OtherNames)
     assert set(settings) == {field.name for field in dataclasses.fields(GenerationSettings)}
-    assert {name: accepted(hint) for name, hint in settings.items()} | {"preset": str | None} == {
+    assert {name: accepted(hint) for name, hint in settings.items()} == {
         name: hint for name, hint in options.items() if name not in other
     }
     assert set(other) == set(ALIASES)
@@ -461,3 +461,16 @@ def test_close_in_a_callback_is_refused(animate, photo):
     with pytest.raises(UserError, match="close was called from a callback of a running call: return False there"):
         animate(photo, "a cat", callback=lambda state: animate.close(), **FAST)
     assert np.isfinite(animate(photo, "a cat", **FAST).latents).all()
+
+
+def test_the_default_number_of_threads_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from consisti2v_rt.runtime.session import THREADS_VARIABLE, default_threads
+
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
+    assert default_threads() is None
+    monkeypatch.setenv(THREADS_VARIABLE, "3")
+    assert default_threads() == 3
+    for wrong in ("0", "-1", "two", "1e9", "99999"):
+        monkeypatch.setenv(THREADS_VARIABLE, wrong)
+        with pytest.raises(UserError, match="whole number from 1 on"):
+            default_threads()

@@ -121,7 +121,9 @@ def test_every_data_file_is_in_the_wheel(names):
     vocabulary = list((ROOT / "export" / "vocabulary").glob("*.gz"))
     kernels = list((ROOT / "kernels" / "cuda").glob("*.cu*"))
     assert len(assets) > 10 and vocabulary and len(kernels) > 5
-    for path in [*assets, *vocabulary, *kernels, ROOT / "py.typed"]:
+    page = list((ROOT / "serve" / "page").iterdir())
+    assert {"index.html", "app.js", "style.css"} < {path.name for path in page}
+    for path in [*assets, *vocabulary, *kernels, *page, ROOT / "py.typed"]:
         assert in_wheel(path) in names
     for name in ("assets/demo_bundle/bundle.json", "assets/demo_bundle/unet/unet.onnx.data", "assets/example.jpg"):
         assert f"{PACKAGE}/{name}" in names
@@ -130,8 +132,9 @@ def test_every_data_file_is_in_the_wheel(names):
 def test_nothing_else_is_in_the_wheel(names):
     information = f"{PACKAGE}-{consisti2v_rt.__version__}.dist-info/"
     folders = {f"{PACKAGE}/{folder.relative_to(ROOT).as_posix()}/".replace("/./", "/") for folder in source_folders()}
+    data = (f"{PACKAGE}/assets/", f"{PACKAGE}/serve/page/")
     for name in names:
-        in_package = f"{name.rpartition('/')[0]}/" in folders or name.startswith(f"{PACKAGE}/assets/")
+        in_package = f"{name.rpartition('/')[0]}/" in folders or name.startswith(data)
         assert in_package or name.startswith(information), name
     at_root = {name for name in names if name.count("/") == 1 and name.startswith(f"{PACKAGE}/")}
     assert at_root == {in_wheel(path) for path in [*ROOT.glob("*.py"), ROOT / "py.typed"] if path.name != "setup.py"}

@@ -30,7 +30,7 @@ STEPS = (1, 2, 3, 10, 25, 50)
 CASES = [(config, steps) for config in CONFIGS for steps in STEPS]
 CASES += [("shipped", 999), ("v-trailing", 999)]
 # leading spacing leaves no room for 999 steps to sigma 0; consistency models are distilled from 50.
-TOO_MANY = {("dpmpp_2m", "shipped"), ("unipc", "shipped"), ("lcm", "shipped"), ("lcm", "v-trailing")}
+TOO_MANY = {(name, "shipped") for name in ("dpmpp_2m", "deis", "unipc", "lcm")} | {("lcm", "v-trailing")}
 
 
 def run(table: StepTable, latents: np.ndarray, outputs: np.ndarray, noises: np.ndarray) -> list[np.ndarray]:
@@ -51,20 +51,28 @@ def diffusers_scheduler(name: str, config: SchedulerConfig, steps: int):
         "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
         "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
         "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+        "deis": (diffusers.DEISMultistepScheduler, {"solver_order": 3, "lower_order_final": False}),
         "unipc": (diffusers.UniPCMultistepScheduler, {}),
         "euler": (diffusers.EulerDiscreteScheduler, {}),
         "lcm": (diffusers.LCMScheduler, {}),
-    }[name]
+    }[name.removesuffix("_exponential")]
     options = dataclasses.asdict(config)
+    spaced, name = name, name.removesuffix("_exponential")
     if name not in ("ddim", "lcm"):
         del options["set_alpha_to_one"]
+    if name == "deis":
+        del options["rescale_betas_zero_snr"]
     theirs = kind(**options, **extra)
     # The zero-SNR schedule differs by ulps of torch's square root, which its last levels make much of.
     exact = torch.tensor(alphas_cumprod(config)).double()
-    if theirs.alphas_cumprod[-1] == 2**-24:
+    if theirs.alphas_cumprod[-1] == 2**-24 or (name == "deis" and exact[-1] == 0):
         exact[-1] = 2**-24
     theirs.alphas_cumprod = exact
-    if name == "euler" and config.timestep_spacing == "linspace":
+    if spaced == "deis_exponential":
+        # Theirs rounds levels down to timesteps; ours takes the levels of whole timesteps, every one once.
+        theirs.set_timesteps(steps)
+        theirs.timesteps = torch.from_numpy(step_table(spaced, config, steps).timesteps.copy())
+    elif name == "euler" and config.timestep_spacing == "linspace":
         theirs.set_timesteps(timesteps=np.linspace(0, 999, steps).round()[::-1].tolist())
     else:
         theirs.set_timesteps(steps)
@@ -74,7 +82,8 @@ def diffusers_scheduler(name: str, config: SchedulerConfig, steps: int):
             levels = theirs._convert_to_karras(table[::-1], steps)
         else:
             levels = table[theirs.timesteps.long().numpy()]
-        theirs.sigmas = torch.from_numpy(np.append(levels, 0.0))
+        # Their DEIS takes the logarithm of the last level.
+        theirs.sigmas = torch.from_numpy(np.append(levels, 1e-8 if name == "deis" else 0.0))
     if name != "ddim":
         theirs.set_begin_index(0)
     return theirs
@@ -125,6 +134,12 @@ def test_against_diffusers(name, config, steps, relative_l2, monkeypatch):
     latents, outputs, noises = draws()
     got = run(table, latents, outputs, noises)
     expected = run_theirs(theirs, latents, outputs, noises, monkeypatch)
+    if name.startswith("deis") and steps > 1:
+        # Theirs is of third order there; ours is DDIM's step to the clean sample.
+        got, expected = got[:-1], expected[:-1]
+        last = step_table("ddim", config, 1, timesteps=table.timesteps[-1:].tolist())
+        np.testing.assert_allclose(table.matrices[-1, 0, [0, 3]], last.matrices[0, 0, :2], rtol=1e-4)
+        assert not table.matrices[-1, 0, 1:3].any()
     assert max(relative_l2(ours, reference) for ours, reference in zip(got, expected, strict=True)) < 1e-5
 
 
@@ -149,7 +164,7 @@ def test_second_order_solvers_are_closer_to_the_exact_flow():
     """What they are for, without diffusers: DDIM's error falls with 1 / steps, theirs faster."""
     ddim = [gaussian_error("ddim", steps) for steps in (10, 40)]
     assert gaussian_error("euler", 10) == pytest.approx(ddim[0], rel=1e-4)
-    for name in ("dpmpp_2m", "unipc"):
+    for name in ("dpmpp_2m", "deis", "unipc"):
         ours = [gaussian_error(name, steps) for steps in (10, 40)]
         assert ours[0] < ddim[0] / 2 and ours[1] < ddim[1] / 4, name
 
@@ -186,7 +201,9 @@ def test_a_step_leaves_its_input_alone():
 
 def test_bad_runs_are_refused():
     config = SchedulerConfig()
-    with pytest.raises(ValueError, match="choose one of ddim, dpmpp_2m, dpmpp_2m_karras, unipc, euler, lcm"):
+    with pytest.raises(
+        ValueError, match="choose one of ddim, dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, lcm"
+    ):
         step_table("heun", config, 10)
     with pytest.raises(ValueError, match=r"eta=0.5 belongs to the ddim scheduler"):
         step_table("unipc", config, 10, eta=0.5)

@@ -105,6 +105,7 @@ def cell(text: str) -> str:
 
 
 def gibibytes(count: float) -> str:
+    """Bytes in GiB, with three digits."""
     return f"{three_digits(count / 2**30)} GiB"
 
 

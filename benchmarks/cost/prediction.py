@@ -106,6 +106,8 @@ class VideoPrediction(Seconds):
 
 @dataclass(frozen=True)
 class Prediction:
+    """What a model is predicted to take on a GPU."""
+
     costs: ModelCosts
     gpu: Gpu
     precision: str

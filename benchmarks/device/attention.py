@@ -1,30 +1,37 @@
 """Time our temporal attention kernel beside the same layers as an engine has them: it is worth a plugin where it wins.
 
 ``python -m consisti2v_rt.benchmarks.device.attention --output kernels.json`` on a machine with an NVIDIA GPU. Both run
-as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python.
+as CUDA graphs on one stream and are timed with CUDA events, so neither pays for launches from Python. The engine is
+built and run as those of a bundle are.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...export.engines.kernels import cubin
-from ...export.engines.libraries import find_flavour, load_library
-from ...export.engines.plan import Messages, make_logger
+from ...export.engines.libraries import check_machine, find_flavour, load_library
+from ...export.engines.plan import PlanRequest, build_plan
+from ...export.engines.shapes import EngineShapes
+from ...export.engines.targets import find_target
 from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window import rotation_table, window_positions
+from ...runtime.bundle.manifest import EngineSpec, StageSpec, TensorSpec
 from ...runtime.commands.console import make_console, print_error
+from ...runtime.gpu.cards import flavour_for
 from ...runtime.gpu.device import Gpu, open_gpu, probe
+from ...runtime.gpu.memory import DeviceArray, GpuMemory, SharedScratch, WeightTurns
+from ...runtime.gpu.tensorrt_session import Engine, TensorRTSession, load_module
 from ..bench.record import check_writable, write_text
 from ..bench.statistics import ratio_interval, ratio_words
 
@@ -32,6 +39,7 @@ KERNEL = "temporal_window_attention"
 CLIPS, FRAMES, HEADS = 2, 16, 8
 LEVELS = ((32, 40), (16, 80), (8, 160))
 """Side of the latents and channels of a head, of the shipped model at 256x256 with text guidance."""
+TENSORS = ("query", "key", "value", "out")
 REPEATS = 20
 """How often the work stands in one graph: an event's resolution is half a microsecond."""
 
@@ -72,28 +80,34 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def measure_level(gpu: Gpu, side: int, head_size: int, rounds: int) -> dict[str, Any]:
-    """One level; ``engine_us`` is None where no engine can be had, and ``engine_refused`` says why."""
+    """One level; ``kernel_us`` or ``engine_us`` is None where it does not run, and ``kernel_refused`` or
+    ``engine_refused`` says why.
+    """
     shape, channels = (CLIPS, FRAMES, side * side, HEADS * head_size), HEADS * head_size
-    generator = np.random.default_rng(0)
-    arrays: dict[str, NDArray[Any]] = {}
-    for name in ("query", "key", "value", "out"):
-        arrays[name] = generator.standard_normal(shape).astype(np.float16)
-    arrays["rotation"] = rotation_table(FRAMES, channels)
-    blocks = {name: gpu.allocate(array.nbytes) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        gpu.copy(blocks[name].address, array.ctypes.data, array.nbytes, gpu.stream)
-    gpu.stream.sync()
-    addresses = {name: block.address for name, block in blocks.items()}
-    architecture = "sm_" + gpu.compute_capability.replace(".", "")
-    kernels = Kernels(gpu.stream, lambda name: cubin(name, architecture))
-    sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
-    call = partial(kernels.launch, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes)
-    row: dict[str, Any] = {"side": side, "head_size": head_size, "kernel_us": _time(gpu, call, rounds)}
-    try:
-        plan = build_attention(attention_graph(CLIPS, FRAMES, side, HEADS, head_size), gpu.compute_capability)
-        row["engine_us"] = _time(gpu, _engine(plan, addresses, int(gpu.stream.handle)), rounds)
-    except UserError as error:
-        row |= {"engine_us": None, "engine_refused": str(error)}
+    generator, memory = np.random.default_rng(0), GpuMemory(gpu)
+    values = [generator.standard_normal(shape).astype(np.float16) for _ in TENSORS]
+    arrays = {name: memory.upload(array) for name, array in zip(TENSORS, values, strict=True)}
+    rotation = memory.upload(rotation_table(FRAMES, channels))
+
+    def kernel() -> Callable[[], None]:
+        architecture = "sm_" + gpu.compute_capability.replace(".", "")
+        kernels = Kernels(gpu.stream, lambda name: cubin(name, architecture))
+        sizes = {"clips": CLIPS, "frames": FRAMES, "height": side, "width": side, "heads": HEADS, "window": 1}
+        addresses = {name: array.address for name, array in {**arrays, "rotation": rotation}.items()}
+        return partial(kernels.launch, f"{KERNEL}_d{head_size}_f16", scale=head_size**-0.5, **addresses, **sizes)
+
+    def engine() -> Callable[[], None]:
+        graph = attention_graph(CLIPS, FRAMES, side, HEADS, head_size)
+        plan, spec = build_attention(graph, shape, gpu.compute_capability)
+        return attention_session(gpu, plan, spec, arrays).enqueue
+
+    row: dict[str, Any] = {"side": side, "head_size": head_size}
+    for name, make in (("kernel", kernel), ("engine", engine)):
+        # One that fails ends neither the other nor the next level.
+        try:
+            row[f"{name}_us"] = _time(gpu, make(), rounds)
+        except Exception as error:
+            row |= {f"{name}_us": None, f"{name}_refused": first_line(error)}
     return row
 
 
@@ -170,71 +184,75 @@ def attention_graph(clips: int, frames: int, side: int, heads: int, head_size: i
     moved = op("Transpose", op("Attention", query, key, value, scale=1.0), perm=[0, 2, 1, 3])
     op("Transpose", op("Reshape", moved, [clips, positions, frames, channels]), name="out", perm=[0, 2, 1, 3])
     shape = [clips, frames, positions, channels]
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, shape) for n in ("query", "key", "value", "out")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in TENSORS]
     graph = helper.make_graph(nodes, "temporal_attention", values[:3], values[3:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     return bytes(model.SerializeToString())
 
 
-def build_attention(graph: bytes, compute_capability: str) -> bytes:
-    """The plan for one compute capability; needs no GPU. The attention must be one kernel, or it does not build.
+def build_attention(graph: bytes, shape: tuple[int, ...], compute_capability: str) -> tuple[bytes, EngineSpec]:
+    """The plan for one compute capability, built as the engines of a bundle are; TensorRT for RTX needs no GPU for it.
+    The attention must be one kernel, or it does not build.
+
+    Args:
+        graph: of :func:`attention_graph`.
+        shape: of each tensor.
 
     Raises:
-        UserError: TensorRT for RTX is missing, or does not build for the card.
+        UserError: the library is missing, or does not build for the card.
     """
-    library: Any = load_library(find_flavour("tensorrt-rtx"))
-    messages = Messages()
-    logger = make_logger(library, messages)
-    builder = library.Builder(logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, logger)
-    known = getattr(library.ComputeCapability, "SM" + compute_capability.replace(".", ""), None)
-    if known is None:
-        raise UserError(
-            f"TensorRT for RTX {library.__version__} builds nothing for compute capability {compute_capability}."
+    target = find_target("sm" + compute_capability.replace(".", ""), probe())
+    flavour = find_flavour(flavour_for(compute_capability))
+    check_machine(flavour, target, probe())
+    library: Any = load_library(flavour)
+    *inputs, output = (TensorSpec(name, "float16", shape) for name in TENSORS)
+    shapes = EngineShapes(tuple(inputs), (output,), ())
+    with tempfile.TemporaryDirectory() as folder:
+        onnx, plan = Path(folder) / "unet.onnx", Path(folder) / "unet.plan"
+        onnx.write_bytes(graph)
+        request = PlanRequest("unet", onnx, shapes, flavour, target)
+        build_plan(library, request, plan, lambda phase, done, total: None)
+        spec = EngineSpec(
+            stage="unet",
+            file=plan.name,
+            target=target.name,
+            flavour=flavour.name,
+            version=library.__version__,
+            precision="fp16",
+            compute_capabilities=target.compute_capabilities,
+            onnx_sha256="",
+            inputs=shapes.inputs,
+            outputs=shapes.outputs,
         )
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(known, 0)
-    plan = builder.build_serialized_network(network, config) if parser.parse(graph) else None
-    if plan is None:
-        raise UserError(f"TensorRT for RTX does not build the attention ({messages.reason()}).")
-    return bytes(memoryview(plan))
+        return plan.read_bytes(), spec
 
 
-def _engine(plan: bytes, addresses: dict[str, int], stream: int) -> Callable[[], None]:
-    """What enqueues the plan, its tensors at these addresses.
+def attention_session(gpu: Gpu, plan: bytes, spec: EngineSpec, arrays: Mapping[str, DeviceArray]) -> TensorRTSession:
+    """The plan as the runtime runs one, on these arrays.
 
     Raises:
-        UserError: TensorRT for RTX refuses the plan.
+        BackendError: the library refuses the plan.
     """
-    library: Any = load_library(find_flavour("tensorrt-rtx"))
-    messages = Messages()
-    runtime = library.Runtime(make_logger(library, messages))
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise UserError(f"TensorRT for RTX refuses the plan of the attention ({messages.reason()}).")
-    # The context needs the others alive.
-    kept = (runtime, engine, context := engine.create_execution_context())
-    for name in ("query", "key", "value", "out"):
-        context.set_tensor_address(name, addresses[name])
-
-    def enqueue() -> None:
-        if not kept[-1].execute_async_v3(stream):
-            raise RuntimeError("the attention's engine does not run")
-
-    return enqueue
+    module, stage = load_module(spec.flavour), StageSpec("unet.onnx", "fp16", spec.inputs, spec.outputs, 23)
+    engine = Engine(lambda: plan, spec, module, WeightTurns(gpu), Path(stage.file))
+    session = TensorRTSession(gpu, engine, stage, {}, SharedScratch(gpu))
+    for name, array in arrays.items():
+        session.bind(name, array)
+    return session
 
 
 def _show(record: dict[str, Any]) -> None:
     for row in record["levels"]:
-        own, engine = statistics.median(row["kernel_us"]), row.get("engine_refused", "")
-        if not engine:
-            found = statistics.median(row["engine_us"])
+        words = []
+        for name in ("kernel", "engine"):
+            found, refused = row[f"{name}_us"], row.get(f"{name}_refused", "")
+            words.append(refused if found is None else f"{name} {statistics.median(found):.1f} µs")
+        if None not in (row["kernel_us"], row["engine_us"]):
+            ratio = statistics.median(row["engine_us"]) / statistics.median(row["kernel_us"])
             interval = ratio_interval(row["engine_us"], row["kernel_us"], paired=False)
-            engine = f"engine {found:.1f} µs, engine / kernel {found / own:.2f}x ({ratio_words(interval)})"
+            words[-1] += f", engine / kernel {ratio:.2f}x ({ratio_words(interval)})"
         level = f"{row['side']}x{row['side']}, head size {row['head_size']}"
-        make_console(soft_wrap=True).print(f"{level}: kernel {own:.1f} µs; {engine}")
+        make_console(soft_wrap=True).print(f"{level}: {'; '.join(words)}")
 
 
 if __name__ == "__main__":

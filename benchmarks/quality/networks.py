@@ -111,7 +111,7 @@ def library(package: str) -> str:
 
 @contextlib.contextmanager
 def unavailable(subject: str, advice: str) -> Iterator[None]:
-    """Whatever a library raises becomes the reason why a measure cannot be had: ``subject (its words): advice.``
+    """Whatever a library raises becomes the reason why a measure cannot be had, as ``subject (its words): advice``.
 
     Raises:
         UnavailableError: in the place of any error.

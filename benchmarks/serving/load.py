@@ -141,7 +141,7 @@ class Load:
         lines = [f"POST /v1/videos HTTP/1.1\r\nIdempotency-Key: {key}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in request.headers.items()]
         place = urlsplit(self._server.address)
-        with socket.create_connection((place.hostname, place.port), timeout=60) as connection:
+        with socket.create_connection((place.hostname, place.port or 80), timeout=60) as connection:
             connection.sendall("".join([*lines, "\r\n"]).encode() + body)
 
     def _sync(self, client: httpx.Client, number: int, key: str) -> str:
@@ -234,6 +234,7 @@ def _fill(folder: Path) -> None:
 
 
 def main() -> None:
+    """Run the load, write its record, and end with code 1 where anything was wrong."""
     parser = PlainParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="empty folder for the server's jobs")
     parser.add_argument("--requests", type=int, default=1000)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import EngineSpec, StageSpec
@@ -108,9 +108,16 @@ def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays
 
     load = EngineFromBytes(bundle.read(engine.file, hashed=True).tobytes())
     types = {spec.name: spec.dtype for spec in engine.inputs}
-    with TrtRunner(load, optimization_profile=profile) as runner:
-        given = {name: array.astype(types[name]) for name, array in inputs.items()}
-        return {name: np.array(array, np.float32) for name, array in runner.infer(given).items()}
+    given = {name: array.astype(types[name]) for name, array in inputs.items()}
+    try:
+        # Engines that must not allocate while they run take no context of polygraphy's default, which owns its memory.
+        with TrtRunner(load, optimization_profile=profile, allocation_strategy="profile") as runner:
+            return {name: np.array(array, np.float32) for name, array in runner.infer(given).items()}
+    except Exception as error:  # polygraphy's own class, and whatever the library raises beneath it
+        raise UserError(
+            f"polygraphy cannot run the engine of {engine.stage} ({first_line(error)}): build it again on this machine "
+            "with --target current, or leave --compare out."
+        ) from error
 
 
 def _relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:

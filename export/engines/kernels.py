@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...kernels.cuda.compile import CompilerMissingError, compile_cubin, source_hash
-from ...kernels.cuda.sources import SOURCES
+from ...kernels.cuda.sources import CALL_KERNELS, SOURCES
 from ...runtime.bundle.manifest import KernelSpec
 from ...runtime.install import install_hint
 from .targets import Target
 
 
 def write_cubins(target: Target, folder: Path, on_kernel: Callable[[str], None]) -> tuple[KernelSpec, ...]:
-    """Compile every source for every compute capability of the target into ``<folder>/engines/kernels/sm_NN/``.
+    """Compile what calls launch, for every compute capability of the target, into ``<folder>/engines/kernels/sm_NN/``.
 
     Raises:
         UserError: the compiler is missing, or does not know the architecture.
@@ -39,11 +39,11 @@ def cubin(name: str, architecture: str) -> bytes:
 
 
 def kernel_specs(target: Target) -> tuple[KernelSpec, ...]:
-    """What the manifest says of all our kernels, compiled for a target."""
+    """What the manifest says of the kernels that calls launch, compiled for a target."""
     specs: list[KernelSpec] = []
     for capability in target.cubins:
         architecture = "sm_" + capability.replace(".", "")
-        for name, entries in SOURCES.items():
+        for name in CALL_KERNELS:
             file = f"engines/kernels/{architecture}/{name}.cubin"
-            specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(entries)))
+            specs.append(KernelSpec(name, file, capability, source_hash(name), tuple(SOURCES[name])))
     return tuple(specs)

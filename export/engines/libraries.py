@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UserError
+from ...runtime.gpu.cards import is_data_centre
 from ...runtime.gpu.device import GpuStatus
 from ...runtime.install import install_hint
 from .targets import Target
@@ -76,18 +77,18 @@ def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
         if not gpu.found:
             raise UserError(
                 f"flavour {flavour.name} builds on the GPU itself, and there is none ({gpu.reason}): "
-                "build there, or use --flavour tensorrt-rtx."
+                f"build there{_or_rtx(target)}."
             )
         if not target.is_portable and target.compute_capabilities != (gpu.compute_capability,):
             raise UserError(
                 f"flavour {flavour.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), "
-                f"not for {held}: use --target current, or --flavour tensorrt-rtx."
+                f"not for {held}: use --target current{_or_rtx(target)}."
             )
     elif not target.runs_rtx_engines:
         raise UserError(
             f"{flavour.title} builds no engines for {target.words} (target {target.name}, compute capability "
-            f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime run "
-            "the bundle there."
+            f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime's CUDA "
+            "provider run the bundle there."
         )
     elif target.oldest < (8, 0):
         # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
@@ -95,6 +96,11 @@ def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
             f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
             "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card since Ampere."
         )
+
+
+def _or_rtx(target: Target) -> str:
+    """The other flavour, where it builds for the target."""
+    return ", or use --flavour tensorrt-rtx" if target.runs_rtx_engines else ""
 
 
 def set_target(library: Any, config: Any, flavour: Flavour, target: Target) -> None:
@@ -113,7 +119,8 @@ def set_target(library: Any, config: Any, flavour: Flavour, target: Target) -> N
     for index, capability in enumerate(target.compute_capabilities):
         known = getattr(library.ComputeCapability, "SM" + capability.replace(".", ""), None)
         if known is None or not config.set_compute_capability(known, index):
+            other = "build there with --flavour tensorrt" if is_data_centre(capability) else "choose --target rtx"
             raise UserError(
-                f"{flavour.title} {library.__version__} builds no engines for compute capability {capability}: "
-                "choose --target rtx, which runs on later cards too, or let ONNX Runtime run the bundle."
+                f"{flavour.title} {library.__version__} builds no engines for compute capability {capability}: {other}"
+                ", or let ONNX Runtime's CUDA provider run the bundle."
             )

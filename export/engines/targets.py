@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import UserError
-from ...runtime.gpu.cards import DATA_CENTRE, FAMILIES, closest, find_card, normalised
+from ...runtime.gpu.cards import FAMILIES, closest, find_card, is_data_centre, normalised
 from ...runtime.gpu.device import GpuStatus
 
 
@@ -33,7 +33,7 @@ class Target:
 
 
 def _one_capability(name: str, capability: str, words: str, runs_rtx_engines: bool = True) -> Target:
-    rtx = runs_rtx_engines and capability not in DATA_CENTRE
+    rtx = runs_rtx_engines and not is_data_centre(capability)
     return Target(name, words, (capability,), (capability,), rtx)
 
 

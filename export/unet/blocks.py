@@ -54,6 +54,8 @@ class Layers(nn.Module):
 
 
 class DownBlock(Layers):
+    """One level on the way down: residual layers, transformers where the level has them, and a downsampling."""
+
     def __init__(
         self,
         config: UNetConfig,
@@ -90,6 +92,8 @@ class MidBlock(Layers):
 
 
 class UpBlock(Layers):
+    """One level on the way up: residual layers that take the skips, transformers, and an upsampling."""
+
     def __init__(
         self,
         config: UNetConfig,

@@ -18,6 +18,8 @@ import numpy as np
 FOLDER = Path(__file__).parent
 MOMENT_BLOCKS = 32
 """Partial sums per video that guidance_moments leaves, each [4] float64."""
+CALL_KERNELS = ("guided_step", "frame_init", "frames_to_uint8", "noise", "philox")
+"""Sources of the kernels that a call may launch; bundles hold these. No engine uses the attention yet."""
 HEAD_SIZES = (40, 80, 160)
 _THREADS = 256
 # gridDim.x may be 2^31 - 1; kernels stride over the grid, so a smaller cap costs nothing.

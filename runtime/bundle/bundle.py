@@ -19,12 +19,14 @@ from ...errors import DerivedFileError, UserError
 from ..files.guarded_read import MANIFEST, read_text
 from ..files.opened_file import ALTERED, Bytes, FileError, OpenedFile, link_fault
 from ..one_process import OneProcess
+from ..request.presets import PRESETS, Presets
 from .consistency import check_graph, check_sizes
 from .digest import check_digest
 from .graph_source import GraphSource
 from .home import find_bundle
-from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec
+from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec, graph_sha256
 from .recommended import check_recommended
+from .tuned import TUNED, read_tuned
 
 T = TypeVar("T")
 _CHUNK = 1 << 22
@@ -35,7 +37,7 @@ _REOPENED = 10
 class Bundle(OneProcess):
     """A folder made by ``consisti2v export``.
 
-    Example:
+    Examples:
         >>> bundle = Bundle.open("consisti2v-256")
         >>> bundle.manifest.model.frames
         16
@@ -102,6 +104,16 @@ class Bundle(OneProcess):
         check_sizes(manifest)
         check_recommended(manifest.recommended, manifest.scheduler, MANIFEST_NAME)
         return bundle
+
+    @cached_property
+    def presets(self) -> Presets:
+        """What each preset stands for: the general ones, and in their place those of :data:`TUNED`, where it is there.
+
+        Raises:
+            UserError: the file is not as ``consisti2v tune`` wrote it for this bundle.
+        """
+        unet = graph_sha256(self.manifest, self.manifest.stages["unet"])
+        return PRESETS | read_tuned(self.path / TUNED, unet, self.manifest.scheduler)
 
     @property
     def digest(self) -> str:

@@ -1,16 +1,17 @@
-"""Does an engine fit this machine, this bundle and these sizes? Refused before anything is loaded, with what mends it.
+"""Checks that an engine fits the machine, the bundle and the sizes, before it is loaded; errors name the remedy.
 
-An engine that does not fit fails late and darkly, or runs wrong (NVIDIA/TensorRT issue 2176). All of it is known from
-the manifest, so that no library has to be asked.
+An engine that does not fit fails late with an opaque error, or runs wrong (NVIDIA/TensorRT issue 2176). All of it is
+known from the manifest, so that no library has to be asked.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import UserError
+from ..gpu.cards import is_data_centre
 from .manifest import STAGES, EngineSpec, Manifest, StageSpec, TensorSpec, graph_sha256
 from .stage_graphs import Availability
 
@@ -44,12 +45,23 @@ def refusal(engine: EngineSpec, machine: Machine) -> str | None:
         return f"{library} is not installed"
     if version != engine.version:
         return f"engines for {engine.target} were built by {library} {engine.version}, installed is {version}"
+    if _knows_no_such_card(engine.flavour, machine):
+        return f"{library} runs no engines on compute capability {machine.compute_capability}"
     if engine.platform and engine.platform != machine.platform:
         return f"engines for {engine.target} were built for {engine.platform}, this is {machine.platform}"
     if not runs_on(engine.compute_capabilities, machine.compute_capability):
         cards, own = ", ".join(engine.compute_capabilities), machine.compute_capability
         return f"engines for {engine.target} run on compute capability {cards}, this GPU has {own}"
     return None
+
+
+def _knows_no_such_card(flavour: str, machine: Machine) -> bool:
+    return flavour == "tensorrt-rtx" and is_data_centre(machine.compute_capability)
+
+
+def _flavour_for(flavour: str, machine: Machine) -> str:
+    """The library that builds engines for this machine's GPU where `flavour` was looked for."""
+    return "tensorrt" if _knows_no_such_card(flavour, machine) else flavour
 
 
 def find_engine(manifest: Manifest, stage: str, flavour: str, precision: str, machine: Machine) -> EngineSpec | None:
@@ -66,7 +78,15 @@ def find_engine(manifest: Manifest, stage: str, flavour: str, precision: str, ma
 
 def engines_fit(manifest: Manifest, flavour: str, precision: str, machine: Machine) -> Availability:
     """Whether every stage has an engine that fits, and if not, why and which command mends it."""
-    mend = f"consisti2v build BUNDLE --target current --flavour {flavour} --precision {precision}"
+    mend = (
+        f"consisti2v build BUNDLE --target current --flavour {_flavour_for(flavour, machine)} --precision {precision}"
+    )
+    if _knows_no_such_card(flavour, machine):
+        return Availability(
+            False,
+            f"{_LIBRARIES[flavour]} runs no engines on compute capability {machine.compute_capability}: TensorRT does "
+            f"({mend}), and ONNX Runtime's CUDA provider runs the bundle's graphs",
+        )
     candidates = [e for e in manifest.engines if (e.flavour, e.precision) == (flavour, precision)]
     if not candidates:
         others = sorted({engine.precision for engine in manifest.engines if engine.flavour == flavour})
@@ -96,7 +116,8 @@ def check_engine(
     """
     reason = refusal(engine, machine) or staleness(engine, manifest)
     if reason is not None:
-        raise UserError(f"{reason}: {build_command(engine)}.")
+        built = replace(engine, flavour=_flavour_for(engine.flavour, machine))
+        raise UserError(f"{reason}: {build_command(built)}.")
     reason = None if dims is None else _size_mismatch(engine, manifest, dims)
     if reason is not None:
         inputs = manifest.stages[engine.stage].inputs

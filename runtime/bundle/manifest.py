@@ -206,6 +206,8 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
+    """The tokenizer's file, and the numbers that the text encoder expects."""
+
     file: _InnerPath
     max_length: _Count
     pad_token_id: int
@@ -243,6 +245,8 @@ class RecommendedSettings:
 
 @dataclass(frozen=True)
 class Provenance:
+    """Where the weights came from, their licence, and the tools that made the bundle."""
+
     source: str
     revision: str
     licence: str
@@ -252,6 +256,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class FileRecord:
+    """What a file of the bundle must be."""
+
     sha256: _Hash
     bytes: int
 

@@ -40,20 +40,16 @@ def _in(panel: str, *names: str, **options: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **options)
 
 
-_Preset = Annotated[
-    str | None,
-    _in(
-        "Basic",
-        help="Steps, scheduler and guidance interval: exact (published) or balanced (35 steps). Other options win over "
-        "it; without it they are as the bundle recommends.",
-    ),
-]
+_Preset = Annotated[str | None, _in("Basic", help=OPTIONS["preset"].help)]
 _Scale = Annotated[float, _in("Output", help="Width and height of the file, times this (0.1 to 16; Lanczos).")]
 _Device = Annotated[str, _in("Speed and memory", help="auto (a GPU where one can be used), cpu, cuda or openvino.")]
 _Precision = Annotated[str | None, _in("Speed and memory", help="fp32, fp16, bf16, int8 or fp8; the device's best.")]
 _TimeLimit = Annotated[
     float | None, _in("Speed and memory", metavar="SECONDS", help="Stop a generation that takes longer.")
 ]
+
+
+_WRITTEN = {"guidance_interval": "START:END", "timesteps": "T,T,...", "chain": "last|overlap:N"}
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -67,7 +63,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         shown = ":".join(f"{part:g}" for part in published) if isinstance(published, tuple) else published
         text += f"; the bundle's recommendation ('consisti2v inspect' shows it), else {shown}."
     if option.kind is None:
-        kind, more = str, {"metavar": "START:END" if option.setting == "guidance_interval" else "last|overlap:N"}
+        kind, more = str, {"metavar": _WRITTEN[option.setting]}
     annotation = Annotated[kind if default is not None else kind | None, _in(option.panel, help=text, **more)]  # type: ignore[valid-type]
     name = command_name(option.setting).removeprefix("--").replace("-", "_")
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -83,7 +79,6 @@ def generate(
     output: Annotated[Path, _in("Output", "--output", "-o", help="File ending in .mp4, .gif, .webp or .png.")] = Path(
         "out.mp4"
     ),
-    preset: _Preset = None,
     scale: _Scale = 1,
     config: Annotated[
         Path | None,
@@ -106,12 +101,13 @@ def generate(
     **settings: Any,
 ) -> None:
     """Animate a photo. Defaults are the bundle's recommendations, else the published model's."""
-    options: dict[str, Any] = {"preset": preset}
+    options: dict[str, Any] = {}
     for setting, parameter in _PARAMETERS.items():
         value = settings[parameter.name]
         # A single one of those that may be repeated stands for all.
         options[setting] = value[0] if isinstance(value, list) and len(value) == 1 else value
     options["guidance_interval"] = _interval(options["guidance_interval"])
+    options["timesteps"] = _timesteps(options["timesteps"])
     if config is not None:
         options = with_config(config, {name: value for name, value in options.items() if _named(context, name)})
     gpu = GpuOptions(low_vram=low_vram, device_noise=device_noise, cuda_graph=cuda_graph)
@@ -260,6 +256,16 @@ def _interval(text: str | None) -> tuple[float, float] | None:
             f"--guidance-interval {text!r} is not START:END: give two numbers from 0 to 1, as 0.2:0.8."
         ) from None
     return start, end
+
+
+def _timesteps(text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--timesteps {text!r} is no list: give whole numbers, as 999,600,200.") from None
 
 
 @contextmanager

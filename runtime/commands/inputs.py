@@ -14,7 +14,7 @@ from ...locations import ASSETS
 from ..files.guarded_read import CONFIG, read_json_object
 from ..media.image import load_image
 from ..request.option_table import canonical_options
-from ..request.presets import with_preset
+from ..request.presets import PRESET_SETTINGS
 from ..request.settings import GenerationSettings
 
 STANDARD_INPUT = Path("-")
@@ -71,6 +71,5 @@ def with_config(file: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f'--config "{file}": {error}') from None
     if "preset" in named:
-        settings |= with_preset({"preset": named["preset"]})
-        settings.pop("preset", None)
-    return settings | {name: value for name, value in named.items() if name != "preset"}
+        settings = {name: value for name, value in settings.items() if name not in PRESET_SETTINGS}
+    return {**settings, **named}

@@ -45,7 +45,7 @@ class Part:
 
 
 def parts() -> dict[str, Part]:
-    """ "" for the runtime, then every extra of :data:`PURPOSES`."""
+    """What each extra of :data:`PURPOSES` needs; the empty name stands for the runtime, first."""
     needed: dict[str, dict[str, str]] = {"": {}, **{extra: {} for extra in PURPOSES}}
     for line in _requirements():
         match = _REQUIREMENT.match(line)

@@ -52,6 +52,7 @@ class FileKind:
 
 MANIFEST = FileKind(16 * MIB, "export the bundle again")
 TOKENIZER = FileKind(64 * MIB, "export the bundle again")
+PRESETS = FileKind(MIB, "make it again with 'consisti2v tune', or delete it")
 LOSSES = FileKind(16 * MIB, "make it again with 'consisti2v build'")
 CONFIG = FileKind(MIB, "give a JSON file of options")
 WEIGHT_INDEX = FileKind(16 * MIB, "download the folder again")

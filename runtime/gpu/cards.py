@@ -196,8 +196,16 @@ FAMILIES = {
     "12.1": "Blackwell, DGX Spark",
 }
 
-DATA_CENTRE = ("9.0", "10.0")
-"""Compute capabilities that TensorRT for RTX builds no engines for; TensorRT does."""
+
+def is_data_centre(compute_capability: str) -> bool:
+    """Whether TensorRT for RTX knows no card of this compute capability, "9.0" or any 9.x and 10.x; TensorRT does."""
+    return compute_capability.partition(".")[0] in ("9", "10")
+
+
+def flavour_for(compute_capability: str) -> str:
+    """The library that builds and runs engines for a card: tensorrt-rtx, or tensorrt where that knows no such card."""
+    return "tensorrt" if is_data_centre(compute_capability) else "tensorrt-rtx"
+
 
 # Words that drivers, shops and people add, and that name no other card.
 _FILLING = re.compile(

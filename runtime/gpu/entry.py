@@ -15,6 +15,7 @@ from ..bundle.stage_graphs import Availability, graph_files, stage_graph
 from ..install import install_hint
 from ..session import Session
 from . import onnx_cuda_start
+from .cards import is_data_centre
 from .device import Gpu, open_gpu, probe
 from .jit_cache import CacheKey, JitCache
 from .memory import SharedScratch, WeightTurns
@@ -39,10 +40,17 @@ def probe_engines(flavour: str) -> Availability:
     from .tensorrt_session import MODULES, load_module
 
     title, install = TITLES[flavour], install_hint(_EXTRAS[flavour])
-    # Neither its libraries nor cuda.core are loaded where there is no GPU: that would cost every start a second.
+    status = probe()
+    if status.found and flavour == "tensorrt-rtx" and is_data_centre(status.compute_capability):
+        # Whether it is installed does not matter then.
+        return Availability(
+            False,
+            f"{title} runs no engines on compute capability {status.compute_capability}; TensorRT does: "
+            f"{install_hint(_EXTRAS['tensorrt'])}, then consisti2v build BUNDLE --target current --flavour tensorrt",
+        )
+    # Its libraries are not loaded where there is no GPU: that would cost every start a second.
     if importlib.util.find_spec(MODULES[flavour]) is None:
         return Availability(False, f"{title} is not installed: {install}")
-    status = probe()
     if not status.found:
         return Availability(False, status.reason)
     try:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...kernels.cuda.sources import CALL_KERNELS
 from ...kernels.ddim import SchedulerConfig
 from ...kernels.guidance import BRANCHES
 from ...kernels.noise import base_noise_shape, mix_noise
@@ -41,8 +42,6 @@ _memory_log = logging.getLogger("consisti2v_rt.memory")
 
 _CALLS = CallQueue()
 """All calls of the process: they share the GPU's stream, its scratch block and the graphs captured on them."""
-KERNELS = ("guided_step", "frame_init", "frames_to_uint8", "noise", "philox")
-"""Sources of the kernels that a call may launch."""
 CLIP_STREAMS = 1 << 16
 """Philox streams of a clip: more than any number of steps."""
 
@@ -89,7 +88,7 @@ class GpuExecutor:
             )
 
         # One that cannot be loaded is found before the first step.
-        self._kernels.load(*KERNELS)
+        self._kernels.load(*CALL_KERNELS)
 
     def _plan_memory(self, dims: dict[str, int], rows: int, shallow: bool) -> Plan:
         """See that these sizes fit."""
@@ -253,7 +252,9 @@ class GpuExecutor:
     def _decoder_of(self, session: DeviceSession) -> DeviceDecoder:
         return self._decoder.get(
             (session, tuple(sorted(session.dims.items()))),
-            lambda: DeviceDecoder(self._gpu, self._kernels, session, self.stages.check_cancelled),
+            lambda: DeviceDecoder(
+                self._gpu, self._kernels, session, self.stages.check_cancelled, use_graph=self.options.cuda_graph
+            ),
         )
 
     def _decode_again(self, frames: Latents) -> NDArray[np.uint8]:

@@ -48,6 +48,7 @@ def check_size(width: int, height: int, name: str, most: int = MAX_PIXELS) -> No
 
 
 def too_large(name: str, most: int = MAX_PIXELS) -> str:
+    """The sentence that refuses a picture of too many pixels."""
     kind = "" if most == MAX_PIXELS else ", the most for a picture of its kind"
     return f"{name} has more than {most / 1e6:.3g} megapixels{kind}, so scale it down first."
 

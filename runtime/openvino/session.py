@@ -18,7 +18,7 @@ from ...errors import CancelledError, UserError
 from ..bundle.graph_source import GraphSource
 from ..bundle.manifest import MANIFEST_NAME, StageSpec
 from ..install import install_hint
-from ..session import Array, resolve_shape
+from ..session import Array, default_threads, resolve_shape
 from ..stage_failure import stage_failures, stage_of
 from .graph_in_memory import read_in_memory
 from .shared_prefix import SharedPrefixGraph, cut_before_text, same_cut
@@ -129,6 +129,7 @@ class OpenVinoSession:
         self._openvino = runtime()
         check_precision(precision)
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        threads = threads or default_threads()
         if threads:
             self._config["INFERENCE_NUM_THREADS"] = threads
         if cache is not None:

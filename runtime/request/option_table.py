@@ -16,6 +16,7 @@ from ...errors import UserError, shown
 from ...kernels.frame_init import FILTER_KINDS
 from ...kernels.noise import NOISE_KINDS
 from ...kernels.schedulers import SCHEDULERS
+from .presets import PRESETS
 
 CAMERA_MOTIONS = ("pan_left", "pan_right", "zoom_in", "zoom_out")
 FITS = ("crop", "pad", "stretch", "auto")
@@ -53,10 +54,14 @@ class Option:
 
 # fmt: off
 _TABLE = (
+    Option("preset", "Basic", str,
+           f"Scheduler, steps and guidance interval: {', '.join(PRESETS)} (exact: as published). Other options win "
+           "over it; without it they are as the bundle recommends.", choices=tuple(PRESETS)),
     Option("negative_prompt", "Basic", list[str], "What to lead away from."),
     Option("num_inference_steps", "Basic", int, "Denoising steps", 1, names=("steps", "num_steps")),
     Option("scheduler", "Basic", str, f"{', '.join(SCHEDULERS)} (for distilled models)", choices=SCHEDULERS,
            names=("scheduler", "sampler")),
+    Option("timesteps", "Basic", None, "Timesteps of the noise schedule instead of a number of steps, as 999,600,200."),
     Option("eta", "Basic", float, "0: deterministic DDIM, 1: DDPM; for ddim.", 0, 1),
     Option("seed", "Basic", list[int], "One, or one per video; drawn and shown if absent.",
            names=("seed", "generator")),
@@ -102,12 +107,12 @@ ALIASES: dict[str, str] = {name: option.setting for option in _TABLE for name in
 
 
 def canonical_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under the settings' own names, or ``preset``; a ``torch.Generator`` as the seed that it was made with.
+    """Options under the settings' own names; a ``torch.Generator`` as the seed that it was made with.
 
     Raises:
         UserError: a name that is not known (the nearest one is proposed), or two names of one setting.
     """
-    known = [*OPTIONS, "preset"]
+    known = list(OPTIONS)
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     for name, value in options.items():

@@ -29,13 +29,13 @@ class OtherNames(TypedDict, total=False):
 
 
 class GenerationOptions(OtherNames, total=False):
-    """The fields of :class:`~.settings.GenerationSettings`, where they are documented, and ``preset``."""
+    """The fields of :class:`~.settings.GenerationSettings`, where they are documented."""
 
     preset: str | None
-    """exact or balanced: stands for several options; those beside it win over it."""
     negative_prompt: str | Sequence[str] | None
     num_inference_steps: int | None
     scheduler: str | None
+    timesteps: Sequence[int] | None
     guidance_scale_txt: float | None
     guidance_scale_img: float | None
     guidance_rescale: float | None

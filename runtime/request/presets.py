@@ -1,7 +1,7 @@
 """The published values of the settings that a bundle may recommend otherwise, and presets of some of them.
 
-``consisti2v bench --quality`` measures each preset against ``exact``: seconds, U-Net rows, distance at the same noise
-beside the distance of another seed. A preset stays here only where its loss is clearly smaller than that.
+``consisti2v tune`` finds a bundle's own ``fast`` and ``balanced``; those here hold for bundles without. The rule and
+what was measured: docs/presets.md.
 """
 
 from __future__ import annotations
@@ -22,25 +22,38 @@ PUBLISHED: dict[str, Any] = {
 }
 """ConsistI2V's inference settings (arXiv:2402.04324), for what neither the call nor the bundle says."""
 
+Presets = Mapping[str, Mapping[str, Any]]
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The published pipeline: 50 DDIM steps, guided in each. How far guidance goes is the model's own.
     "exact": {name: PUBLISHED[name] for name in ("scheduler", "num_inference_steps", "guidance_interval")},
-    # Three tenths less work. The same solver: 50 DDIM steps are themselves away from what they approximate, so that a
-    # better one comes closer to that and further from the published video. docs/presets.md has the figures.
-    "balanced": {"scheduler": "ddim", "num_inference_steps": 35, "guidance_interval": (0.0, 1.0)},
+    # At most half as far from the converged trajectory as `exact`, and at most as far.
+    "balanced": {"scheduler": "deis_exponential", "num_inference_steps": 9, "guidance_interval": (0.0, 1.0)},
+    "fast": {"scheduler": "deis_exponential", "num_inference_steps": 7, "guidance_interval": (0.0, 1.0)},
 }
+PRESET_SETTINGS = ("scheduler", "num_inference_steps", "timesteps", "guidance_interval")
+"""What a preset may say."""
 
 
-def with_preset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with ``preset`` replaced by what it stands for; options beside it win, unless they are None.
+def with_preset(settings: Mapping[str, Any], presets: Presets) -> dict[str, Any]:
+    """Settings by name with what ``preset`` stands for in the place of those that are None.
+
+    Timesteps belong to the scheduler and the number of steps that a preset names beside them: where the call names
+    another of these, the preset's timesteps are left out.
 
     Raises:
         UserError: an unknown preset.
     """
-    given = dict(options)
-    name = given.pop("preset", None)
+    values = dict(settings)
+    name = values["preset"]
     if name is None:
-        return given
-    if not isinstance(name, str) or name not in PRESETS:
-        raise UserError(f"preset {name!r} is unknown: choose {', '.join(PRESETS)}.")
-    return given | {option: value for option, value in PRESETS[name].items() if given.get(option) is None}
+        return values
+    if name not in presets:
+        raise UserError(f"preset {name!r} is unknown: choose {', '.join(presets)}.")
+    preset = dict(presets[name])
+    steps = ("scheduler", "num_inference_steps", "timesteps")
+    if any(values[key] not in (None, preset.get(key)) for key in steps):
+        preset.pop("timesteps", None)
+    if values["timesteps"] is not None:
+        preset.pop("num_inference_steps", None)
+    return values | {key: value for key, value in preset.items() if values[key] is None}

@@ -15,6 +15,7 @@ from ..bundle.manifest import Manifest, ModelSpec
 from ..bundle.recommended import notices
 from ..loop.random_streams import RandomStreams
 from ..media.image import ImageSource, image_size
+from .presets import PRESETS, Presets
 from .settings import GenerationSettings, ResolvedSettings
 
 
@@ -46,6 +47,7 @@ def check_request(
     settings: GenerationSettings,
     manifest: Manifest,
     scheduler: SchedulerConfig,
+    presets: Presets = PRESETS,
 ) -> Request:
     """Match images, prompts and seeds, fill in the bundle's defaults, and check all of it.
 
@@ -55,12 +57,12 @@ def check_request(
     prompts, negatives, images = _match(prompt, settings.negative_prompt, image)
     if isinstance(settings.fit, str) and settings.fit == "auto":
         settings = with_nearest_size(settings, images, manifest.model)
-    chosen = settings.resolved(manifest)
+    chosen = settings.resolved(manifest, presets)
     if chosen.seed is None:
         chosen = replace(chosen, seed=secrets.randbits(31))
     streams = RandomStreams(chosen.seed, len(prompts) * chosen.num_videos_per_prompt)
     try:
-        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta)
+        table = step_table(chosen.scheduler, scheduler, chosen.num_inference_steps, chosen.eta, chosen.timesteps)
     except ValueError as error:
         raise UserError(str(error)) from None
     found = notices(manifest.recommended, prompts, chosen.camera_motion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -12,7 +13,7 @@ from ...kernels.guidance import GuidanceMode, guidance_mode, guided_steps
 from ..bundle.manifest import Manifest, RecommendedSettings
 from ..files.guarded_read import parse_json
 from .option_table import MAX_SIDE, OPTIONS, canonical_options, number
-from .presets import PUBLISHED, with_preset
+from .presets import PRESET_SETTINGS, PRESETS, PUBLISHED, Presets, with_preset
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,16 @@ class GenerationSettings:
     recommends"; where it recommends nothing, the published value holds. :meth:`resolved` fills all of them in.
     """
 
+    preset: str | None = None
+    """exact, balanced or fast: stands for scheduler, steps or timesteps, and guidance interval; see docs/presets.md."""
     negative_prompt: str | tuple[str, ...] | None = ""
     """Text the guidance leads away from; one, or one per prompt. None: no text."""
     num_inference_steps: int | None = None
     """Published: 50."""
     scheduler: str | None = None
-    """ddim (published), dpmpp_2m, dpmpp_2m_karras, unipc, euler, or lcm for distilled checkpoints."""
+    """ddim (published), dpmpp_2m, dpmpp_2m_karras, deis, deis_exponential, unipc, euler, or lcm (distilled models)."""
+    timesteps: tuple[int, ...] | None = None
+    """Of the noise schedule, one a step, highest first, instead of the bundle's spacing of num_inference_steps."""
     guidance_scale_txt: float | None = None
     """Text guidance; 1 switches it off. Published: 7.5."""
     guidance_scale_img: float | None = None
@@ -82,25 +87,39 @@ class GenerationSettings:
     def from_options(cls, options: Mapping[str, Any], base: GenerationSettings | None = None) -> GenerationSettings:
         """Settings from keyword arguments, under the names of :mod:`.option_table`; lists become tuples.
 
-        ``preset`` (exact or balanced) stands for the options that :data:`PRESETS` gives it; options beside it
-        win over it, and it wins over `base`.
+        What a ``preset`` stands for is not kept from `base`, nor are its timesteps where a number of steps or a
+        scheduler is given.
 
         Raises:
             UserError: an unknown name (the nearest known one is proposed), two names of one option, or an
                 unknown preset.
         """
-        options = with_preset(canonical_options(options))
+        options = canonical_options(options)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        if values.get("preset") is not None:
+            OPTIONS["preset"].check(values["preset"])
+            values = dict.fromkeys(PRESET_SETTINGS) | values
+        elif values.get("num_inference_steps") is not None or values.get("scheduler") is not None:
+            values = {"timesteps": None} | values
+        elif values.get("timesteps") is not None:
+            values = {"num_inference_steps": None} | values
         return replace(base or cls(), **values)
 
-    def resolved(self, manifest: Manifest) -> ResolvedSettings:
+    def resolved(self, manifest: Manifest, presets: Presets = PRESETS) -> ResolvedSettings:
         """The settings with the bundle's values filled in, every one checked.
+
+        Args:
+            manifest: the bundle's.
+            presets: the bundle's.
 
         Raises:
             UserError: a value that is not possible, or that this bundle was not exported for.
         """
         model = manifest.model
         values = {f.name: _plain_value(getattr(self, f.name)) for f in fields(GenerationSettings)}
+        values = with_preset(values, presets)
+        if values["num_inference_steps"] is None and isinstance(values["timesteps"], tuple):
+            values["num_inference_steps"] = len(values["timesteps"])
         defaults: dict[str, Any] = {
             **{name: getattr(manifest.recommended, name) for name in PUBLISHED},
             **{f"frameinit_{f.name}": getattr(manifest.frame_init, f.name) for f in fields(manifest.frame_init)},
@@ -113,6 +132,7 @@ class GenerationSettings:
             values |= {name: value for name, value in known.items() if values[name] is None}
         settings = ResolvedSettings(**values)
         steps = int(manifest.scheduler.get("num_train_timesteps", 1000))
+        check_listed(settings.timesteps, steps)
         check_sampling(settings, steps)
         limits = {"frameinit_noise_level": (0, steps - 1)}
         limits |= dict.fromkeys(("height", "width"), (model.vae_scale_factor, MAX_SIDE))
@@ -234,6 +254,19 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             options[name.strip()] = value
     return options
+
+
+def check_listed(timesteps: Any, train_steps: int) -> None:
+    """Refuse anything but None, or falling whole numbers below `train_steps`."""
+    if timesteps is None:
+        return
+    whole = isinstance(timesteps, tuple) and all(type(timestep) is int for timestep in timesteps)
+    falling = whole and all(later < earlier for earlier, later in itertools.pairwise(timesteps))
+    if not falling or not timesteps or not train_steps > timesteps[0] >= timesteps[-1] >= 0:
+        raise UserError(
+            f"timesteps {shown(timesteps)} are not possible: give each once, highest first, from {train_steps - 1} "
+            "to 0."
+        )
 
 
 def check_sampling(chosen: ResolvedSettings | RecommendedSettings, train_steps: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, STAGES, Manifest, StageSpec, TensorSpec
+from consisti2v_rt.tests.made_once import made_once
 
 HEADS, LENGTH, HEAD_SIZE = 2, 8, 16
 
@@ -88,10 +89,12 @@ def toy_bundle(make_toy: ToyMaker) -> Path:
 def built_tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in half precision with engines of all five stages for compute capability 8.9."""
     pytest.importorskip("tensorrt_rtx")
-    folder = tmp_path_factory.mktemp("engines") / "tiny"
-    shutil.copytree(tiny_bundle, folder)
-    build_engines(folder, "sm89", precision="fp16")
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_bundle, folder)
+        build_engines(folder, "sm89", precision="fp16")
+
+    return made_once(tmp_path_factory, "tiny-engines", make)
 
 
 @pytest.fixture(scope="session")

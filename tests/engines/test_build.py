@@ -25,7 +25,7 @@ from consisti2v_rt.export.engines.shapes import engine_shapes
 from consisti2v_rt.export.engines.targets import TARGETS
 from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision.recipe import VariantOptions
-from consisti2v_rt.kernels.cuda.sources import SOURCES
+from consisti2v_rt.kernels.cuda.sources import CALL_KERNELS
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, graph_sha256
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -41,7 +41,7 @@ def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     if "gpu" not in request.keywords:
         monkeypatch.setattr(job, "probe", lambda: NO_GPU)
         # All of them are compiled once, with the tiny model.
-        monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+        monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
 def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
@@ -64,7 +64,9 @@ def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
     assert len(unet["attentions"]["decomposed"]) == 6, "head size 8"
     assert all("head size" in entry["reason"] for entry in unet["attentions"]["decomposed"])
     assert unet["layers"]["kinds"]["convolution"] > 20
-    assert {(kernel.name, kernel.compute_capability) for kernel in manifest.kernels} == {(s, "8.9") for s in SOURCES}
+    assert {(kernel.name, kernel.compute_capability) for kernel in manifest.kernels} == {
+        (s, "8.9") for s in CALL_KERNELS
+    }
     assert all(bundle.file(kernel.file).read_bytes().startswith(b"\x7fELF") for kernel in manifest.kernels)
 
 
@@ -361,6 +363,7 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
     entry(activation_bytes=[None]),
     entry(contents={"kernels": {"product": 1}, "bytes": {"product": "x"}, "score_accumulation": {}}),
     entry(contents={"kernels": {}}),
+    entry(contents={"kernels": {}, "bytes": {}, "score_accumulation": {}, "product_accumulation": {"auto": "x"}}),
 ]
 
 

@@ -18,7 +18,6 @@ from consisti2v_rt.export.precision.calibration_set import CalibrationSet, calib
 from consisti2v_rt.export.precision.graph import Graph
 from consisti2v_rt.export.precision.quantisation import observed_inputs
 from consisti2v_rt.export.precision.recipe import VariantOptions
-from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
@@ -28,7 +27,7 @@ pytest.importorskip("tensorrt_rtx")
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
-    monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+    monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
 @pytest.fixture

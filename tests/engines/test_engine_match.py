@@ -10,7 +10,7 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.engines import Machine, build_command, check_engine
+from consisti2v_rt.runtime.bundle.engines import Machine, build_command, check_engine, engines_fit
 from consisti2v_rt.runtime.bundle.manifest import EngineSpec, Manifest, ProfileSpec, ShapeRange, graph_sha256
 
 RTX4060 = Machine("8.9", {"tensorrt-rtx": "1.7.1.116"}, "linux")
@@ -68,10 +68,24 @@ def test_refusals(
     assert str(refused.value).endswith(mending)
 
 
-@pytest.mark.parametrize("card", ["8.0", "8.6", "8.9", "9.0", "12.0"])
+@pytest.mark.parametrize("card", ["8.0", "8.6", "8.9", "12.0", "12.1"])
 def test_the_portable_engine_runs_on_later_cards(engine: EngineSpec, manifest: Manifest, card: str) -> None:
     portable = dataclasses.replace(engine, compute_capabilities=("8.0+",))
     check_engine(portable, manifest, Machine(card, RTX4060.versions, "windows"))
+
+
+@pytest.mark.parametrize("card", ["9.0", "10.0", "10.3"])
+def test_data_centre_cards_are_sent_to_tensorrt(engine: EngineSpec, manifest: Manifest, card: str) -> None:
+    """TensorRT for RTX knows no such card: it runs no portable engine there, and no message names it as the remedy."""
+    here = Machine(card, RTX4060.versions)
+    portable = dataclasses.replace(engine, compute_capabilities=("8.0+",))
+    with pytest.raises(UserError, match=rf"runs no engines on compute capability {card}: .*--flavour tensorrt --prec"):
+        check_engine(portable, manifest, here)
+    held = dataclasses.replace(manifest, engines=(portable,))
+    for bundle in (held, manifest):
+        found = engines_fit(bundle, "tensorrt-rtx", "fp32", here)
+        assert not found.usable and "--flavour tensorrt-rtx" not in found.reason
+        assert "CUDA provider" in found.reason
 
 
 def open_batch(manifest: Manifest, engine: EngineSpec, rows: tuple[int, ...]) -> tuple[Manifest, EngineSpec]:

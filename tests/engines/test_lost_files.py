@@ -17,7 +17,6 @@ from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision.variant import write_variant
-from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.backends import choose
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.engines import Machine
@@ -34,7 +33,7 @@ PLACE = "engines/sm89-tensorrt-rtx-fp16"
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
-    monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+    monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def built(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("lost") / "bundle"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
-        patch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+        patch.setattr(kernels, "CALL_KERNELS", ("noise",))
         build_engines(folder, "sm89", stages=["conditioning", "vae_encoder"])
     return folder
 

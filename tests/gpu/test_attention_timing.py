@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from consisti2v_rt.benchmarks.device import attention
 from consisti2v_rt.errors import UserError
+from consisti2v_rt.export.engines import plan
 from consisti2v_rt.kernels.temporal_window import rotation_table
 from consisti2v_rt.runtime.gpu.device import GpuStatus, probe
 from consisti2v_rt.tests.kernels.references.temporal_window_attention import temporal_window_attention
@@ -34,27 +35,61 @@ def test_the_engines_form_is_the_same_attention(head_size, relative_l2):
     assert relative_l2(made.astype(np.float32), expected) < 2e-3
 
 
-def test_the_engines_form_is_one_attention_kernel():
-    """Built for a card that is not here, at the shipped sizes: an attention that does not fuse does not build."""
+def test_the_engines_form_is_one_attention_kernel(monkeypatch):
+    """Built for a card that is not here, at the shipped sizes, with a bundle's flags; an attention that does not fuse
+    does not build.
+    """
     pytest.importorskip("tensorrt_rtx")
-    sizes = (attention.CLIPS, attention.FRAMES)
+    flags: list[str] = []
+    configure = plan._configure
+
+    def recorded(library, builder, request):
+        config = configure(library, builder, request)
+        flags.extend(name for name, flag in library.BuilderFlag.__members__.items() if config.get_flag(flag))
+        return config
+
+    monkeypatch.setattr(plan, "_configure", recorded)
     for side, head_size in attention.LEVELS:
-        graph = attention.attention_graph(*sizes, side, attention.HEADS, head_size)
-        assert len(attention.build_attention(graph, "8.9")) > 1000
-    with pytest.raises(UserError, match=r"builds nothing for compute capability 9\.0"):
-        attention.build_attention(graph, "9.0")
+        shape = (attention.CLIPS, attention.FRAMES, side * side, attention.HEADS * head_size)
+        graph = attention.attention_graph(*shape[:2], side, attention.HEADS, head_size)
+        built, spec = attention.build_attention(graph, shape, "8.9")
+        assert len(built) > 1000 and spec.flavour == "tensorrt-rtx"
+    assert "REQUIRE_USER_ALLOCATION" in flags and "TF32" not in flags
+    with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself"):
+        attention.build_attention(graph, shape, "9.0")
 
 
 def test_the_kernel_is_timed_where_no_engine_can_be_had(gpu, monkeypatch):
+    """Whatever ends the engine's case, not only a refusal."""
+
     def refuse(*_):
-        raise UserError("TensorRT for RTX does not build the attention (no reason given).")
+        raise RuntimeError("it went away.")
 
     monkeypatch.setattr(attention, "build_attention", refuse)
     monkeypatch.setattr(attention, "REPEATS", 1)
     row = attention.measure_level(gpu, 3, 40, 2)
     assert len(row["kernel_us"]) == 2 and min(row["kernel_us"]) > 0
-    assert row["engine_us"] is None and row["engine_refused"].startswith("TensorRT for RTX does not build")
+    assert row["engine_us"] is None and row["engine_refused"] == "it went away"
     attention._show({"gpu": "stand-in", "levels": [row]})
+
+
+def test_a_capture_that_fails_is_ended(gpu, monkeypatch):
+    """What the driver refuses during a capture ends that case alone."""
+    monkeypatch.setattr(attention, "REPEATS", 1)
+    monkeypatch.setattr(attention.Kernels, "launch", lambda *_, **__: None)
+    monkeypatch.setattr(attention, "build_attention", lambda *_: (b"", None))
+    calls: list[int] = []
+
+    class Breaking:
+        def enqueue(self) -> None:
+            calls.append(1)
+            if gpu.capturing:
+                gpu.stream.sync()
+
+    monkeypatch.setattr(attention, "attention_session", lambda *_: Breaking())
+    row = attention.measure_level(gpu, 3, 40, 1)
+    assert calls and row["engine_us"] is None and "captur" in row["engine_refused"]
+    gpu.stream.sync()
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):

@@ -114,7 +114,7 @@ def test_cards(capabilities, card, fits):
         (replace(HERE, versions={}), "TensorRT for RTX is not installed"),
         (replace(HERE, versions={"tensorrt-rtx": "1.8"}), "built by TensorRT for RTX 1.7, installed is 1.8"),
         (replace(HERE, platform="windows"), "built for linux, this is windows"),
-        (replace(HERE, compute_capability="9.0"), "run on compute capability 8.9, this GPU has 9.0"),
+        (replace(HERE, compute_capability="8.6"), "run on compute capability 8.9, this GPU has 8.6"),
     ],
 )
 def test_why_an_engine_does_not_fit(machine, sentence):
@@ -138,7 +138,7 @@ def test_all_stages_must_have_engines(bundle):
     every = replace(bundle.manifest, engines=(*some, replace(ENGINE, stage=STAGES[-1])))
     assert engines_fit(every, "tensorrt-rtx", "fp16", HERE).usable
     assert "--precision fp32" in engines_fit(every, "tensorrt-rtx", "fp32", HERE).reason
-    assert "this GPU has 9.0" in engines_fit(every, "tensorrt-rtx", "fp16", Machine("9.0", HERE.versions)).reason
+    assert "this GPU has 8.6" in engines_fit(every, "tensorrt-rtx", "fp16", Machine("8.6", HERE.versions)).reason
 
 
 def profiled(*rows: int) -> EngineSpec:

@@ -24,6 +24,7 @@ from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, EngineSpec
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
+from consisti2v_rt.runtime.gpu.cards import is_data_centre
 from consisti2v_rt.runtime.gpu.device import open_gpu, probe
 from consisti2v_rt.runtime.gpu.executor import GpuExecutor
 from consisti2v_rt.runtime.gpu.options import GpuOptions
@@ -57,7 +58,7 @@ def built_bundle(work_bundle: Path) -> Path:
         try:
             from consisti2v_rt.export.engines.bundle_engines import build_engines
 
-            build_engines(work_bundle, "current")
+            build_engines(work_bundle, "current", flavour=flavour_for("current"))
         except (ImportError, UserError) as error:
             print(f"no engines on this machine: {error}")
     return work_bundle
@@ -86,6 +87,14 @@ def open_on(bundle: Path, backend: backends.Backend, precision: str, gpu: GpuOpt
     """The bundle on this backend, whichever would be chosen by itself."""
     choice = backends.Choice(backend, precision, "asked for")
     return ImageToVideo(Bundle.open(bundle, verify=False), choice=choice, gpu=gpu)
+
+
+def flavour_for(target: str) -> str:
+    """The library that builds a target here. Portable plans are asked of TensorRT for RTX on any card: what it says is
+    a finding.
+    """
+    here = target == "current" and is_data_centre(probe().compute_capability)
+    return "tensorrt" if here else "tensorrt-rtx"
 
 
 def target_here(bundle: Any) -> str:
@@ -122,7 +131,7 @@ def test_engine(work_bundle, target, record):
     try:
         stages = ["unet"] if target == "sm80" else None
         events = Events(engine=lambda engine, facts: reports.append(facts))
-        built = build_engines(work_bundle, target, stages=stages, events=events)
+        built = build_engines(work_bundle, target, flavour=flavour_for(target), stages=stages, events=events)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     engine = next(engine for engine in built if engine.stage == "unet")
@@ -202,7 +211,7 @@ def test_stripped(built_bundle, tmp_path, record):
     copy = Path(shutil.copytree(built_bundle, tmp_path / "stripped"))
     try:
         target = target_here(Bundle.open(built_bundle, verify=False))
-        (engine,) = build_engines(copy, target, stages=["unet"], stripped=True)
+        (engine,) = build_engines(copy, target, flavour=flavour_for(target), stages=["unet"], stripped=True)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     assert engine.stripped
@@ -287,7 +296,9 @@ def test_calibrated(built_bundle, precision, photo, record):
     try:
         options = VariantOptions(calibration=calibration_set("demo"))
         target = target_here(Bundle.open(built_bundle, verify=False))
-        engine, *_ = build_engines(built_bundle, target, precision=precision, variant=options)
+        engine, *_ = build_engines(
+            built_bundle, target, flavour=flavour_for(target), precision=precision, variant=options
+        )
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     calibration = Bundle.open(built_bundle, verify=False).manifest.variants[precision]["unet"].calibration

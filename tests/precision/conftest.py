@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from consisti2v_rt.tests.made_once import made_once
+
 
 @pytest.fixture
 def bundle(demo_bundle: Path, tmp_path: Path) -> Path:
@@ -19,9 +21,10 @@ def fp16_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The demo bundle with all stages in fp16; not to be changed."""
     from consisti2v_rt.export.precision.variant import write_variant
 
-    folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("fp16") / "bundle"))
-    write_variant(folder, "fp16")
-    return folder
+    def make(folder: Path) -> None:
+        write_variant(Path(shutil.copytree(demo_bundle, folder)), "fp16")
+
+    return made_once(tmp_path_factory, "untrained-fp16", make)
 
 
 @pytest.fixture(scope="session")
