@@ -101,7 +101,7 @@ def find_places(stage: str, graph: GraphSource, weights: Iterable[tuple[str, Arr
 
 
 def _digest(array: Array) -> bytes:
-    return hashlib.sha256(memoryview(array).cast("B")).digest()
+    return hashlib.sha256(array.tobytes()).digest()
 
 
 def _forms_of(weight: Array) -> list[str]:
