@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from consisti2v_rt.export.random_options import random_unet_config  # noqa: E402
 from consisti2v_rt.export.stages import stages  # noqa: E402
 from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.export.weight_map import read_weight_map  # noqa: E402
-from consisti2v_rt.runtime.bundle.bundle import Bundle  # noqa: E402
+from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files  # noqa: E402
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, graph_sha256  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 
 PHOTO = Path(__file__).parents[1] / "assets" / "example.jpg"
@@ -184,6 +187,59 @@ def test_a_bundle_with_loras_is_made_from_its_base_again(consisti2v, tiny_bundle
     assert content(third) == content(merged)
     lora = Bundle.open(third).manifest.lora
     assert lora is not None and [(file.name, file.scale) for file in lora.files] == [("every.safetensors", 0.5)]
+
+
+def test_half_precision_graphs_follow_and_engines_with_weights_do_not(tiny_bundle, files, tmp_path):
+    pytest.importorskip("onnx_ir")
+    from consisti2v_rt.export.precision.conversion import convert, variant_spec
+    from consisti2v_rt.export.precision.recipe import VariantOptions, variant_rules
+
+    base, rules = (
+        Path(shutil.copytree(tiny_bundle, tmp_path / "base")),
+        variant_rules("fp16", ["unet"], VariantOptions()),
+    )
+    opened = Bundle.open(base)
+    spec, file = opened.manifest.stages["unet"], "variants/fp16/unet/unet.onnx"
+    _, types = convert(opened.graph(spec), base / file, rules, {})
+    variant = variant_spec(spec, file, "fp16", types)
+    (base / "engines").mkdir()
+    engines = []
+    for name, stage, precision, stripped in (
+        ("stripped", "unet", "fp16", True),
+        ("whole", "text_encoder", "fp32", False),
+    ):
+        (base / f"engines/{name}.plan").write_bytes(name.encode())
+        engines.append(
+            EngineSpec(
+                stage,
+                f"engines/{name}.plan",
+                "rtx4060",
+                "tensorrt-rtx",
+                "1.7",
+                precision,
+                ("8.9",),
+                "0" * 64,
+                stripped=stripped,
+            )
+        )
+    names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
+    records = hash_files(base, [name for name in names if name != "bundle.json"])
+    manifest = replace(opened.manifest, files=records, variants={"fp16": {"unet": variant}})
+    fitting = [
+        replace(engine, onnx_sha256=graph_sha256(manifest, graph, weights=not engine.stripped))
+        for engine, graph in zip(engines, (variant, manifest.stages["text_encoder"]), strict=True)
+    ]
+    (base / "bundle.json").write_text(replace(manifest, engines=tuple(fitting)).to_json())
+    notes: list[str] = []
+    merged = merge_into_bundle(base, [LoraRequest(files["every"][0])], tmp_path / "merged", on_notice=notes.append)
+    after = Bundle.open(merged)
+    assert [engine.file for engine in after.manifest.engines] == ["engines/stripped.plan"]
+    assert len(notes) == 1 and "text_encoder for rtx4060" in notes[0] and "consisti2v build" in notes[0]
+    convert(after.graph(after.manifest.stages["unet"]), tmp_path / "again" / "unet.onnx", rules, {})
+    for ending in ("onnx", "onnx.data"):
+        assert (merged / f"variants/fp16/unet/unet.{ending}").read_bytes() == (
+            tmp_path / f"again/unet.{ending}"
+        ).read_bytes()
 
 
 def test_what_does_not_fit_is_named(tiny_bundle, demo_bundle, files, tmp_path):

@@ -29,6 +29,7 @@ from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.files.guarded_read import MANIFEST, read_text
 from ..bundle_parts import without_files
 from ..new_bundle import new_bundle_folder
+from ..precision.scaled_names import SCALED
 from ..weight_map import FORMS, MappedWeight, read_weight_map
 from .files import LoraRequest, LoraTensors, read_lora_file
 from .layouts import deltas
@@ -214,18 +215,24 @@ def _write_variant(
     source, original = bundle.graph(graph), bundle.graph(bundle.manifest.stages[stage])
     tensors, plain = ({tensor.name: tensor for tensor in one.facts.external} for one in (source, original))
     contents, originals = source.weights(), original.weights()
-    rounded = {}
-    for name, value in values.items():
-        tensor, before = tensors.get(name), plain[name]
-        if tensor is None or tensor.shape != value.shape or tensor.elem_type not in (1, _FLOAT16, _BFLOAT16):
-            return f"which holds {name} in another form"
+    rounded: dict[str, NDArray[Any]] = {}
+    found = set()
+    for name, tensor in tensors.items():
+        weight, _, factor = name.partition(SCALED)
+        if weight not in values:
+            continue
+        found.add(weight)
+        before, by = plain[weight], np.float32(factor or 1)
         raw = originals[before.location][before.offset : before.offset + before.nbytes].view(np.float32)
         stored = contents[tensor.location][tensor.offset : tensor.offset + tensor.nbytes].tobytes()
-        if _cast(raw, tensor.elem_type).tobytes() != stored:
+        plainly = tensor.shape == values[weight].shape and tensor.elem_type in (1, _FLOAT16, _BFLOAT16)
+        if not plainly or _cast(raw * by, tensor.elem_type).tobytes() != stored:
             return f"which holds {name} in another form"
-        rounded[name] = _cast(value, tensor.elem_type)
+        rounded[name] = _cast(values[weight] * by, tensor.elem_type)
         if tensor.elem_type == _FLOAT16 and not np.isfinite(rounded[name]).all():
             return f"which cannot hold the new {name}"
+    if found != values.keys():
+        return f"which holds {min(values.keys() - found)} in another form"
     _write_stage(bundle, graph, rounded, folder)
     return None
 
