@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python (>= 3.10) and make:
 #   make demo    install the runtime, animate the example photo on the CPU, twice: zoom in, pan right
-#   make test    install everything, lint, type-check, run all tests
+#   make test    install everything, lint, type-check, build the documentation, run the tests that are not slow
+#   make test-all    the same with the slow ones: what continuous integration runs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ TORCH ?= torch>=2.9
 # Processes that run tests beside each other.
 WORKERS ?= 2
 
-.PHONY: demo test lint typecheck docs clean
+.PHONY: demo test test-all lint typecheck docs clean
 
 $(VENV)/.runtime: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +38,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint typecheck docs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 40
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 20 -m "not slow"
+
+test-all: lint typecheck docs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 60
 
 clean:
 	rm -rf $(VENV) .cache build dist src *.egg-info

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .batch.command import BatchCommand, batch
+from .batch.command import RayCommand, batch
 from .benchmarks.bench.command import BenchGroup, compare, report, run, scaling, side_by_side
 from .benchmarks.cost.command import predict
 from .benchmarks.quality.command import evaluate
@@ -58,9 +58,10 @@ _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in (generate, demo, serve, export, lora, build, tune, inspect, evaluate, doctor):
+for command in (generate, demo, export, lora, build, tune, inspect, evaluate, doctor):
     app.command(cls=Command)(_cancellable(command))
-app.command(cls=BatchCommand)(_cancellable(batch))
+app.command(cls=RayCommand)(_cancellable(serve))
+app.command(cls=RayCommand)(_cancellable(batch))
 for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
     bench.command()(_cancellable(measurement))
 app.add_typer(bench, name="bench")

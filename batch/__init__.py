@@ -1,1 +1,1 @@
-"""Many photos in one command: a listing in, a folder of videos and their record out."""
+"""Batch generation: a listing of photos becomes a folder of videos with a results file."""

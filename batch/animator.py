@@ -1,4 +1,4 @@
-"""What runs one row: a loaded bundle that gives an outcome, never an exception, for whatever the row holds."""
+"""Runs one row on a loaded bundle; whatever is wrong with the row becomes the error of its result."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from .rows import BatchRow, read_rows
 _SHOWN_FAULTS = 10
 
 
-class BatchCommand(Command):
+class RayCommand(Command):
     """``--ray`` alone is a cluster that this command starts on this machine."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

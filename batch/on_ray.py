@@ -24,7 +24,11 @@ from .node_bundle import FileSource, bundle_on_node
 from .rows import BatchRow
 
 _TRIES = 3
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "ERROR"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+}
 """Ray's own reports: to its makers, and to the terminal. Its log files keep the second kind."""
 _DIED = (
     f"the worker of this row died {_TRIES} times, most often for lack of memory: run fewer --workers, or make "
@@ -46,15 +50,12 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, or there is no such cluster.
     """
-    try:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        import ray
-        import ray.data
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    except ImportError as error:
-        raise UserError(f"--ray needs Ray ({first_line(error)}): {install_hint('ray')}") from None
-    _connect(ray, address)
+    quiet_ray()
+    import ray
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    connect(ray, address)
     try:
         context = ray.data.DataContext.get_current()
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -89,7 +90,26 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
+def quiet_ray() -> None:
+    """Import Ray with its own reports switched off.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({first_line(error)}): {install_hint('ray')}.") from None
+
+
+def connect(ray: Any, address: str) -> None:
+    """Connect to a cluster: by its address, "auto" for the one that this machine belongs to, "local" to start one.
+
+    Raises:
+        UserError: there is none, or it is the address of a Ray client.
+    """
     if address.startswith("ray://"):
         raise UserError(
             f"--ray {address} is the address of a Ray client: run the command on a machine of the cluster with "

@@ -1,1 +1,1 @@
-"""Torch side: checkpoint -> ONNX -> bundle. The only folder that imports torch (the `[export]` extra)."""
+"""Checkpoint -> ONNX -> bundle, with torch (the `[export]` extra); engines and precisions need no torch."""

@@ -46,7 +46,7 @@ _TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
 @dataclass(frozen=True)
 class StageReport:
-    """What became of one stage."""
+    """Result of one stage."""
 
     name: str
     seconds: float

@@ -1,4 +1,4 @@
-"""Who runs the graphs: every backend in order of preference, whether it can here, and why.
+"""Backends in order of preference: which can run a bundle on this machine, and why the others cannot.
 
 ``doctor`` prints this table, ``ImageToVideo(device=..., precision=...)`` chooses from it. A backend is a name and three
 functions, so a new one is one entry of :data:`BACKENDS`; its packages are imported only when it is asked.
@@ -166,8 +166,10 @@ def table(
 
 
 def check_device(device: str) -> None:
-    """Raises:
-    UserError: the name is none of :data:`DEVICES`.
+    """Refuse an unknown device.
+
+    Raises:
+        UserError: the name is none of :data:`DEVICES`.
     """
     if device not in DEVICES:
         raise UserError(f"device {device!r} is unknown: choose {', '.join(DEVICES)}.")

@@ -66,6 +66,17 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Site whose pages may use the API; may be repeated.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Run the models on a Ray cluster: its address, auto, or local (no address) to start one here. Needs "
+            "the extra 'ray'.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="With --ray: most replicas of the models; one per GPU.")
+    ] = None,
     log_format: Annotated[str, typer.Option(help="lines or json.")] = "lines",
     verify: Annotated[bool, typer.Option(help="Hash what is used of the bundles first.")] = True,
 ) -> None:
@@ -119,6 +130,19 @@ def serve(
     )
     check_options(options, no_auth=no_auth)
     console = make_console(stderr=True)
+    if ray is not None:
+        from .on_ray import serve_on_ray
+
+        if not port:
+            raise UserError("--port 0 does not go with --ray: give the port that the cluster's proxies listen at.")
+
+        def ready(address: str) -> None:
+            note(console, f"ready at {plain(address)}", "serve:", "bold green")
+
+        serve_on_ray(options, log_format, ray, replicas, ready)
+        return
+    if replicas is not None:
+        raise UserError("--replicas is for --ray: leave it out, or repeat --device for more workers.")
     run(
         options,
         Log(log_format),

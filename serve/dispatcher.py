@@ -44,7 +44,13 @@ class Dispatcher:
     """Everything between the API and the workers. It belongs to one event loop."""
 
     def __init__(
-        self, options: ServerOptions, models: dict[str, Model], store: JobStore, metrics: Metrics, log: Log
+        self,
+        options: ServerOptions,
+        models: dict[str, Model],
+        store: JobStore,
+        metrics: Metrics,
+        log: Log,
+        workers: Sequence[Any] | None = None,
     ) -> None:
         self.options, self.models, self.metrics = options, models, metrics
         self.events, self.store, self._log, self._pace = Events(), store, log, Pace()
@@ -56,7 +62,7 @@ class Dispatcher:
         self._arrived = asyncio.Event()
         self._is_stopping = False
         folders = {name: str(model.folder) for name, model in models.items()}
-        self.workers = [WorkerProcess(device, folders, options, log) for device in options.devices]
+        self.workers = list(workers or (WorkerProcess(device, folders, options, log) for device in options.devices))
         self._tasks: list[asyncio.Task[None]] = []
         self._ready: asyncio.Future[None] | None = None
         metrics.queue_capacity.set(options.max_queue)

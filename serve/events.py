@@ -1,4 +1,4 @@
-"""What clients of ``/v1/videos/{id}/events`` are told: each event once, in order, those they missed included.
+"""Server-sent events of ``/v1/videos/{id}/events``: each event once, in order, including those a client missed.
 
 Ids grow with every event of a job, over restarts of the server too: each run of a job has a million of its own. Events
 of finished jobs are kept for the last few hundred; after that a client gets the result alone.

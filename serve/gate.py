@@ -1,4 +1,4 @@
-"""What every request passes before a route: who may ask, from where, how much; and what every answer carries."""
+"""Middleware: authentication, allowed origins and size limits of requests, security headers of responses."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class _JobFailedError(Exception):
         self.code = code
 
 
-class _Worker:
+class Worker:
     """The bundles of this process, loaded and warm."""
 
     def __init__(self, start: dict[str, Any], send: Send) -> None:
@@ -192,7 +192,7 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        worker = _Worker(start, send)
+        worker = Worker(start, send)
     except UserError as error:
         send({"say": "refused", "message": str(error)})
         sys.exit(2)

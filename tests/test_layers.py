@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "locations": set(),
     "kernels": {"kernels"},
     "runtime": {"runtime", "kernels", "errors", "locations"},
-    "serve": {"serve", "runtime", "kernels", "errors", "locations"},
+    "serve": {"serve", "batch", "runtime", "kernels", "errors", "locations"},
     "export": {"export", "runtime", "kernels", "errors", "locations"},
     "batch": {"batch", "runtime", "kernels", "errors", "locations"},
     "comfyui": {"comfyui", "serve", "runtime", "kernels", "errors", "locations"},

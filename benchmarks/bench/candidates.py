@@ -34,7 +34,7 @@ from .worker import WorkerProcess, WorkFailedError
 TORCH = ("torch-eager", "torch-compile")
 REFERENCE = "torch-eager fp32"
 _RANDOM = re.compile(r"random weights \((full|tiny)\), seed (-?\d+)")
-# Memory of one process over the U-Net's float32 weights: they are once on the way in, and activations.
+# Memory of one process over the U-Net's float32 weights: they are held once while they are loaded, and activations.
 _PROCESS_FACTOR = 2.2
 _PROCESS_BYTES = 2**29
 _SHARE_OF_FREE = 0.7
@@ -57,8 +57,10 @@ class Candidate:
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """Raises:
-        UserError: not of that form, or unknown.
+        """A candidate as ``backend:precision``; float32 where no precision is named.
+
+        Raises:
+            UserError: not of that form, or unknown.
         """
         backend, _, precision = text.partition(":")
         known = [*TORCH, *(entry.name for entry in BACKENDS)]

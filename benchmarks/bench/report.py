@@ -1,4 +1,4 @@
-"""Records become pictures and Markdown; the README takes the Markdown in between two marks."""
+"""Pictures and Markdown from records; docs/benchmarks.md takes the Markdown between two marks."""
 
 from __future__ import annotations
 

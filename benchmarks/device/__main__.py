@@ -55,8 +55,7 @@ _MOST = 240.0
 
 
 RAN, REFUSED, FAILED, SKIPPED = "ran", "refused", "failed", "skipped"
-"""What became of a part: it gave a result; it said in one sentence why it cannot be had here; it broke; it was not
-begun."""
+"""Status of a part: it has a result; it is not possible here, with the reason; it failed; it was not begun."""
 
 
 class Record:

@@ -1,4 +1,4 @@
-"""The published ConsistI2V formulation in plain torch: opponent of every timing, judge of every rewrite.
+"""The published ConsistI2V formulation in plain torch: correctness reference and performance baseline.
 
 Nothing here is optimised. Each layer does the work the published implementation does, in the same order and with
 the same redundancy: text repeated for every frame and again for every spatial position, frame 0 concatenated before

@@ -40,6 +40,7 @@ def build_engines(
     precision: str = "fp16",
     stages: Sequence[str] | None = None,
     dynamic: Sequence[str] = (),
+    batches: Sequence[int] = (),
     stripped: bool = False,
     variant: VariantOptions | None = None,
     events: Events = _NOBODY,
@@ -58,6 +59,8 @@ def build_engines(
         precision: fp32, fp16, bf16, int8 or fp8; graphs that the bundle lacks are made from its float32 ones first.
         stages: names; None: all.
         dynamic: ranges such as "height=256:320:512"; sizes not named are fixed.
+        batches: rows of guidance that the U-Net's engine is built for, of 1, 2 and 3; none: all. A single one makes a
+            smaller plan of fixed sizes, in which other batches run in turns or with rows to spare.
         stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
         variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
         events: callbacks for progress and results; `engine` is called for new engines only.
@@ -69,7 +72,7 @@ def build_engines(
         UserError: anything unknown, missing or impossible, or a graph that does not build for the target. Nothing is
             left then.
     """
-    job = settle(bundle, target, flavour, precision, stages, dynamic, stripped)
+    job = settle(bundle, target, flavour, precision, stages, dynamic, stripped, batches)
     if precision == "fp32" and variant is not None:
         raise UserError(
             "float32 graphs are the bundle's own, and nothing is made or checked: calibration, largest loss and quick "
@@ -168,6 +171,7 @@ def _build_stage(job: Job, stage: str, temporary: Path, events: Events) -> Engin
         "precision": job.precision,
         "stages": [stage],
         "dynamic": job.dynamic,
+        "batches": job.batches,
         "stripped": job.stripped,
         "plan": str(plan),
     }

@@ -40,6 +40,13 @@ def build(
         list[str] | None,
         typer.Option(help="Range of a size, such as height=256:320:512 (also width, rows); repeat. Slower."),
     ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            help="Guidance batches of the U-Net's engine, with commas between: 1 (no guidance), 2 (text), 3 (text and "
+            "image); all of them. One alone makes a smaller engine."
+        ),
+    ] = None,
     strip: Annotated[
         bool, typer.Option("--strip", help="No weights in the engines; they are read from the ONNX. Needs a GPU.")
     ] = False,
@@ -113,6 +120,7 @@ def build(
             precision=precision,
             stages=None if stages is None else [name.strip() for name in stages.split(",") if name.strip()],
             dynamic=dynamic or (),
+            batches=() if batches is None else _batches(batches),
             stripped=strip,
             variant=variant,
             events=Events(on_phase, on_progress, on_variant, on_engine, lambda line: say(f"note: {line}")),
@@ -126,6 +134,14 @@ def build(
     if compare is not None:
         for line in compare_engines(bundle, engines):
             echo(plain(line))
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """Numbers with commas between."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+        raise UserError(f"--batches {text[:60]!r} are no numbers: name guidance batches such as 2, or 1,2.")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _outcome(engines: Sequence[EngineSpec], built: int, seconds: float) -> str:
@@ -163,6 +179,8 @@ def _variant_line(report: StageVariant) -> str:
         line += f", {report.quantised_activations} activations in 8 bits"
     if report.float32_sums:
         line += f", {report.float32_sums} residual sums kept in float32, to stay within the limit"
+    if report.float32_scores:
+        line += f", scores of {report.float32_scores} attentions too"
     return line
 
 

@@ -42,6 +42,12 @@ _KINDS: tuple[tuple[str, str], ...] = (
 
 _TRAITS = re.compile(rb"Kernel_traits_v2_flash_attention<\s*fmha::Ampere_hmma_(fp\d+)_traits")
 
+_PRODUCT = re.compile(rb"accumulation_type=(\d+)")
+_ACCUMULATORS = {b"0": "auto", b"2": "fp32"}
+"""As plans of version 1.7 number them, found by building: a plain product has 0, which leaves the choice to the card's
+kernels; one of float16 operands cast to float32 has 2.
+"""
+
 
 @dataclass
 class Contents:
@@ -84,6 +90,17 @@ def read_accumulation(plan: bytes | memoryview) -> dict[str, int]:
     found: dict[str, int] = {}
     for match in _TRAITS.finditer(plan):
         found[match[1].decode()] = found.get(match[1].decode(), 0) + 1
+    return found
+
+
+def read_product_accumulation(plan: bytes | memoryview) -> dict[str, int]:
+    """auto, fp32 -> matrix products of a plan that are to accumulate in it; a number that is not known keeps its name,
+    such as "type 1". Convolutions do not say.
+    """
+    found: dict[str, int] = {}
+    for match in _PRODUCT.finditer(plan):
+        name = _ACCUMULATORS.get(match[1], f"type {match[1].decode()}")
+        found[name] = found.get(name, 0) + 1
     return found
 
 

@@ -19,7 +19,7 @@ from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.gpu.device import GpuStatus, probe
 from .kernels import kernel_specs
 from .libraries import Flavour, check_machine, find_flavour
-from .shapes import EngineShapes, engine_shapes, parse_ranges
+from .shapes import EngineShapes, check_batches, engine_shapes, parse_ranges
 from .targets import Target, check_precision, find_target
 
 
@@ -35,6 +35,8 @@ class Job:
     stages: tuple[str, ...]
     dynamic: tuple[str, ...]
     stripped: bool
+    batches: tuple[int, ...] = ()
+    """Guidance batches; none: all."""
 
     @property
     def folder(self) -> str:
@@ -53,7 +55,7 @@ class Job:
     def shapes(self, graph: StageSpec) -> EngineShapes:
         """The tensors of a graph as its engine has them."""
         model = self.bundle.manifest.model
-        return engine_shapes(graph, model, parse_ranges(self.dynamic, model))
+        return engine_shapes(graph, model, parse_ranges(self.dynamic, model), self.batches)
 
     def engine(self, stage: str, version: str) -> EngineSpec:
         """The manifest's entry of a stage's engine, built by a version of the library."""
@@ -107,6 +109,7 @@ def settle(
     stages: Sequence[str] | None,
     dynamic: Sequence[str],
     stripped: bool,
+    batches: Sequence[int] = (),
 ) -> Job:
     """Check every argument of :func:`.bundle_engines.build_engines` before anything is computed.
 
@@ -125,10 +128,10 @@ def settle(
         if stage not in known:
             raise UserError(f"the bundle has no stage {stage!r}: choose of {', '.join(known)}.")
     wanted = tuple(stage for stage in known if stages is None or stage in stages)
-    parse_ranges(dynamic, opened.manifest.model)
+    check_batches(batches, parse_ranges(dynamic, opened.manifest.model), opened.manifest.model)
     # First the machine: a library that is of no use here need not be installed.
     check_machine(chosen, found, gpu)
-    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped)
+    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped, tuple(batches))
 
 
 def _installed_version(flavour: Flavour) -> str | None:

@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.gpu.engine_refit import load_graph
 from .attention import settle_attentions
-from .contents import Contents, read_accumulation
+from .contents import Contents, read_accumulation, read_product_accumulation
 from .libraries import Flavour, set_target
 from .shapes import EngineShapes
 from .targets import Target
@@ -84,7 +84,11 @@ def build_plan(
         "version": library.__version__,
         "layers": {"total": built.layers.total(), "kinds": dict(built.layers.most_common())},
         "attentions": built.attentions,
-        "contents": {**messages.contents.as_record(), "score_accumulation": accumulation},
+        "contents": {
+            **messages.contents.as_record(),
+            "score_accumulation": accumulation,
+            "product_accumulation": read_product_accumulation(data),
+        },
         "plan_bytes": data.nbytes,
         "weight_bytes": messages.weight_bytes,
         "activation_bytes": messages.activation_bytes,
@@ -199,7 +203,7 @@ def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
         # Refittable with any weights, so that a newly trained checkpoint needs no new engine.
         config.set_flag(library.BuilderFlag.REFIT)
         config.set_flag(library.BuilderFlag.STRIP_PLAN)
-    for profile_spec in request.shapes.profiles:
+    for profile_spec in (entry for entry in request.shapes.profiles if entry.inputs):
         profile = builder.create_optimization_profile()
         for name, sizes in profile_spec.inputs.items():
             profile.set_shape(name, sizes.minimum, sizes.optimum, sizes.maximum)

@@ -59,6 +59,26 @@ def _check_range(name: str, sizes: Range, model: ModelSpec) -> None:
         )
 
 
+def check_batches(batches: Sequence[int], ranges: Mapping[str, Range], model: ModelSpec) -> None:
+    """Refuse guidance batches that no engine of a bundle can have.
+
+    Raises:
+        UserError: not of 1, 2 and 3, beside a range of rows, or of a bundle with one batch.
+    """
+    known = sorted(set(BRANCHES.values()))
+    if not batches:
+        return
+    if not set(batches) <= set(known):
+        raise UserError(
+            f"--batches {','.join(map(str, batches))[:60]} does not fit: name guidance batches of 1 (no guidance), "
+            "2 (text) and 3 (text and image) rows, such as 2 or 1,2."
+        )
+    if "rows" in ranges:
+        raise UserError("--batches and --dynamic rows both say which batches there are: give one of them.")
+    if model.rows is not None:
+        raise UserError(f"--batches does not fit: this bundle's batch is fixed at {model.rows} rows: leave it out.")
+
+
 @dataclass(frozen=True)
 class EngineShapes:
     """A stage's tensors as its engine has them."""
@@ -66,7 +86,7 @@ class EngineShapes:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[ProfileSpec, ...]
-    """Empty where every size is fixed."""
+    """Empty where every size is fixed; one without inputs, that says which batch, where only the engine fixes it."""
 
     @property
     def smallest_batch(self) -> int:
@@ -74,13 +94,16 @@ class EngineShapes:
         return min((sizes.minimum[0] for p in self.profiles for sizes in p.inputs.values()), default=1)
 
 
-def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]) -> EngineShapes:
+def engine_shapes(
+    stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range], wanted: Sequence[int] = ()
+) -> EngineShapes:
     """Fix the sizes that have one value, and make a profile for every guidance batch (or one for a range of rows) and
     each of the bundle's sizes.
 
     Args:
         stage: the graph, dynamic sizes by name.
         asked: from :func:`parse_ranges`.
+        wanted: guidance batches, checked by :func:`check_batches`; none: all. A single one is a fixed size.
     """
     sizes = ((model.height, model.width),) if {"height", "width"} & asked.keys() or not model.sizes else model.sizes
     buckets: list[dict[str, Range]] = []
@@ -97,9 +120,11 @@ def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]
         if {size for one in buckets for size in one[name]} == {first[0]}
     }
     is_open = any("rows" in spec.shape for spec in stage.inputs)
-    batches: tuple[int | None, ...] = tuple(sorted(set(BRANCHES.values())))
+    batches: tuple[int | None, ...] = tuple(sorted(set(wanted or BRANCHES.values())))
     if "rows" in asked or not is_open:
         batches = (None,)
+    elif len(batches) == 1:
+        fixed["rows"] = wanted[0]
     profile_ranges = [
         (rows, ranges if rows is None else ranges | {"rows": (rows,) * 3}) for ranges in buckets for rows in batches
     ]
@@ -113,7 +138,7 @@ def engine_shapes(stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range]
     inputs = settled(stage.inputs)
     free = [spec for spec in inputs if any(isinstance(size, str) for size in spec.shape)]
     profiles: list[ProfileSpec] = []
-    for rows, found in profile_ranges if free else ():
+    for rows, found in profile_ranges if free or batches != (None,) else ():
         dims = [{name: sizes[part] for name, sizes in found.items()} for part in range(3)]
         inputs_of = {spec.name: ShapeRange(*(resolve_shape(spec, each) for each in dims)) for spec in free}
         if ProfileSpec(rows, inputs_of) not in profiles:  # a stage without pictures has the same for every size

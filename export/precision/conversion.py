@@ -10,7 +10,7 @@ from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from .attention import fold_attention_scales, settle_attention_forms
 from .graph import Graph
-from .lowering import lower
+from .lowering import attention_scores, lower
 from .quantisation import quantise
 from .recipe import Recipe
 
@@ -29,6 +29,8 @@ class ConversionFacts:
     quantised_activations: int
     float32_sums: int
     """Residual sums that stay in float32."""
+    float32_scores: int
+    """Attentions written as separate operations whose scores stay in float32."""
 
 
 def convert(
@@ -38,11 +40,12 @@ def convert(
     scales: Mapping[str, float],
     *,
     wide_sums: bool = False,
+    wide_scores: bool = False,
 ) -> tuple[ConversionFacts, dict[str, str]]:
     """Write the graph `source` to the file `target` in another precision, with its weights beside it.
 
     `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
-    residual sums stay in float32.
+    residual sums stay in float32, with `wide_scores` the scores of decomposed attentions.
 
     Returns what was done, and the dtype of every input and output.
 
@@ -52,11 +55,12 @@ def convert(
     graph = Graph(source)
     folded, at_operands = fold_attention_scales(graph)
     decomposed = settle_attention_forms(graph)
-    sums = lower(graph, recipe.activations, wide_sums=wide_sums)
+    scores = len(attention_scores(graph)) if wide_scores else 0
+    sums = lower(graph, recipe.activations, wide_sums=wide_sums, wide_scores=wide_scores)
     weights, activations = quantise(graph, recipe, scales)
     graph.write(target)
     types = {value.name: str(value.dtype.numpy()) for value in (*graph.body.inputs, *graph.body.outputs)}
-    return ConversionFacts(folded, at_operands, decomposed, weights, activations, sums), types
+    return ConversionFacts(folded, at_operands, decomposed, weights, activations, sums, scores), types
 
 
 def variant_spec(spec: StageSpec, file: str, precision: str, types: dict[str, str]) -> StageSpec:

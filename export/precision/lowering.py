@@ -11,7 +11,8 @@ values are of the low type.
 
 On request the residual stream is an island too: x + f(x) in float32, read by normalisations in float32, while f
 computes in the low type. It costs casts and memory traffic, so that only a stage that strays too far without is
-written so.
+written so. Where a stage is not finite without, the scores of its decomposed attentions are islands as well: a product
+of queries and keys can pass float16's largest number, 65504, long before they do.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ _FLOAT32_INPUTS = {"Resize": (1, 2)}
 _PERCEPTRON_LAYERS = 2
 
 
-def lower(graph: Graph, low: int, *, wide_sums: bool = False) -> int:
+def lower(graph: Graph, low: int, *, wide_sums: bool = False, wide_scores: bool = False) -> int:
     """Retype `graph` in place.
 
     Args:
         graph: float32, its attentions scaled and in their final form.
         low: ONNX element type of the low precision.
         wide_sums: the residual sums stay in float32, and the normalisations that read them.
+        wide_scores: so do the scores of decomposed attentions; their queries and keys are cast for it.
 
     Returns:
         How many residual sums stay in float32.
@@ -57,7 +59,7 @@ def lower(graph: Graph, low: int, *, wide_sums: bool = False) -> int:
         UserError: an operator without a rule here.
     """
     sums = residual_sums(graph) if wide_sums else frozenset()
-    _Lowering(graph, low, sums).run()
+    _Lowering(graph, low, sums, attention_scores(graph) if wide_scores else frozenset()).run()
     return len(sums)
 
 
@@ -74,9 +76,24 @@ def residual_sums(graph: Graph) -> frozenset[str]:
     )
 
 
+def attention_scores(graph: Graph) -> frozenset[str]:
+    """Outputs of the products of queries and keys in decomposed attentions: what a softmax reads, or with a mask adds
+    before.
+    """
+    scores = set()
+    for node in graph.body:
+        value = node.inputs[0] if node.op_type == "Softmax" else None
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type == "Add" and producer.inputs[0] is not None:
+            producer = producer.inputs[0].producer()
+        if producer is not None and producer.op_type == "MatMul":
+            scores.add(producer.outputs[0].name)
+    return frozenset(scores)
+
+
 class _Lowering:
-    def __init__(self, graph: Graph, low: int, wide: frozenset[str]) -> None:
-        self.graph, self.low, self.wide = graph, ir.DataType(low), wide
+    def __init__(self, graph: Graph, low: int, wide: frozenset[str], scores: frozenset[str]) -> None:
+        self.graph, self.low, self.wide, self.scores = graph, ir.DataType(low), wide, scores
         self.types: dict[ir.Value, ir.DataType] = {}
         """Of every value of floats so far."""
         self.products: dict[ir.Value, int] = {}
@@ -128,7 +145,7 @@ class _Lowering:
             return FLOAT
         if op in PRODUCTS:
             scalar = bool(floats) and all(self.products.get(v, _PERCEPTRON_LAYERS) < _PERCEPTRON_LAYERS for v in floats)
-            return FLOAT if scalar else self.low
+            return FLOAT if scalar or node.outputs[0].name in self.scores else self.low
         if op in _ELEMENTWISE or op in MOVEMENT:
             return FLOAT if single else self.low
         if op in _NORMALISATIONS:

@@ -17,6 +17,10 @@ from .recipe import Recipe
 from .simulation import write_simulation
 
 
+class NotFiniteError(UserError):
+    """A stage gives numbers that its precision does not hold."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """How far one case is from float32."""
@@ -67,7 +71,7 @@ def losses(
     """Compare outputs case by case.
 
     Raises:
-        UserError: an output is not finite, or is constant.
+        NotFiniteError: an output is not finite, or is constant.
     """
     found = []
     for case, wanted, outputs in zip(cases, expected, got, strict=True):
@@ -75,7 +79,7 @@ def losses(
         for name, reference in wanted.items():
             exact, rounded = reference.astype(np.float64), outputs[name].astype(np.float64)
             if not np.isfinite(rounded).all() or (rounded.std() == 0 and exact.std() != 0):
-                raise UserError(
+                raise NotFiniteError(
                     f"stage {stage} overflows or dies in {recipe.name} (output {name}, seed {case.seed}): "
                     "use bf16 or fp32 for this model."
                 )

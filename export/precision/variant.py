@@ -32,7 +32,7 @@ from .recipe import (
     source_of,
     variant_rules,
 )
-from .validation import Loss, check_limit, losses, run_cases, run_variant, worst
+from .validation import Loss, NotFiniteError, check_limit, losses, run_cases, run_variant, worst
 
 _PLAIN, _NOBODY = VariantOptions(), Events()
 _MOST_TRIALS = 6
@@ -41,7 +41,7 @@ _MOST_TRIALS = 6
 
 @dataclass(frozen=True)
 class StageVariant:
-    """What became of one stage."""
+    """Result of one stage."""
 
     stage: str
     precision: str
@@ -52,6 +52,8 @@ class StageVariant:
     quantised_activations: int
     float32_sums: int
     """Residual sums left in float32, because the stage strays too far with them in half precision."""
+    float32_scores: int
+    """Attentions whose scores are left in float32, because they or the sums are not finite in half precision."""
 
 
 def write_variant(
@@ -64,9 +66,10 @@ def write_variant(
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
     Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
-    ``variants/<precision>/losses.json``. An fp16 stage over its limit is written again with its residual sums in
-    float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another
-    build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
+    ``variants/<precision>/losses.json``. An fp16 stage that is over its limit or not finite is written again with its
+    residual sums in float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the
+    U-Net. Another build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest
+    first.
 
     Args:
         bundle: folder of a bundle with its float32 graphs.
@@ -124,7 +127,7 @@ def _write_stages(
                 written[stage], entries[stage] = _write_stage(opened, stage, rules, cases, path, options, events)
             record = entries[stage]
             loss, graph = max(loss["relative_l2"] for loss in record["losses"]), record["graph"]
-            counts = graph.get("quantised_activations", 0), graph.get("float32_sums", 0)
+            counts = (graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores"))
             events.variant(StageVariant(stage, precision, skipped, loss, *counts))
         if not written:
             return
@@ -194,8 +197,8 @@ def _write_stage(
     def on_run(number: int) -> None:
         events.progress(f"run {number + 1} of {2 * len(trials)}", number, 2 * len(trials))
 
-    def attempt(scales: Mapping[str, float], *, wide_sums: bool = False) -> _Attempt:
-        facts, types = convert(source, path, rules, scales, wide_sums=wide_sums)
+    def attempt(scales: Mapping[str, float], *, wide_sums: bool = False, wide_scores: bool = False) -> _Attempt:
+        facts, types = convert(source, path, rules, scales, wide_sums=wide_sums, wide_scores=wide_scores)
         changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
         # After the conversion: a weight that does not fit is refused before anything is run.
         expected.extend(() if expected else run_cases(source, spec, trials, on_run))
@@ -206,10 +209,17 @@ def _write_stage(
     if options.quick_check:
         record["source"]["quick_check"] = True
     if calibration is None:
-        made = attempt({})
-        if rules.weights is None and rules.limit is not None and worst(made.losses) > rules.limit:
-            # Most of what half precision loses is lost in the sums, where small changes meet large values.
-            made = attempt({}, wide_sums=True)
+        may_widen = rules.name == "fp16"
+        try:
+            made = attempt({})
+            if may_widen and rules.limit is not None and worst(made.losses) > rules.limit:
+                # Most of what half precision loses is lost in the sums, where small changes meet large values.
+                made = attempt({}, wide_sums=True)
+        except NotFiniteError:
+            if not may_widen:
+                raise
+            # Sums and scores are what first passes the largest float16 number, 65504.
+            made = attempt({}, wide_sums=True, wide_scores=True)
     else:
         made, record["activations"] = _attempt_calibrated(attempt, calibration, rules)
         made = replace(made, spec=replace(made.spec, calibration=calibration.spec))

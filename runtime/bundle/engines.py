@@ -1,4 +1,4 @@
-"""Does an engine fit this machine, this bundle and these sizes? Refused before anything is loaded, with what mends it.
+"""Checks that an engine fits the machine, the bundle and the sizes, before it is loaded; errors name the remedy.
 
 An engine that does not fit fails late with an opaque error, or runs wrong (NVIDIA/TensorRT issue 2176). All of it is
 known from the manifest, so that no library has to be asked.

@@ -87,7 +87,7 @@ def _check_facts(facts: Any) -> None:
         "contents": "contents" not in facts
         or all(
             isinstance(get("contents", name), dict) and are([*get("contents", name).values()], _is_count)
-            for name in ("kernels", "bytes", "score_accumulation")
+            for name in ("kernels", "bytes", "score_accumulation", *{"product_accumulation"} & facts["contents"].keys())
         ),
     }
     for name, holds in sound.items():
@@ -148,7 +148,7 @@ def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, fact
             for name, sizes in profile.inputs.items()
             if "." not in name
         )
-        rows.append((f"profile {number}", shown))
+        rows.append((f"profile {number}", shown or f"{profile.rows} rows, every size fixed"))
     table = make_table(console, f"{engine.stage} for {engine.target}")
     for name, value in rows + (_fact_rows(facts) if facts else []):
         table.add_row(name, value)
@@ -174,8 +174,10 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         shown = f"{kernels}, {size_text(moved)} of tensors" + (f", for {profiles} profiles" if profiles > 1 else "")
         rows.append(("kernels", shown))
         rows += [(kind, f"{n}, {size_text(contents['bytes'].get(kind, 0))}") for kind, n in contents["kernels"].items()]
-        found = ", ".join(f"{kind} in {count} kernels" for kind, count in contents["score_accumulation"].items())
-        rows.append(("scores add up in", found or "not told"))
+        for what in ("score", "product"):
+            held = contents.get(f"{what}_accumulation", {})
+            found = ", ".join(f"{kind} in {count} kernels" for kind, count in held.items())
+            rows.append((f"{what}s add up in", found or "not told"))
     if facts["weight_bytes"] is not None:
         rows.append(("weights", size_text(facts["weight_bytes"])))
     if facts["activation_bytes"]:

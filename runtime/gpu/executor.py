@@ -252,7 +252,9 @@ class GpuExecutor:
     def _decoder_of(self, session: DeviceSession) -> DeviceDecoder:
         return self._decoder.get(
             (session, tuple(sorted(session.dims.items()))),
-            lambda: DeviceDecoder(self._gpu, self._kernels, session, self.stages.check_cancelled),
+            lambda: DeviceDecoder(
+                self._gpu, self._kernels, session, self.stages.check_cancelled, use_graph=self.options.cuda_graph
+            ),
         )
 
     def _decode_again(self, frames: Latents) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Does it fit? Needed against free memory, before anything is loaded.
+"""Memory check before anything is loaded: bytes needed against bytes free.
 
 On Windows a full GPU memory silently spills to system RAM, about 10x slower. So the need is added up first, from the
 manifest and from the facts beside each engine, and reported in one sentence.

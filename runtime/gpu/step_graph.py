@@ -9,13 +9,14 @@ made once for each engine and shape.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import CancelledError, UserError, first_line
+from ..session import Array
 from ..stage_failure import is_finite
 from .device import Gpu, Graph
 from .memory import DeviceArray, GpuMemory
@@ -27,7 +28,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class StepGraph:
-    """A captured step, or why there is none."""
+    """A captured step or stage, or why there is none."""
 
     graph: Graph | None
     reason: str = ""
@@ -98,8 +99,35 @@ def capture_and_check(
     return captured
 
 
-def _without(reason: str) -> StepGraph:
-    _log.warning("steps run without a CUDA graph: %s", reason)
+def capture_and_compare(
+    gpu: Gpu, enqueue: Callable[[], None], what: str, outputs: Mapping[str, tuple[DeviceArray, Array]]
+) -> StepGraph:
+    """Capture a stage whose inputs are unchanged since it ran as it is, replay it, and compare with what that gave.
+
+    Args:
+        enqueue: puts the stage's work on the GPU's stream.
+        what: the stage, for the warning where its graph is not used.
+        outputs: name -> the array that the stage writes in full, and what it held after the eager run, all finite.
+    """
+    try:
+        graph = gpu.capture(enqueue)
+    except (CancelledError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        return _without(f"it cannot be captured ({first_line(error)})", f"the {what} runs")
+    memory = GpuMemory(gpu)
+    for array, _ in outputs.values():
+        memory.fill(array, 255)
+    graph.launch(gpu.stream)
+    for name, (array, expected) in outputs.items():
+        problem = difference(expected, memory.download(array))
+        if problem:
+            return _without(f"the captured {name} {problem}", f"the {what} runs")
+    return StepGraph(graph)
+
+
+def _without(reason: str, what: str = "steps run") -> StepGraph:
+    _log.warning("%s without a CUDA graph: %s", what, reason)
     return StepGraph(None, reason)
 
 

@@ -1,4 +1,7 @@
-"""Latents -> 8-bit frames: decoded in chunks, turned to bytes on the GPU, copied out while the next chunk decodes."""
+"""Latents -> 8-bit frames: decoded in chunks, turned to bytes on the GPU, copied out while the next chunk decodes.
+
+The decoder is captured as a CUDA graph after its first chunk, whose result the graph has to repeat.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from numpy.typing import NDArray
 
 from ..loop.denoise import Latents
 from ..request.settings import FramesCallback
+from ..stage_failure import is_finite
 from .device import Gpu
 from .device_session import DeviceSession
 from .kernels import ELEMENT_SUFFIX, GpuKernels
 from .memory import DeviceArray, GpuMemory
+from .step_graph import StepGraph, capture_and_compare
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,22 @@ class DeviceDecoder:
         gpu, kernels: where and with what.
         session: the VAE decoder; its batch is a chunk's size.
         check_cancelled: raises :class:`CancelledError` once the call is cancelled; asked after each chunk.
+        use_graph: replay the decoder as a CUDA graph.
     """
 
     def __init__(
-        self, gpu: Gpu, kernels: GpuKernels, session: DeviceSession, check_cancelled: Callable[[], None]
+        self,
+        gpu: Gpu,
+        kernels: GpuKernels,
+        session: DeviceSession,
+        check_cancelled: Callable[[], None],
+        *,
+        use_graph: bool,
     ) -> None:
+        self._use_graph = use_graph
+        self._captured: StepGraph | None = None
+        self._captured_at: tuple[object, ...] | None = None
+        """Addresses and context that were captured."""
         self._gpu, self._kernels, self._session, self._check_cancelled = gpu, kernels, session, check_cancelled
         self._memory = GpuMemory(gpu)
         self._copies = gpu.new_stream()
@@ -85,9 +101,7 @@ class DeviceDecoder:
             for number, chunk in enumerate(parts):
                 start = chunk.video * frames + chunk.first
                 memory.copy(session.device_inputs["latents"], latents[start : start + batch])
-                session.bind("latents", session.device_inputs["latents"])
-                session.bind("image", image)
-                session.enqueue()
+                self._enqueue(is_last=number + 1 == len(parts))
                 part = decoded[start : start + chunk.count]
                 self._kernels.launch(
                     f"frames_to_uint8_{ELEMENT_SUFFIX[image.dtype]}",
@@ -117,3 +131,29 @@ class DeviceDecoder:
             # Both streams still read and write what is let go of here.
             stream.sync()
             self._copies.sync()
+
+    def _enqueue(self, *, is_last: bool) -> None:
+        """Decode the latents in the session's own input into its own output: by the graph where there is one.
+
+        A capture is made on a chunk that is decoded anyway, and costs one more of it; so not on the last one.
+        """
+        session = self._session
+        for name, array in (*session.device_inputs.items(), *session.device_outputs.items()):
+            session.bind(name, array)
+        session.prepare()
+        if self._captured_at != (session.address_version, session.context_version):
+            # Without, or of memory that moved.
+            self._captured = self._captured_at = None
+        if self._captured is not None and self._captured.graph is not None:
+            self._captured.graph.launch(self._gpu.stream)
+            return
+        session.enqueue()
+        if not self._use_graph or self._captured is not None or is_last:
+            return
+        image = session.device_outputs["image"]
+        eager = self._memory.download(image)
+        if is_finite(eager):  # an overflow is decoded again elsewhere, and proves nothing of a graph
+            self._captured = capture_and_compare(self._gpu, session.enqueue, "decoder", {"image": (image, eager)})
+            self._captured_at = (session.address_version, session.context_version)
+            # A graph that failed may have left anything there.
+            self._memory.upload(eager, image)

@@ -1,4 +1,4 @@
-"""The way in: any photo -> RGB image -> the array that the image encoder expects."""
+"""Image loading and preprocessing: any photo -> RGB image -> the array that the image encoder expects."""
 
 from __future__ import annotations
 

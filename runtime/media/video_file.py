@@ -1,4 +1,4 @@
-"""The way out: video files that are written while their frames are made, whole or not at all.
+"""Video files, encoded while their frames are decoded, and put in place whole or not at all.
 
 Each output has a thread of its own: an mp4 is encoded while the next frames decode. Nothing appears under its own name
 before everything is written.

@@ -28,8 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The published pipeline: 50 DDIM steps, guided in each. How far guidance goes is the model's own.
     "exact": {name: PUBLISHED[name] for name in ("scheduler", "num_inference_steps", "guidance_interval")},
     # At most half as far from the converged trajectory as `exact`, and at most as far.
-    "balanced": {"scheduler": "deis_exponential", "num_inference_steps": 10, "guidance_interval": (0.0, 1.0)},
-    "fast": {"scheduler": "deis_exponential", "num_inference_steps": 8, "guidance_interval": (0.0, 1.0)},
+    "balanced": {"scheduler": "deis_exponential", "num_inference_steps": 9, "guidance_interval": (0.0, 1.0)},
+    "fast": {"scheduler": "deis_exponential", "num_inference_steps": 7, "guidance_interval": (0.0, 1.0)},
 }
 PRESET_SETTINGS = ("scheduler", "num_inference_steps", "timesteps", "guidance_interval")
 """What a preset may say."""

@@ -363,6 +363,7 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
     entry(activation_bytes=[None]),
     entry(contents={"kernels": {"product": 1}, "bytes": {"product": "x"}, "score_accumulation": {}}),
     entry(contents={"kernels": {}}),
+    entry(contents={"kernels": {}, "bytes": {}, "score_accumulation": {}, "product_accumulation": {"auto": "x"}}),
 ]
 
 

@@ -245,12 +245,6 @@ def device_view() -> Callable[[DeviceArray], Any]:
     return view
 
 
-@pytest.fixture
-def fill_with_nan() -> Callable[[Any, DeviceArray], None]:
-    """Overwrite an array at its place in a stream."""
-    return lambda stream, array: push(stream, lambda: view(array).fill(np.nan))
-
-
 @pytest.fixture(scope="session")
 def demo_bundle() -> Path:
     """In this folder: the demo bundle's stages with random weights. The demo model's own start was set by hand, with

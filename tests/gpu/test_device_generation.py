@@ -59,7 +59,9 @@ def test_it_makes_the_processor_s_video(case, on_processor, on_gpu, photo, relat
 def test_a_second_call_captures_nothing(on_gpu, fake_cuda, photo):
     first = on_gpu(photo, "a cat", **FAST)
     captures = fake_cuda.captures
-    assert captures == 1
+    assert captures == 2, "the step and the decoder"
+    decoder = on_gpu._executor.stages.sessions["vae_decoder"]
+    decoder.enqueue = None  # every chunk is a replay
     again = on_gpu(photo, "a dog", **FAST)
     assert fake_cuda.captures == captures
     assert not np.array_equal(again.latents, first.latents), "the graph reads the new text"
@@ -124,6 +126,18 @@ def test_the_command_writes_videos_whose_clips_take_turns(fake_cuda, demo_bundle
     animate(photo, "a cat", **FAST, autoregress_steps=2, num_videos_per_prompt=2).save(tmp_path / "b.mp4")
     for number in (0, 1):
         assert (tmp_path / f"a-{number}.mp4").read_bytes() == (tmp_path / f"b-{number}.mp4").read_bytes()
+
+
+def test_a_decoder_s_graph_that_does_not_repeat_it_is_not_used(on_gpu, fake_cuda, photo, on_processor, caplog):
+    """A capture that is silently empty, as of work on another stream."""
+    with caplog.at_level(logging.WARNING, "consisti2v_rt"):
+        decoder = on_gpu._executor.stages.session("vae_decoder", (1, 4, 16, 16, 16))
+        enqueue = decoder.enqueue
+        decoder.enqueue = lambda: None if fake_cuda.capturing else enqueue()
+        result = on_gpu(photo, "a cat", **FAST)
+    assert np.abs(result.frames.astype(int) - on_processor(photo, "a cat", **FAST).frames).max() <= 1
+    (told,) = (record.message for record in caplog.records if "decoder runs without a CUDA graph" in record.message)
+    assert "image was not written" in told
 
 
 def test_without_a_graph(fake_cuda, demo_bundle, photo, on_processor, relative_l2):
@@ -192,10 +206,10 @@ def test_low_vram_keeps_one_stage_s_weights(fake_cuda, demo_bundle, photo, on_pr
         if session is not animate._executor.stages.sessions["vae_decoder"]
     )
     assert relative_l2(result.latents, on_processor(photo, "a cat", **FAST).latents) < 2e-5
-    # The U-Net's weights come back elsewhere: the old graph must not be replayed.
+    # The weights come back elsewhere: the old graphs must not be replayed.
     captures = fake_cuda.captures
     animate(photo, "a cat", **FAST)
-    assert fake_cuda.captures == captures + 1
+    assert fake_cuda.captures == captures + 2
 
 
 def test_close_frees_the_weights(fake_cuda, demo_bundle, photo):
@@ -285,7 +299,7 @@ def test_threads_get_the_videos_of_one_thread(fake_cuda, dynamic_bundle, photo, 
 
 
 def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
-    fake_cuda, fill_with_nan, demo_bundle, photo, on_processor, monkeypatch, caplog
+    fake_cuda, push_work, device_view, demo_bundle, photo, on_processor, monkeypatch, caplog
 ):
     """One chunk is not finite; the frames handed over and returned are the float32 ones, in order."""
     # The stand-in runs the float32 graphs whatever the precision is called.
@@ -300,10 +314,14 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
         if stage == "vae_decoder":
             enqueue, runs = session.enqueue, iter(range(1000))
 
+            def spoil() -> None:
+                # Counted as they run: once in a capture, and again in every replay.
+                if next(runs) in (5, 6, 12):
+                    device_view(session.device_outputs["image"]).fill(np.nan)
+
             def overflow() -> None:
                 enqueue()
-                if next(runs) in (5, 6, 12):
-                    fill_with_nan(fake_cuda.stream, session.device_outputs["image"])
+                push_work(fake_cuda.stream, spoil)
 
             session.enqueue = overflow
         return session

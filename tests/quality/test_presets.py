@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from consisti2v_rt import UserError
+from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.benchmarks.quality import tuning
-from consisti2v_rt.benchmarks.quality.converged import EXACT, GUIDANCES, Case, Way, Yardstick, distance
+from consisti2v_rt.benchmarks.quality.converged import CONVERGED_STEPS, EXACT, GUIDANCES, Case, Way, Yardstick, distance
 from consisti2v_rt.benchmarks.quality.preset_report import measured
 from consisti2v_rt.benchmarks.quality.timesteps import SPACINGS, optimal_timesteps, spaced_timesteps
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod
 from consisti2v_rt.kernels.sampler import linear_step
 from consisti2v_rt.kernels.schedulers import step_table
+from consisti2v_rt.locations import ROOT
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.tuned import TUNED, tuned_text
 from consisti2v_rt.runtime.request.presets import PRESETS
@@ -136,6 +137,21 @@ def test_a_damaged_file_is_named_and_a_torn_score_measured_again(tmp_path, cases
         Yardstick(GaussianModel(), work).score(EXACT, cases[0], 1.0)
 
 
+@pytest.mark.parametrize("model", ["demo_64", "demo_128"])
+def test_records_hold_the_presets_of_the_table_to_the_rule(model):
+    """A preset that is changed is measured again, on two models that were trained in different ways."""
+    record = json.loads((ROOT / "benchmarks" / "results" / f"presets_{model}.json").read_text(encoding="utf-8"))
+    assert record["kind"] == "presets" and record["task"]["converged_steps"] == CONVERGED_STEPS
+    rows = {(row["name"], row["guidance"]): row for row in record["rows"]}
+    assert set(rows) >= {(name, guidance) for name in PRESETS for guidance in GUIDANCES}
+    for (name, _), row in rows.items():
+        if name in PRESETS:
+            assert {key: row[key] for key in PRESETS[name]} == json.loads(json.dumps(PRESETS[name]))
+            assert row["timesteps"] is None and row["ratio"] <= {"exact": 1.0, **tuning.RULE}[name]
+            assert row["ratio"] == pytest.approx(row["error"] / rows["exact", row["guidance"]]["error"])
+    assert PRESETS["fast"]["num_inference_steps"] < PRESETS["balanced"]["num_inference_steps"] < 25
+
+
 @pytest.fixture
 def tunable(tmp_path, demo_bundle):
     """The demo bundle's files, linked hard, with room for presets of its own."""
@@ -182,3 +198,23 @@ def test_presets_that_are_not_possible_are_refused(tunable, change, said):
     (tunable / TUNED).write_text(json.dumps({"unet_sha256": unet, "presets": {}} | change))
     with pytest.raises(UserError, match=f"{said}.*make it again with 'consisti2v tune', or delete it"):
         _ = bundle.presets
+
+
+def test_tune_stores_what_it_found_or_leaves_the_bundle_as_it_was(consisti2v, tmp_path, photo, monkeypatch):
+    model = GaussianModel()
+    model.bundle.path = tmp_path
+    monkeypatch.setattr(ImageToVideo, "from_bundle", lambda *args, **options: model)
+    photo.resize((16, 16)).save(tmp_path / "photo.png")
+    (tmp_path / "photos.csv").write_text("path,prompt\nphoto.png,a cat\n")
+    command = ["tune", tmp_path, "--photos", tmp_path / "photos.csv", "--work", tmp_path / "work"]
+    done = consisti2v(*command)
+    assert done.code == 0 and "guidance scale 7.5, 1 case(s)" in done.stdout and TUNED in done.stdout, done.stderr
+    stored = (tmp_path / TUNED).read_text()
+    presets = json.loads(stored)["presets"]
+    assert presets["fast"]["num_inference_steps"] == len(presets["fast"]["timesteps"]) < 50
+
+    monkeypatch.setattr(tuning, "RULE", {"fast": -1.0})
+    monkeypatch.setattr(tuning, "EXACT", replace(EXACT, steps=6))
+    refused = consisti2v(*command)
+    assert refused.code == 2 and "the bundle stays as it was" in refused.stderr
+    assert (tmp_path / TUNED).read_text() == stored

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 @dataclass

@@ -307,15 +307,15 @@ def test_the_key_is_asked_for_once_and_the_server_starts_again(visitor, servers)
 
 @pytest.mark.skipif("PAGE_SCREENSHOT" not in os.environ, reason="PAGE_SCREENSHOT names no file")
 def test_the_readmes_screenshot(visit):
-    page = visit(viewport={"width": 1180, "height": 800})
+    page = visit(viewport={"width": 1180, "height": 1360})
     for move in ("pan left", "zoom out", "rotate clockwise", "zoom in"):
         page.goto(page.url.partition("#")[0])
-        start(page, 20, move)
+        start(page, 16, move)
         end_of_stage(page)
     page.locator("#advanced summary").click()
     expect(page.locator("#server-text")).to_contain_text("ready", timeout=20_000)
-    page.mouse.wheel(0, -5000)
     page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)  # transitions
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    picture = Image.open(io.BytesIO(page.screenshot()))
     picture.quantize(256).save(os.environ["PAGE_SCREENSHOT"], optimize=True)
