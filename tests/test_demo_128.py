@@ -20,6 +20,7 @@ from consisti2v_rt.models.demo_128.making.make import kept  # noqa: E402
 from consisti2v_rt.models.demo_128.making.measures import agrees, compare, grid_energy, mean_motion  # noqa: E402
 from consisti2v_rt.models.demo_128.making.moves import MOVES, PAN_SPEED, photographed, places, view  # noqa: E402
 from consisti2v_rt.models.demo_128.making.prompts import MOVE_PHRASES  # noqa: E402
+from consisti2v_rt.models.demo_128.making.resample import fitted  # noqa: E402
 from consisti2v_rt.models.demo_128.making.text import END, targets  # noqa: E402
 
 SIZE = vae.SIZE
@@ -154,3 +155,19 @@ def test_a_finished_part_is_not_made_again(tmp_path: Path) -> None:
     assert torch.equal(loaded.weight, made.weight)
     kept(loaded, tmp_path / "part.safetensors", lambda: pytest.fail("made again"))
     assert [file.name for file in tmp_path.iterdir()] == ["part.safetensors"]
+
+
+def test_what_does_not_move_comes_back_as_it_is() -> None:
+    """Whatever the resampling was fitted on: here on linear interpolation between three samples."""
+    generator = torch.Generator().manual_seed(0)
+    values, blocks = torch.randn(4000, 3, generator=generator), 2 * torch.rand(4000, generator=generator) - 1
+    right, left = blocks.clamp(min=0), (-blocks).clamp(min=0)
+    wanted = left * values[:, 0] + (1 - left - right) * values[:, 1] + right * values[:, 2]
+    fit, rest = fitted(values, 12 * blocks, wanted, torch.ones(4000), unmoved=1)
+
+    def resampled(shift: torch.Tensor) -> torch.Tensor:
+        gates = torch.nn.functional.gelu(shift[:, None] - 12 * torch.linspace(-1.2, 1.2, 20))
+        return (gates * (values @ fit.T)).sum(1) + 8 * values @ rest
+
+    torch.testing.assert_close(resampled(torch.zeros(4000)), values[:, 1], atol=1e-4, rtol=0)
+    assert float((resampled(12 * blocks) - wanted).square().mean().sqrt()) < 0.02

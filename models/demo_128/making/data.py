@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .layer import FRAMES
 from .media import PHOTOS
 from .moves import MOVES, STRIDES, photographed, places, view
-from .unet import FRAMES, Clips
+from .unet import Clips
 from .vae import CHROMA, LUMA, SIZE, latents_of
 
 _PYRAMID = (1.5, 2.0, 3.0, 4.5)

@@ -17,9 +17,9 @@ from ....runtime.media.read_video import Frames
 from ....runtime.media.video_file import save_frames
 from ....runtime.pipeline import ImageToVideo
 from .data import load_photos
+from .layer import FRAMES
 from .moves import MOVES, photographed, places, view
 from .prompts import MOVE_PHRASES
-from .unet import FRAMES
 from .vae import GRID, SIZE
 
 JUDGED = (1, 8, 15)
