@@ -44,6 +44,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "comfy_entrypoint":  # ComfyUI asks the folder in custom_nodes for it
+        return importlib.import_module(".comfyui.nodes", __name__).comfy_entrypoint
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from .benchmarks.quality.preset_commands import quality, tune
 from .errors import CancelledError, UserError, first_line
 from .export.command import export
 from .export.engines.command import build
+from .export.lora.command import lora
 from .runtime.commands.console import PlainGroup, echo, log_to, make_console, note
 from .runtime.commands.doctor import doctor
 from .runtime.commands.ending_signals import ending_signals
@@ -57,7 +58,7 @@ _OUT_OF_MEMORY = (
     "there is not enough memory for this: use a smaller size or fewer videos at once, or close other programs."
 )
 bench = typer.Typer(cls=BenchGroup, help="Measure and predict: 'bench BUNDLE' times its videos.", no_args_is_help=True)
-for command in (generate, demo, export, build, tune, inspect, evaluate, doctor):
+for command in (generate, demo, export, lora, build, tune, inspect, evaluate, doctor):
     app.command(cls=Command)(_cancellable(command))
 app.command(cls=RayCommand)(_cancellable(serve))
 app.command(cls=RayCommand)(_cancellable(batch))

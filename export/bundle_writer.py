@@ -6,15 +6,19 @@ import dataclasses
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
 from ..errors import UserError
 from ..kernels.guidance import BRANCHES
 from ..runtime.bundle.bundle import hash_files
+from ..runtime.bundle.graph_source import GraphSource
 from ..runtime.bundle.manifest import (
     MANIFEST_NAME,
     FrameInitDefaults,
@@ -25,15 +29,16 @@ from ..runtime.bundle.manifest import (
     TokenizerSpec,
 )
 from ..runtime.bundle.recommended import check_recommended
-from ..runtime.bundle.replaced_folder import replace_folder
 from ..runtime.bundle.tokenizer_rules import check_tokenizer_json
-from .bundle_lock import building, exporting, partial_path, remove_abandoned_export
+from .new_bundle import new_bundle_folder
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
 from .part_configs import TEXT_LENGTH
-from .request import ANY_GUIDANCE, check_cache_branch, check_output, check_request, settle_size, size_multiple
+from .request import ANY_GUIDANCE, check_cache_branch, check_request, settle_size, size_multiple
 from .source_model import SourceModel
 from .stages import dynamic_sizes, stages
+from .unet.gate import GatedResidual
 from .unet.simplified_text import simplify_and_measure
+from .weight_map import WEIGHT_MAP, MappedWeight, find_places, map_to_json
 
 _TOOLS = ("consisti2v-rt", "torch", "onnx", "onnxscript", "onnxruntime", "diffusers", "transformers")
 _TOKENIZER_FILE = "tokenizer/tokenizer.json"
@@ -129,9 +134,10 @@ def write_bundle(
     provenance = Provenance(model.source, model.revision, model.licence, {tool: version(tool) for tool in _TOOLS})
     scheduler, recommended = dataclasses.asdict(model.scheduler), model.recommended
     check_recommended(recommended, scheduler, "the model")
-    with _atomic_folder(output, force, on_notice) as folder:
+    with new_bundle_folder(output, force, on_notice) as folder:
         tokenizer = _write_tokenizer(model, folder)
         specs: dict[str, StageSpec] = {}
+        mapped = _mapped_weights(model)
         open_sizes = dynamic_sizes(latent_multiple, model.vae_scale_factor)
         exports = stages(model, height, width, rows, dynamic, cache_branch=cache_branch)
         # From here on only the stages hold the modules, and each is let go after its export.
@@ -143,6 +149,8 @@ def write_bundle(
             path = folder / file
             reference = torch_reference(stage)
             write_graph(stage, path, open_sizes)
+            for layer, place in find_places(stage.name, GraphSource.of(path), _weights(stage.module, mapped)):
+                mapped[layer].places.append(place)
             specs[stage.name] = stage_spec(stage, reference, file, precision)
             name = stage.name
             parity = compare_with_torch(path, specs[name], reference, stage, f"{width}x{height}")
@@ -155,6 +163,7 @@ def write_bundle(
             gc.collect()
             size = sum(f.stat().st_size for f in path.parent.iterdir())
             on_stage_end(StageReport(name, time.perf_counter() - started, size, parity))
+        (folder / WEIGHT_MAP).write_text(map_to_json(mapped), encoding="utf-8")
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         manifest = Manifest(
             name=output.name,
@@ -191,28 +200,28 @@ def _write_tokenizer(model: SourceModel, folder: Path) -> TokenizerSpec:
     return TokenizerSpec(_TOKENIZER_FILE, TEXT_LENGTH, int(tokenizer.pad_token_id), str(tokenizer.pad_token))
 
 
-@contextmanager
-def _atomic_folder(output: Path, force: bool, on_notice: Callable[[str], None]) -> Iterator[Path]:
-    """A temporary sibling of `output` that takes its place on success and vanishes on any failure.
+def _mapped_weights(model: SourceModel) -> dict[str, MappedWeight]:
+    """Every weight that a LoRA may change, with the gate that was folded into it; where it is stored is found later."""
+    mapped = {
+        f"{part}.{path.removeprefix('text_model.')}": MappedWeight(tuple(module.weight.shape))
+        for part, root in (("unet", model.unet), ("text_encoder", model.text_encoder))
+        for path, module in root.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+    }
+    for path, gated in model.unet.named_modules():
+        if not isinstance(gated, GatedResidual):
+            continue
+        for inner, module in gated.named_modules():
+            if gated.is_identity or module is gated.last_layer():
+                weight = mapped.get(f"unet.{path}.{inner}")
+                if weight is not None:
+                    weight.gate = gated.openness
+    return mapped
 
-    Meanwhile nobody else exports to `output` or builds into the bundle that is there.
-    """
-    with ExitStack() as locks:
-        locks.enter_context(exporting(output, on_notice))
-        if output.is_dir():
-            locks.enter_context(building(output, on_notice))
-        # Another export or build may have put something there while this one loaded its model or waited.
-        check_output(output, force=force)
-        remove_abandoned_export(output)
-        temporary = partial_path(output)
-        try:
-            temporary.mkdir()
-            yield temporary
-            if os.name == "nt":
-                # Windows renames no folder with an open file in it; who opens it from here on makes the rename fail.
-                locks.pop_all().close()
-            replace_folder(temporary, output)
-        except OSError as error:
-            raise UserError(f"the bundle {output} cannot be written ({error}): check space and permissions.") from None
-        finally:
-            remove_abandoned_export(output)
+
+def _weights(module: nn.Module, mapped: Mapping[str, MappedWeight]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The weights of a stage as its graph holds them, by layer."""
+    for path, layer in module.named_modules():
+        name = path.replace("text_encoder.text_model.", "text_encoder.", 1)
+        if name in mapped and isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d):
+            yield name, layer.weight.detach().numpy()

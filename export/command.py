@@ -16,7 +16,8 @@ from ..runtime.commands.console import echo, make_console, plain
 from ..runtime.install import install_hint
 from ..runtime.request.option_table import whole
 from ..runtime.request.settings import parse_settings
-from .checkpoint import open_checkpoint
+from .checkpoint import check_weight_file, open_checkpoint
+from .lora.files import LoraRequest
 from .random_options import RANDOM_VAE_SCALE_FACTOR, random_unet_config
 from .request import check_cache_branch, check_frames, check_request, parse_sizes, settle_size
 
@@ -50,6 +51,10 @@ def export(
     ] = None,
     text_attention: Annotated[str, typer.Option(help="full (exact), or mean: cheaper, the loss is printed.")] = "full",
     unet_checkpoint: Annotated[Path | None, typer.Option(help="File with other U-Net weights.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:SCALE]", help="Merge a LoRA into the weights; may be given several times."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     recommend: Annotated[
         list[str] | None,
@@ -72,12 +77,17 @@ def export(
     """Turn a checkpoint into a bundle: five ONNX graphs, each compared with torch."""
     if (model is None) == (random_weights is None):
         raise UserError("give either a model (folder or hub id) or --random-weights, not both and not neither.")
-    if random_weights is not None and (unet_checkpoint is not None or revision is not None):
-        raise UserError("--random-weights takes no --unet-checkpoint and no --revision: drop them, or give a model.")
+    if random_weights is not None and (unet_checkpoint is not None or revision is not None or lora):
+        raise UserError(
+            "--random-weights takes no --unet-checkpoint, --lora and --revision: drop them, or give a model."
+        )
     if sizes is not None and (height is not None or width is not None):
         raise UserError("--sizes takes the place of --height and --width: leave those out.")
     # What torch.manual_seed takes.
     whole(seed, "seed", -(2**63), 2**64 - 1)
+    loras = [LoraRequest.parse(text) for text in lora or []]
+    for one in loras:
+        check_weight_file(one.path)
     check_request(output, guidance, precision, text_attention, force=force)
     advice = parse_settings(recommend or [])
     recommended_settings(advice, asdict(SchedulerConfig()), "--recommend")
@@ -102,7 +112,7 @@ def export(
             from .random_model import random_model
 
             if checkpoint is not None:
-                source = load_checkpoint(checkpoint, unet_checkpoint)
+                source = load_checkpoint(checkpoint, unet_checkpoint, loras)
             else:
                 source = random_model(str(random_weights), seed)
     except ImportError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 import transformers
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
 from ..errors import UserError, first_line
 from ..runtime.files.guarded_read import MODEL_CARD, read_text
 from .checkpoint import Checkpoint, check_weight_file, open_checkpoint, weight_files
+from .lora.files import LoraRequest, LoraTensors, read_lora_file
+from .lora.layouts import deltas
 from .source_model import SourceModel
 from .unet import UNetConfig, VideoUNet
+from .unet.state_dict import is_dead
 
 _LICENCE_UNKNOWN = "not stated by the checkpoint"
 
@@ -43,8 +46,17 @@ def load_model(
     return load_checkpoint(open_checkpoint(model, unet_checkpoint=unet_checkpoint, revision=revision), unet_checkpoint)
 
 
-def load_checkpoint(checkpoint: Checkpoint, unet_checkpoint: str | os.PathLike[str] | None = None) -> SourceModel:
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    unet_checkpoint: str | os.PathLike[str] | None = None,
+    loras: Sequence[LoraRequest] = (),
+) -> SourceModel:
     """Load a checkpoint whose configurations have been checked; see :func:`load_model`.
+
+    Args:
+        checkpoint: from :func:`open_checkpoint`.
+        unet_checkpoint: a file whose U-Net weights replace the folder's.
+        loras: merged into the weights before anything else is done to them.
 
     Raises:
         UserError: parts of it are unreadable or do not fit together.
@@ -75,17 +87,57 @@ def load_checkpoint(checkpoint: Checkpoint, unet_checkpoint: str | os.PathLike[s
             f"the tokenizer has {len(tokenizer)} tokens and pad token {tokenizer.pad_token_id}, the text encoder "
             f"embeds {checkpoint.text_encoder.vocabulary}: the parts are not of one checkpoint."
         )
+    merge_loras(loras, weights, text_encoder)
+    with_loras = "".join(f" with LoRA {lora.path.name} x {lora.scale:g}" for lora in loras)
     return SourceModel(
         unet=build_unet(checkpoint.unet, weights),
         vae=vae.eval().requires_grad_(False),
         text_encoder=text_encoder.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        source=checkpoint.name,
+        source=checkpoint.name + with_loras,
         revision=checkpoint.revision,
         licence=_licence(folder),
         trained=True,
         recommended=checkpoint.recommended,
     )
+
+
+def merge_loras(loras: Sequence[LoraRequest], unet: dict[str, Tensor], text_encoder: nn.Module) -> None:
+    """Add LoRAs to the weights, in place: before gates are folded and convolutions split.
+
+    Args:
+        loras: safetensors files or torch checkpoints, with their scales.
+        unet: its weights by their keys; changed ones are float32.
+        text_encoder: the module.
+
+    Raises:
+        UserError: a file cannot be read, or holds keys that fit nothing.
+    """
+    layers = {f"unet.{key.removesuffix('.weight')}": key for key, value in unet.items() if value.ndim >= 2}
+    layers = {layer: key for layer, key in layers.items() if key.endswith(".weight") and not is_dead(key)}
+    text = {
+        f"text_encoder.{path.removeprefix('text_model.')}": module
+        for path, module in text_encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    shapes = {layer: tuple(unet[key].shape) for layer, key in layers.items()}
+    shapes |= {layer: tuple(module.weight.shape) for layer, module in text.items()}
+    for lora in loras:
+        for layer, delta in deltas(_read_lora(lora.path), shapes).items():
+            added = torch.from_numpy(lora.scale * delta)
+            if layer in layers:
+                key = layers[layer]
+                unet[key] = (unet[key].double() + added).float()
+            else:
+                with torch.no_grad():
+                    text[layer].weight.copy_(text[layer].weight.double() + added)
+
+
+def _read_lora(path: Path) -> LoraTensors:
+    if path.suffix == ".safetensors":
+        return read_lora_file(path)
+    tensors = {key: value.float().numpy() for key, value in read_weights(path).items()}
+    return LoraTensors(path, "", tensors, {})
 
 
 def build_unet(config: Mapping[str, Any] | UNetConfig, weights: Mapping[str, Tensor]) -> VideoUNet:

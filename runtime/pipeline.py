@@ -226,6 +226,43 @@ class ImageToVideo(OneProcess):
         self._noticed |= new.keys()
         return list(new.values())
 
+    def load_weights(
+        self, path: str | os.PathLike[str], *, verify: bool = True, expect_digest: str | None = None
+    ) -> None:
+        """Go over to another bundle of the same model, such as one that ``consisti2v lora`` made.
+
+        Calls that were made before finish on the old weights, in order of arrival; calls that come later run on the
+        new ones. The old stages' memory is released before a new stage is loaded.
+
+        Args:
+            path: the bundle's folder or its name.
+            verify: as for :meth:`from_bundle`.
+            expect_digest: as for :meth:`from_bundle`.
+
+        Raises:
+            UserError: the bundle cannot be opened or is of another model, nothing can run it as this object was asked
+                to, or this is called from a callback. The old weights stay.
+        """
+        check_bundle_path(path)
+        check_flag(verify, "verify")
+        self._check_open()
+        bundle = Bundle.open(path, verify=verify, expect_digest=expect_digest)
+        old, new = self.bundle.manifest, bundle.manifest
+        if (old.model, old.scheduler) != (new.model, new.scheduler):
+            raise UserError(
+                f"{bundle.path} is of another model or size than {self.bundle.path}: open it with "
+                "ImageToVideo.from_bundle(...)."
+            )
+        with self._calls.turn(None):
+            self._check_open()
+            device = "auto" if self._automatic else self.backend.backend.device
+            threads, precision, gpu = self._asked
+            choice = choose(bundle, device, precision)
+            executor, former = open_executor(bundle, choice, self._scheduler, threads, gpu), self._executor
+            self.bundle, self.backend, self._executor = bundle, choice, executor
+            self._failed.clear()
+            former.release()
+
     def cancel(self) -> None:
         """Cancel the call that runs in another thread, within one operation of the graph, and every call that waits
         for its turn; each raises :class:`CancelledError`. Without any call it does nothing.

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "serve": {"serve", "batch", "runtime", "kernels", "errors", "locations"},
     "export": {"export", "runtime", "kernels", "errors", "locations"},
     "batch": {"batch", "runtime", "kernels", "errors", "locations"},
+    "comfyui": {"comfyui", "serve", "runtime", "kernels", "errors", "locations"},
     "benchmarks": {"benchmarks", "export", "runtime", "kernels", "errors", "locations"},
 }
 """Folder or file of the root -> those whose modules it may import."""

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from ...errors import UserError
 from .graph import FLOAT, Graph
 from .recipe import has_fused_kernel
+from .scaled_names import SCALED
 
 # One data input, the first; the output is linear in it and the factor passes through.
 _THROUGH = {"Reshape", "Transpose", "Slice", "Gather", "Expand", "Squeeze", "Unsqueeze", "Split", "Identity"}
@@ -150,7 +151,7 @@ def _consistent(operands: list[_Operand]) -> set[_Operand]:
 def _scaled_weight(graph: Graph, weight: ir.Value, factor: float) -> ir.Value:
     """The constant times `factor`, under a name of its own: others may read the plain one."""
     return graph.add_weight(
-        f"{weight.name}_scaled_{factor:.9g}",
+        f"{weight.name}{SCALED}{factor:.9g}",
         weight.dtype,
         weight.shape.numpy(),
         lambda: graph.read(weight) * np.float32(factor),

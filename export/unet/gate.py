@@ -21,6 +21,8 @@ class GatedResidual(nn.Module, ABC):
         self.alpha = nn.Parameter(torch.ones(1))
         self.gate_folded = False
         self.is_identity = False
+        self.openness = 1.0
+        """The factor that was folded into the last layer; 0: the branch was dropped."""
 
     def add_branch(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.gate_folded:
@@ -32,7 +34,7 @@ class GatedResidual(nn.Module, ABC):
         identity.
         """
         with torch.no_grad():
-            openness = 1 - float(self.alpha.clamp(0, 1))
+            openness = self.openness = 1 - float(self.alpha.clamp(0, 1))
             if openness == 0.0:
                 self.alpha.fill_(1.0)
                 self.is_identity = True
@@ -47,6 +49,7 @@ class GatedResidual(nn.Module, ABC):
     def unfold_gate(self) -> None:
         """Forget the folding; called before other weights are loaded."""
         self.gate_folded = self.is_identity = False
+        self.openness = 1.0
 
     @abstractmethod
     def last_layer(self) -> nn.Linear | nn.Conv3d:

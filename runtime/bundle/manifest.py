@@ -263,6 +263,27 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class LoraFileSpec:
+    """A LoRA that was merged into a bundle."""
+
+    name: str
+    """Of its file."""
+    sha256: _Hash
+    scale: float
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What ``consisti2v lora`` merged, and into what."""
+
+    base: str
+    """Name of the bundle without them."""
+    base_sha256: _Hash
+    """Of that bundle's graphs; see :func:`graphs_sha256`."""
+    files: tuple[LoraFileSpec, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of ``bundle.json``."""
 
@@ -281,6 +302,8 @@ class Manifest:
     engines: tuple[EngineSpec, ...] = ()
     kernels: tuple[KernelSpec, ...] = ()
     """Compiled kernels, one for each source file and compute capability; every target that has it shares them."""
+    lora: LoraSpec | None = None
+    """None: the weights are those of the export."""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @cached_property
@@ -423,6 +446,12 @@ def graph_sha256(manifest: Manifest, stage: StageSpec, *, weights: bool = True) 
     """
     names = [stage.file, *([stage.file + ".data"] if weights else [])]
     hashes = [manifest.files[name].sha256 for name in names if name in manifest.files]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def graphs_sha256(manifest: Manifest) -> str:
+    """Identity of all exported graphs with their weights, whatever was built from them."""
+    hashes = [f"{name} {graph_sha256(manifest, manifest.stages[name])}" for name in sorted(manifest.stages)]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from ...errors import UserError
 from ..bundle.bundle import Bundle
 from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
-from ..bundle.manifest import EXPERIMENTAL, Manifest, TensorSpec
+from ..bundle.manifest import EXPERIMENTAL, LoraSpec, Manifest, TensorSpec
 from ..files.guarded_read import parse_json
 from ..request.presets import PUBLISHED
 from ..text import PromptTokenizer
@@ -94,6 +94,7 @@ def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
             rows[name] = ", ".join(known) or "none"
     rows |= {
         "weights": f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}",
+        **({} if manifest.lora is None else {"LoRA": _lora(manifest.lora)}),
         "licence": came_from.licence,
         "made with": ", ".join(f"{name} {version}" for name, version in came_from.tools.items()),
     }
@@ -101,6 +102,10 @@ def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
     for row in rows.items():
         table.add_row(*row)
     return table
+
+
+def _lora(lora: LoraSpec) -> str:
+    return f"{', '.join(f'{file.name} x {file.scale:g}' for file in lora.files)} on {lora.base}"
 
 
 def _stage_table(console: PlainConsole, manifest: Manifest) -> Table:

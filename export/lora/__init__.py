@@ -1,0 +1,1 @@
+"""LoRA files: merged into a checkpoint at the export, or into a bundle later, without torch."""
