@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -12,13 +11,14 @@ from typing import Any
 from ..errors import UserError
 from .events import Events, final_data
 from .job import Job
+from .keeper import Keeper
 from .logs import Log
 from .metrics import Metrics
 from .models import Model
 from .options import ServerOptions
 from .pace import Pace
 from .store import PHOTO, JobStore
-from .worker_process import WorkerEndedError, WorkerProcess
+from .worker_process import WorkerEndedError, WorkerProcess, order_of
 
 CANCEL_SECONDS = 10.0
 """A worker that has not stopped by then is killed."""
@@ -57,8 +57,8 @@ class Dispatcher:
         self._queue: deque[Job] = deque()
         self._running: dict[WorkerProcess, list[Job]] = {}
         self._active: dict[str, Job] = {}
-        """Jobs that have not ended, and those whose end could not be written yet."""
-        self._unsaved: set[str] = set()
+        """Jobs that have not ended."""
+        self._keeper = Keeper(store, options, log)
         self._arrived = asyncio.Event()
         self._is_stopping = False
         folders = {name: str(model.folder) for name, model in models.items()}
@@ -78,7 +78,7 @@ class Dispatcher:
         self.store.remove_strays()
         for job in self.store.unfinished():
             self._recover(job)
-        self._tidy()
+        self._keeper.tidy(self.events.forget)
         self._ready = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
         self._tasks.append(asyncio.create_task(self._tidy_often()))
@@ -104,7 +104,7 @@ class Dispatcher:
         for jobs in self._running.values():
             for job in jobs:
                 self._give_back(job)
-        self._save_late()
+        self._keeper.save_late()
         self.events.close()
 
     def _recover(self, job: Job) -> None:
@@ -125,7 +125,7 @@ class Dispatcher:
             )
         else:
             job.status, job.started = "queued", None
-            self._save(job)
+            self._keeper.save(job)
             self._queue.append(job)
 
     # -- what the API asks -----------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Dispatcher:
         if job.request_key is not None:
             known = self.store.of_request(job.request_key)
             if known is not None:
-                return self._active.get(known.id, known)
+                return self._active.get(known.id) or self._keeper.find(known.id) or known
         self._check_room()
         folder = self.store.folder(job.id)
         try:
@@ -164,7 +164,7 @@ class Dispatcher:
         return job
 
     def find(self, job_id: str) -> Job | None:
-        job = self._active.get(job_id) or self.store.find(job_id)
+        job = self._active.get(job_id) or self._keeper.find(job_id) or self.store.find(job_id)
         return None if job is None or job.is_deleted else job
 
     def shown(self, job: Job) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Dispatcher:
 
     def page(self, after: Job | None, limit: int, *, newest_first: bool) -> list[Job]:
         jobs = self.store.page(None if after is None else after.number, limit, newest_first=newest_first)
-        present = (self._active.get(job.id, job) for job in jobs)
+        present = (self._active.get(job.id) or self._keeper.find(job.id) or job for job in jobs)
         return [job for job in present if not job.is_deleted]
 
     def cancel(self, job: Job) -> None:
@@ -186,7 +186,7 @@ class Dispatcher:
             self._finish(job, "cancelled")
             return
         job.status = "cancelling"
-        self._save(job)
+        self._keeper.save(job)
         self.events.add(job, "cancelling", {"id": job.id})
         for worker, jobs in self._running.items():
             if job in jobs:
@@ -197,9 +197,7 @@ class Dispatcher:
         """Cancel a job that has not ended, and forget it."""
         self.cancel(job)
         if job.is_finished:
-            self._active.pop(job.id, None)
-            self._unsaved.discard(job.id)
-            self.store.remove(job.id)
+            self._keeper.remove(job)
             self.events.forget(job.id)
         else:
             job.is_deleted = True
@@ -247,7 +245,7 @@ class Dispatcher:
                     continue
                 except WorkerEndedError as error:
                     failures += 1
-                    if failures >= len(_RESTART_PAUSES) and not self._ready.done():
+                    if not self._ready.done():
                         self._ready.set_exception(UserError(f"the worker cannot be started: {error}"))
                         return
                     continue
@@ -283,35 +281,18 @@ class Dispatcher:
         for job in jobs:
             job.status, job.started, job.step, job.decoding = "in_progress", time.time(), 0, False
             job.runs += 1
-            self._save(job)
+            self._keeper.save(job)
             self.metrics.in_queue.observe(time.monotonic() - job.queued_since)
             self.events.add(job, "started", {"id": job.id, "steps": job.steps, "device": worker.titles.get(job.model)})
         self._count()
         self.events.touch()
         try:
-            worker.send(self._order(jobs))
+            worker.send(order_of(jobs, self.store, self.options.time_limit))
             await self._follow(worker, jobs)
         finally:
             left = [job for job in jobs if not job.is_finished and job.id in self._active and job not in self._queue]
             self._running[worker] = left
             self._count()
-
-    def _order(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        return {
-            "do": "run",
-            "model": jobs[0].model,
-            "settings": jobs[0].settings,
-            "time_limit": self.options.time_limit * len(jobs) or None,
-            "jobs": [
-                {
-                    "folder": str(self.store.folder(job.id)),
-                    "prompt": job.prompt,
-                    "negative_prompt": job.settings["negative_prompt"],
-                    "seed": job.settings["seed"],
-                }
-                for job in jobs
-            ],
-        }
 
     async def _follow(self, worker: WorkerProcess, jobs: list[Job]) -> None:
         """Hear a run to its end."""
@@ -385,7 +366,7 @@ class Dispatcher:
         """To the front of the queue: its run was ended for another reason than itself."""
         job.status, job.started, job.step, job.decoding = "queued", None, 0, False
         self._queue.appendleft(job)
-        self._save(job)
+        self._keeper.save(job)
         self._arrived.set()
 
     def _finish(self, job: Job, status: str, code: str | None = None, message: str | None = None) -> None:
@@ -398,13 +379,10 @@ class Dispatcher:
             self.metrics.cancelled.inc()
         seconds = None if job.started is None else time.time() - job.started
         self._log.info(status, job=job.id, model=job.model, seconds=seconds, cause=code, reason=message)
-        self._save(job)
-        if job.id not in self._unsaved:
-            self._active.pop(job.id, None)
+        self._keeper.save(job)
+        self._active.pop(job.id, None)
         if job.is_deleted:
-            self._active.pop(job.id, None)
-            self._unsaved.discard(job.id)
-            self.store.remove(job.id)
+            self._keeper.remove(job)
             self.events.forget(job.id)
         else:
             self.events.add(job, status, final_data(job, self.shown(job)))
@@ -435,51 +413,14 @@ class Dispatcher:
         ahead += [one for one, _ in zip(self._queue, range(position), strict=False)]
         return own + sum(self._pace.left(one) or 0.0 for one in ahead) / max(len(self.workers), 1)
 
-    def _save(self, job: Job) -> None:
-        """Write a job's state; where the disk is full, the server knows it and writes it later."""
-        try:
-            self.store.save(job)
-            self._unsaved.discard(job.id)
-        except sqlite3.Error as error:
-            if not self._unsaved:
-                self._log.error("jobs cannot be written", reason=str(error))
-            self._unsaved.add(job.id)
-
-    def _save_late(self) -> None:
-        for job_id in list(self._unsaved):
-            job = self._active.get(job_id)
-            if job is None:
-                self._unsaved.discard(job_id)
-                continue
-            self._save(job)
-            if job_id not in self._unsaved and job.is_finished:
-                del self._active[job_id]
-
     async def _tidy_often(self) -> None:
         tidied = time.monotonic()
         while True:
             await asyncio.sleep(1)
-            if self._unsaved:
-                self._save_late()
+            self._keeper.save_late()
             if time.monotonic() - tidied >= _TIDY_SECONDS:
                 tidied = time.monotonic()
-                self._tidy()
-
-    def _tidy(self) -> None:
-        """Delete what is kept too long, then the oldest of what takes too much of the disk."""
-        jobs = deque(job for job in self.store.finished() if job.id not in self._unsaved)
-        sizes = {job.id: self.store.size(job.id) for job in jobs}
-        total, oldest = sum(sizes.values()), time.time() - self.options.keep_seconds
-        while jobs and ((jobs[0].completed or 0) < oldest or total > self.options.keep_bytes):
-            job = jobs.popleft()
-            total -= sizes[job.id]
-            try:
-                self.store.remove(job.id)
-            except sqlite3.Error as error:
-                self._log.error("an old job cannot be removed", job=job.id, reason=str(error))
-                return
-            self.events.forget(job.id)
-            self._log.info("expired", job=job.id)
+                self._keeper.tidy(self.events.forget)
 
     def _count(self) -> None:
         self.metrics.queue_length.set(len(self._queue))

@@ -54,6 +54,8 @@ def fetch_image(url: str, hosts: Collection[str], most: int) -> bytes:
                     raise UserError(f"the image at this address is larger than {most / 2**20:g} MiB: scale it down.")
     except urllib.error.HTTPError as error:
         raise UserError(f"the image cannot be fetched: its host answered {error.code}; upload the file.") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"the image cannot be fetched ({type(error).__name__}): upload the file.") from None
     return bytes(data)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,8 +16,10 @@ import psutil
 
 from ..errors import UserError
 from ..runtime.child_process import answer_in, neutral_place
+from .job import Job
 from .logs import Log
 from .options import ServerOptions
+from .store import JobStore
 
 _LONGEST_LINE = 1 << 24
 """Bytes of a message: a batch's previews."""
@@ -29,6 +32,25 @@ class WorkerEndedError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def order_of(jobs: Sequence[Job], store: JobStore, time_limit: float) -> dict[str, Any]:
+    """What a worker is told, to make the videos of jobs of one ``batch_key``; `time_limit` is of one, in seconds."""
+    return {
+        "do": "run",
+        "model": jobs[0].model,
+        "settings": jobs[0].settings,
+        "time_limit": time_limit * len(jobs) or None,
+        "jobs": [
+            {
+                "folder": str(store.folder(job.id)),
+                "prompt": job.prompt,
+                "negative_prompt": job.settings["negative_prompt"],
+                "seed": job.settings["seed"],
+            }
+            for job in jobs
+        ],
+    }
 
 
 class WorkerProcess:
@@ -218,8 +240,8 @@ class WorkerProcess:
 
     async def _watch(self, pid: int) -> None:
         """Kill the process when it takes more memory than it may."""
-        limit = self._options.memory_limit
         while True:
+            limit = self._options.memory_limit
             used = self.memory()
             self.peak_bytes = max(self.peak_bytes, used)
             if limit is not None and used > limit:
