@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +40,8 @@ Changes = dict[str, dict[str, NDArray[np.float32]]]
 _EIGHT_BITS = ("int8", "fp8")
 # ONNX's numbers of the two half precisions.
 _FLOAT16, _BFLOAT16 = 10, 16
+# A weight's name in a half-precision graph says what was done to it.
+_VARIANT_NAME = re.compile(rf"(?P<weight>.+?)({SCALED}(?P<factor>[0-9]+(\.[0-9]+)?(e-?[0-9]+)?))?(_b?float16)?")
 
 
 def merge_into_bundle(
@@ -218,9 +221,10 @@ def _write_variant(
     rounded: dict[str, NDArray[Any]] = {}
     found = set()
     for name, tensor in tensors.items():
-        weight, _, factor = name.partition(SCALED)
-        if weight not in values:
+        match = _VARIANT_NAME.fullmatch(name)
+        if match is None or match["weight"] not in values:
             continue
+        weight, factor = match["weight"], match["factor"]
         found.add(weight)
         before, by = plain[weight], np.float32(factor or 1)
         raw = originals[before.location][before.offset : before.offset + before.nbytes].view(np.float32)
