@@ -125,4 +125,5 @@ def test_the_static_check_sees_imports():
     assert sorted(forbidden(imported_names(ROOT / "cli.py"))) == [
         "consisti2v_rt.export.command.export",
         "consisti2v_rt.export.engines.command.build",
+        "consisti2v_rt.export.lora.command.lora",
     ]
