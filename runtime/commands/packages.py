@@ -18,9 +18,11 @@ PURPOSES = {
     "openvino": "runs bundles with OpenVINO, faster on the processor",
     "kernels": "compiles the CUDA kernels",
     "serve": "consisti2v serve: the video API and a page",
+    "ray": "batch and serve on a Ray cluster",
     "bench": "consisti2v bench: measures time and memory",
     "quality": "consisti2v evaluate: measures videos",
     "fvd": "FVD and RAFT for consisti2v evaluate",
+    "docs": "the documentation as a site",
 }
 """Of every extra of ``pyproject.toml`` but dev."""
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?P<versions>[^;\[\s]*)\s*(?:;.*?extra == ['\"](?P<extra>\w+)['\"])?")
