@@ -38,7 +38,7 @@ def predict(
 ) -> None:
     """Predict seconds and memory from the graph's FLOPs and traffic. No GPU is needed."""
     from ...errors import UserError
-    from ...runtime.commands.console import echo, make_console
+    from ...runtime.commands.console import echo, make_console, plain
     from ...runtime.request.option_table import whole
     from ..bench.record import write_text
     from .gpus import PRECISIONS, describe_gpu
@@ -64,6 +64,8 @@ def predict(
         write_text(output, text + "\n")
     if json:
         echo(text)
-    elif output is None:
+    elif output is not None:
+        echo(plain(output))
+    else:
         # Names of GPUs and bundles may hold brackets: they are text, not markup.
         print_report(prediction, make_console())
