@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..kernels.ddim import SchedulerConfig
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import Manifest
-from ..runtime.request.presets import PUBLISHED
+from ..runtime.request.presets import PUBLISHED, Presets
 from ..runtime.request.request import check_request
 from ..runtime.request.settings import GenerationSettings, ResolvedSettings
 
@@ -26,6 +26,8 @@ class Model:
     scheduler: SchedulerConfig
     created: int
     """When its manifest was written, in seconds since 1970."""
+    presets: Presets
+    """What each preset stands for here; ``consisti2v tune`` stores a bundle's own."""
 
     @classmethod
     def open(cls, bundle: str) -> Model:
@@ -41,7 +43,8 @@ class Model:
             raise UserError(f"the scheduler of bundle {bundle} cannot be used: {error}") from None
         folder = opened.path.resolve()
         name = bundle if Path(bundle).name == bundle and not Path(bundle).is_dir() else folder.name
-        return cls(name, folder, opened.manifest, scheduler, int((folder / "bundle.json").stat().st_mtime))
+        created = int((folder / "bundle.json").stat().st_mtime)
+        return cls(name, folder, opened.manifest, scheduler, created, opened.presets)
 
     def resolve(
         self, prompt: str, settings: GenerationSettings, photo: bytes = b""
@@ -54,7 +57,7 @@ class Model:
         Raises:
             UserError: what the library would refuse, the photo left aside.
         """
-        request = check_request(photo, prompt, settings, self.manifest, self.scheduler)
+        request = check_request(photo, prompt, settings, self.manifest, self.scheduler, self.presets)
         return request.settings, list(request.notices.values())
 
     def shown(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class Model:
             "camera_motions": recommended.camera_motions,
             "recommended": [name for name in PUBLISHED if getattr(recommended, name) is not None],
             "defaults": defaults,
+            "presets": {name: dict(preset) for name, preset in self.presets.items()},
         }
 
 

@@ -15,7 +15,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.home import HOME_VARIABLE, bundle_home, named_bundles
 from ..bundle.manifest import EXPERIMENTAL, LoraSpec, Manifest, TensorSpec
 from ..files.guarded_read import parse_json
-from ..request.presets import PUBLISHED
+from ..request.presets import PRESETS, PUBLISHED
 from ..text import PromptTokenizer
 from .console import PlainConsole, echo, make_table, plain, size_text, table_console
 from .engine_tables import engine_facts, engine_table, find_engines
@@ -53,7 +53,7 @@ def inspect(
     elif json:
         echo(json_module.dumps({**json_module.loads(manifest.to_json()), "digest": manifest.digest}, indent=2))
     else:
-        console.print(_model_table(console, manifest))
+        console.print(_model_table(console, opened))
         console.print(_stage_table(console, manifest))
         if manifest.variants:
             console.print(_variant_table(console, opened))
@@ -72,7 +72,8 @@ def inspect(
         echo(f"{len(manifest.files)} files, {total}, all as recorded ({seconds:.1f} s)", err=json)
 
 
-def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
+def _model_table(console: PlainConsole, opened: Bundle) -> Table:
+    manifest = opened.manifest
     model, came_from, init = manifest.model, manifest.provenance, manifest.frame_init
     recommended = manifest.recommended
     sizes = [(model.height, model.width), *model.sizes[1:]]
@@ -92,6 +93,9 @@ def _model_table(console: PlainConsole, manifest: Manifest) -> Table:
     for name, known in (("known prompts", recommended.known_prompts), ("camera motions", recommended.camera_motions)):
         if known is not None:
             rows[name] = ", ".join(known) or "none"
+    for name, preset in opened.presets.items():
+        if preset != PRESETS[name]:
+            rows[f"preset {name}"] = ", ".join(f"{setting} {value}" for setting, value in preset.items())
     rows |= {
         "weights": f"{came_from.source} ({came_from.revision}){'' if model.trained else ' - UNTRAINED'}",
         **({} if manifest.lora is None else {"LoRA": _lora(manifest.lora)}),

@@ -23,6 +23,7 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.tuned import TUNED, tuned_text
 from consisti2v_rt.runtime.request.presets import PRESETS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
+from consisti2v_rt.serve.models import Model
 
 CONFIG = SchedulerConfig()
 VARIANCES = np.array([0.01, 0.1, 1.0, 4.0], np.float32)[None, :, None, None, None]
@@ -158,7 +159,7 @@ def tunable(tmp_path, demo_bundle):
     return shutil.copytree(demo_bundle, tmp_path / "bundle", copy_function=lambda a, b: shutil.copy2(a, b))
 
 
-def test_a_bundle_has_its_own_presets(tunable):
+def test_a_bundle_has_its_own_presets(tunable, consisti2v):
     bundle = Bundle.open(tunable, verify=False)
     assert bundle.presets == PRESETS
     unet = Yardstick(SimpleNamespace(bundle=bundle), tunable.parent / "work").unet_sha256
@@ -179,6 +180,10 @@ def test_a_bundle_has_its_own_presets(tunable):
     assert resolved(num_inference_steps=7).timesteps is None, "they belong to the preset's own number of steps"
     assert resolved(scheduler="unipc").timesteps is None
     assert resolved(timesteps=[900, 10]).num_inference_steps == 2
+    assert "timesteps (999, 500, 100, 3)" in consisti2v("inspect", tunable).stdout
+    served = Model.open(str(tunable))
+    assert served.resolve("", GenerationSettings.from_options({"preset": "fast"}))[0].timesteps == (999, 500, 100, 3)
+    assert served.shown()["presets"]["fast"]["num_inference_steps"] == 4
 
 
 @pytest.mark.parametrize(
