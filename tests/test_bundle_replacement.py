@@ -154,16 +154,16 @@ def test_an_export_and_a_build_wait_for_each_other(bundle: Path, demo_bundle: Pa
 def test_what_another_build_added_meanwhile_is_not_replaced(bundle: Path) -> None:
     """The export looks again once it has the bundle to itself."""
     pytest.importorskip("torch")
-    from consisti2v_rt.export.bundle_writer import _atomic_folder
+    from consisti2v_rt.export.new_bundle import new_bundle_folder
 
     check_output(bundle)
     (bundle / "engines" / "sm89-tensorrt-rtx-fp16").mkdir(parents=True)
     with (
         pytest.raises(UserError, match=r"holds engines \(sm89-tensorrt-rtx-fp16\)"),
-        _atomic_folder(bundle, False, lambda line: None),
+        new_bundle_folder(bundle, False, lambda line: None),
     ):
         raise AssertionError("the export went on")
-    with _atomic_folder(bundle, True, lambda line: None) as folder:
+    with new_bundle_folder(bundle, True, lambda line: None) as folder:
         (folder / "bundle.json").write_bytes((bundle / "bundle.json").read_bytes())
     assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json"]
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]

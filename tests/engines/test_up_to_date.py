@@ -15,7 +15,6 @@ from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision import recipe
-from consisti2v_rt.kernels.cuda.sources import SOURCES
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -45,7 +44,7 @@ def test_nothing_is_loaded_and_nothing_written(built_tiny_bundle: Path) -> None:
 def test_what_is_lost_altered_or_asked_otherwise_is_built(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, consisti2v: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+    monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
     built: list[str] = []
 
     def build(**options: Any) -> list[str]:

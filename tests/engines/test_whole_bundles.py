@@ -11,7 +11,6 @@ import pytest
 from consisti2v_rt import cli
 from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
@@ -21,7 +20,7 @@ pytest.importorskip("tensorrt_rtx")
 @pytest.fixture(autouse=True)
 def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "probe", lambda: GpuStatus(False, "no NVIDIA driver is installed"))
-    monkeypatch.setattr(kernels, "SOURCES", {"noise": SOURCES["noise"]})
+    monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
 def test_every_rtx_card_at_once(built_tiny_bundle: Path, tmp_path: Path) -> None:
