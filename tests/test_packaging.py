@@ -26,6 +26,8 @@ IMPORT_ALL = """
 import importlib, pathlib, sys
 import consisti2v_rt
 
+pytestmark = pytest.mark.slow
+
 root = pathlib.Path({unpacked!r})
 assert pathlib.Path(consisti2v_rt.__file__) == root / "consisti2v_rt" / "__init__.py", consisti2v_rt.__file__
 for name in {modules!r}:

@@ -44,6 +44,7 @@ def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
+@pytest.mark.slow
 def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
     """Half precision: every attention of a possible head size is one kernel, or the build had failed."""
     bundle = Bundle.open(built_tiny_bundle)

@@ -22,6 +22,8 @@ from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.gpu.device import probe
 from consisti2v_rt.runtime.install import install_hint
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 KERNELS = ("guided_step", "frames_to_uint8", "frame_init_kernels", "noise_kernels")

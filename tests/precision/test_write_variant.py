@@ -25,6 +25,8 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
+pytestmark = pytest.mark.slow
+
 
 def recorded(bundle: Path, precision: str) -> dict:
     return json.loads((bundle / "variants" / precision / "losses.json").read_text())["stages"]

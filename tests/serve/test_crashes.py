@@ -23,6 +23,8 @@ from consisti2v_rt.serve.options import ServerOptions
 from consisti2v_rt.serve.store import PHOTO, JobStore
 from consisti2v_rt.serve.worker_process import WorkerEndedError, WorkerProcess, order_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models():
