@@ -25,7 +25,7 @@ class StepTable:
     """
 
     timesteps: NDArray[np.int64]
-    """[steps], what the U-Net is told at each step."""
+    """[steps], the timestep input of the U-Net at each step."""
     matrices: FloatArray
     """[steps, S, S + 2], contiguous: M of each step."""
     needs_noise: bool

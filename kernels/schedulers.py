@@ -274,7 +274,7 @@ def _karras_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Do
     """As :func:`_levels`, by equation (5) of https://arxiv.org/abs/2206.00364 over the whole schedule: levels
     equally spaced in sigma^(1/7).
 
-    The U-Net is told the nearest timestep, found by interpolating log sigma; with many steps neighbours may share one.
+    The U-Net gets the nearest timestep, found by interpolating log sigma; with many steps neighbours may share one.
     (diffusers rounds down for "squaredcos_cap_v2"; so does this.)
     """
     table = training_sigmas(config)

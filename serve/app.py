@@ -21,12 +21,13 @@ from .. import __version__
 from ..errors import UserError
 from ..locations import ASSETS
 from ..runtime.files.file_lock import locked
-from .dispatcher import Dispatcher, QueueFullError, StoppingError
+from .dispatcher import Dispatcher
 from .gate import Gate
 from .logs import Log
 from .metrics import Metrics
 from .models import open_models
 from .options import ServerOptions
+from .refusals import QueueFullError, StoppingError
 from .routes import answer_error, make_router
 from .schema import VIDEO_SCHEMA
 from .store import JobStore

@@ -17,6 +17,7 @@ from .metrics import Metrics
 from .models import Model
 from .options import ServerOptions
 from .pace import Pace
+from .refusals import QueueFullError, StoppingError
 from .store import PHOTO, JobStore
 from .worker_process import WorkerEndedError, WorkerProcess, order_of
 
@@ -26,18 +27,6 @@ _MOST_INTERRUPTIONS = 2
 _RESTART_PAUSES = (0.0, 1.0, 5.0, 30.0)
 """Seconds before a worker that cannot be started is tried again."""
 _TIDY_SECONDS = 60.0
-
-
-class QueueFullError(Exception):
-    """No more jobs are taken now; holds the seconds after which a place may be free."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the queue is full")
-        self.retry_after = retry_after
-
-
-class StoppingError(Exception):
-    """The server is being stopped."""
 
 
 class Dispatcher:

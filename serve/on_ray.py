@@ -125,7 +125,15 @@ class RayWorker:
             self._stream.cancel()
 
     def _begin(self) -> None:
-        photos = [(Path(job["folder"]) / PHOTO).read_bytes() for job in self._order["jobs"]]
+        self._stream = None
+        try:
+            photos = [(Path(job["folder"]) / PHOTO).read_bytes() for job in self._order["jobs"]]
+        except OSError as error:
+            self._ended_for = (
+                "storage",
+                f"the uploaded image cannot be read any more ({error.strerror}): send it again.",
+            )
+            return
         self._tries += 1
         self._stream = self._handle.options(stream=True).run.remote(self._order, photos)
 
@@ -136,6 +144,8 @@ class RayWorker:
             WorkerEndedError: replicas were lost three times, or the deadline has passed.
         """
         while True:
+            if self._stream is None:
+                return self._ended()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 message: dict[str, Any] = await asyncio.wait_for(anext(self._stream), left)

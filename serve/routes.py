@@ -18,12 +18,13 @@ from .. import __version__
 from ..errors import UserError
 from . import schema
 from .content import FORMATS, THUMBNAIL, file_of
-from .dispatcher import Dispatcher, QueueFullError, StoppingError
+from .dispatcher import Dispatcher
 from .fetch import fetch_image
 from .fields import ImageUrl, make_job, read_fields, shown_options, shown_presets
 from .gate import refusal
 from .job import Job
 from .options import MIB
+from .refusals import QueueFullError, StoppingError
 from .store import PHOTO
 
 _LONGEST_TEXT = 1 * MIB

@@ -60,7 +60,8 @@ def evaluate(
     from .evaluation import contact_sheet, evaluate_set, record, results_table
     from .measures import choose_measures
     from .media_set import MediaSet, generate_videos, match_originals, read_videos
-    from .networks import Networks, NetworkSources
+    from .network_sources import NetworkSources
+    from .networks import Networks
 
     console = make_console()
     choose_measures(measure)

@@ -18,7 +18,8 @@ from rich.text import Text
 from ...runtime.media.read_video import Video
 from .measures import DYNAMICS, Measure, Scores, choose_measures
 from .media_set import MediaSet
-from .networks import Networks, UnavailableError, installed
+from .network_sources import UnavailableError, installed
+from .networks import Networks
 
 _PACKAGES = (
     *("consisti2v-rt", "numpy", "av", "onnxruntime", "torch", "transformers", "torchvision", "opencv-python-headless"),

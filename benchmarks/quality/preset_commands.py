@@ -90,7 +90,7 @@ def tune(
 
 @dataclass
 class _Job:
-    """A bundle with its yardstick, and where progress is told."""
+    """A bundle with its reference trajectories, and the progress callbacks."""
 
     animate: ImageToVideo
     yardstick: Yardstick

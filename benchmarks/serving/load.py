@@ -251,8 +251,8 @@ def main() -> None:
             video = model(PHOTO, **fields).frames[0]
             expected.append(hashlib.sha256(video.tobytes()).hexdigest())
     started, memory = time.perf_counter(), list[int]()
-    options = ("-b", asked.bundle, "--max-queue", "24", "--max-batch", "4", "--keep", "0.1GB", "--log-format", "json")
-    with serving(asked.data, *options) as server:
+    options = ("--max-queue", "24", "--max-batch", "4", "--keep", "0.1GB", "--log-format", "json")
+    with serving(asked.data, asked.bundle, *options) as server:
         load = Load(server, requests, expected, asked.requests)
         threads = [threading.Thread(target=load.work, daemon=True) for _ in range(asked.clients)]
         for thread in threads:

@@ -46,8 +46,8 @@ def main() -> None:
             videos.save(Path(folder) / "library.mp4")
             return first[0], time.perf_counter() - started
 
-        options = ("-b", asked.bundle, "--threads", "1", "--device", "cpu")
-        with serving(Path(folder), *options) as running, running.client() as client:
+        options = ("--threads", "1", "--device", "cpu")
+        with serving(Path(folder), asked.bundle, *options) as running, running.client() as client:
 
             def on_server() -> tuple[float, float]:
                 first = 0.0

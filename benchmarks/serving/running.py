@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...locations import ASSETS
+from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 
 PHOTO = ASSETS / "example.jpg"
@@ -48,10 +49,13 @@ class RunningServer:
 
 
 @contextmanager
-def serving(data: Path, *options: str) -> Iterator[RunningServer]:
-    """Start a server in a folder, wait until it is warm, and end it afterwards; its log is ``server.log`` there."""
+def serving(data: Path, bundle: str, *options: str) -> Iterator[RunningServer]:
+    """Start a server of a bundle in a folder, wait until it is warm, and end it afterwards; its log is ``server.log``
+    there.
+    """
     log = data / "server.log"
-    command = [sys.executable, "-m", "consisti2v_rt", "serve", "--port", "0", "--data", str(data / "jobs"), *options]
+    command = [sys.executable, "-m", "consisti2v_rt", "serve", "--port", "0", "--data", str(data.absolute() / "jobs")]
+    command += ["--bundle", str(find_bundle(bundle).absolute()), *options]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **neutral_place())
     try:
@@ -84,14 +88,19 @@ def events_of(client: httpx.Client, video_id: str, last: str = "") -> Iterator[t
     headers = {"Last-Event-ID": last} if last else {}
     with client.stream("GET", f"/v1/videos/{video_id}/events", headers=headers) as answer:
         answer.raise_for_status()
-        entry: dict[str, str] = {}
-        for line in answer.iter_lines():
-            name, _, value = line.partition(": ")
-            if name in ("id", "event", "data"):
-                entry[name] = value
-            elif not line and "event" in entry:
-                yield entry.get("id", ""), entry["event"], json.loads(entry["data"])
-                entry = {}
+        yield from parse_events(answer.iter_lines())
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
+    """Id, name and data of the server-sent events in a stream's lines."""
+    entry: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name in ("id", "event", "data"):
+            entry[name] = value
+        elif not line and "event" in entry:
+            yield entry.get("id", ""), entry["event"], json.loads(entry["data"])
+            entry = {}
 
 
 def write_record(path: Path, record: dict[str, Any], lines: Sequence[str]) -> None:

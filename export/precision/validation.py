@@ -35,7 +35,7 @@ class Loss:
 def run_cases(
     graph: GraphSource | Path, spec: StageSpec, cases: Sequence[Case], on_run: Callable[[int], None]
 ) -> list[dict[str, Array]]:
-    """Outputs of a graph for every case, inputs cast to its types; `on_run` is told the number before each."""
+    """Outputs of a graph for every case, inputs cast to its types; `on_run` is called with the number before each."""
     session = OnnxCpuSession(graph, spec, cases[0].dims, lean=True)
     outputs = []
     for number, case in enumerate(cases):

@@ -252,10 +252,10 @@ class Bundle(OneProcess):
         found = _in_parallel(lambda name: self.fault(name, hashed=True, anew=anew), names)
         faults = {name: fault for name, fault in found.items() if fault is not None}
         if faults:
-            told = ", ".join(f"{name} {fault}" for name, fault in faults.items())
-            mends = ("copy it again, or export again", "make it again with 'consisti2v build'")
-            mend = ", or ".join(mends[derived] for derived in sorted({self.is_derived(name) for name in faults}))
-            raise UserError(f"bundle file{'s' * (len(faults) > 1)} {told}: {mend}.")
+            message = ", ".join(f"{name} {fault}" for name, fault in faults.items())
+            remedies = ("copy it again, or export again", "make it again with 'consisti2v build'")
+            remedy = ", or ".join(remedies[derived] for derived in sorted({self.is_derived(name) for name in faults}))
+            raise UserError(f"bundle file{'s' * (len(faults) > 1)} {message}: {remedy}.")
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:

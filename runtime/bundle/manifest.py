@@ -10,13 +10,9 @@ import hashlib
 import json
 import math
 import re
-import types
-import typing
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from pathlib import PurePosixPath
+from functools import cached_property
 from typing import Annotated, Any
 
 from ...errors import UserError
@@ -24,10 +20,11 @@ from ...kernels.frame_init import FILTER_KINDS
 from ...kernels.guidance import BRANCHES
 from ..files.guarded_read import parse_json
 from .digest import digest_of
+from .inner_path import check_inner_path
 from .onnx_walker import MAX_RANK
+from .typed_json import MANIFEST_NAME, NEVER, check_known, parse_typed
 
 SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.json"
 STAGES = ("text_encoder", "conditioning", "vae_encoder", "unet", "vae_decoder")
 OPTIONAL_STAGES = ("unet_shallow",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -40,31 +37,7 @@ DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
 TEXT_ATTENTIONS = ("full", "mean")
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8")
 _MAX_ELEMENTS = 1 << 36
-_NEVER = "do not use this bundle; export it again"
 _DYNAMIC = re.compile(rf"({'|'.join(DYNAMIC_SIZES)})(/[1-9][0-9]{{0,3}})?")
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?", re.I)
-"""Names that are devices on Windows, whatever their ending."""
-_UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f*?"<>|\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]')
-"""Control characters, wildcards, halves of characters, and what turns the direction of text."""
-
-
-def check_inner_path(path: str) -> None:
-    """Refuse a path that is absolute, climbs out of the bundle, or that some operating system takes for another one.
-
-    Raises:
-        UserError: it is not a plain path with slashes.
-    """
-    parts = PurePosixPath(path).parts
-    fault = ""
-    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts:
-        fault = "is outside the bundle"
-    too_long = len(path) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
-    if too_long or "/".join(parts) != path or _UNSAFE.search(path) or any(map(_RESERVED.fullmatch, parts)):
-        fault = fault or "is no plain path"
-    if fault:
-        raise UserError(f"{MANIFEST_NAME} names {path[:200]!r}, which {fault}: {_NEVER}.")
-
-
 # What a value must be besides its type: one of these names, or what the function says yes to. Whatever may become a
 # part of a path, of a command or of a key is a known word, or a plain one.
 _Hash = Annotated[str, re.compile("[0-9a-f]{64}").fullmatch]
@@ -335,11 +308,11 @@ class Manifest:
                 "export the bundle again, or install the version of consisti2v-rt that wrote it."
             )
         said = data.pop("digest", None)
-        manifest: Manifest = _parse(cls, data, "")
+        manifest: Manifest = parse_typed(cls, data, "")
         manifest._check()
         if said is not None and said != manifest.digest:
             told = f"says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}"
-            raise UserError(f"{MANIFEST_NAME} {told}: {_NEVER}.")
+            raise UserError(f"{MANIFEST_NAME} {told}: {NEVER}.")
         return manifest
 
     def _check(self) -> None:
@@ -349,9 +322,9 @@ class Manifest:
         if missing:
             raise UserError(f"{MANIFEST_NAME} has no stage {', '.join(missing)}: export the bundle again.")
         for precision, graphs in self.variants.items():
-            _check_known(f"variants.{precision}", graphs, tuple(self.stages))
+            check_known(f"variants.{precision}", graphs, tuple(self.stages))
         for number, engine in enumerate(self.engines):
-            _check_known(f"engines[{number}].stage", (engine.stage,), tuple(self.stages))
+            check_known(f"engines[{number}].stage", (engine.stage,), tuple(self.stages))
             self._check_profiles(engine, f"engines[{number}]")
         self._check_files()
         self._check_tensors()
@@ -377,7 +350,7 @@ class Manifest:
             if not path.startswith(DERIVED_FOLDERS):
                 raise UserError(
                     f"{MANIFEST_NAME} names {path!r} as built, which is not below {', '.join(DERIVED_FOLDERS)}: "
-                    f"{_NEVER}."
+                    f"{NEVER}."
                 )
         seen: dict[str, str] = {}
         for path in (MANIFEST_NAME, *self.files):
@@ -453,73 +426,3 @@ def graphs_sha256(manifest: Manifest) -> str:
     """Identity of all exported graphs with their weights, whatever was built from them."""
     hashes = [f"{name} {graph_sha256(manifest, manifest.stages[name])}" for name in sorted(manifest.stages)]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def _check_known(entry: str, names: Iterable[str], allowed: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in allowed:
-            raise UserError(
-                f"{MANIFEST_NAME}: entry {entry} has {name[:40]!r}, which is none of "
-                f"{', '.join(filter(None, allowed))}: {_NEVER}."
-            )
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` from JSON as the annotated type `kind`; `where` is its path, for the message."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    entry = where.lstrip(".")
-    if origin is Annotated:
-        parsed, rule = _parse(arguments[0], value, where), arguments[1]
-        if isinstance(rule, tuple):
-            _check_known(entry, (parsed,), rule)
-        elif not rule(parsed):
-            shown = repr(parsed)[:80]
-            raise UserError(
-                f"{MANIFEST_NAME}: entry {entry} cannot be {shown}: do not use this bundle; export it again."
-            )
-        return parsed
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _parse_dataclass(kind, value, where)
-    if origin is dict and isinstance(value, dict):
-        key, item = arguments
-        return {_parse(key, name, where): _parse(item, one, f"{where}.{name[:80]}") for name, one in value.items()}
-    if origin is tuple and isinstance(value, list):
-        plain = (str, int) if arguments[0] == int | str else (arguments[0],)
-        if all(type(item) in plain for item in value):
-            return tuple(value)
-        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            base = typing.get_args(option)[0] if typing.get_origin(option) is Annotated else option
-            json_type = dict if dataclasses.is_dataclass(base) else list if typing.get_origin(base) is tuple else base
-            if type(value) is json_type or (base is float and type(value) is int):
-                return _parse(option, value, where)
-    elif type(value) is kind:
-        return value
-    elif kind is float and type(value) is int:
-        return float(value)
-    raise UserError(f"{MANIFEST_NAME}: entry {entry} has the wrong kind of value: {json.dumps(value)[:60]}.")
-
-
-@cache
-def _entries(kind: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
-    """Types and fields of a dataclass; evaluating its annotations takes longer than parsing an entry."""
-    return typing.get_type_hints(kind, include_extras=True), {entry.name: entry for entry in dataclasses.fields(kind)}
-
-
-def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{MANIFEST_NAME}: entry {where.lstrip('.')} must be an object.")
-    hints, entries = _entries(kind)
-    for name in value:
-        if name not in entries:
-            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is unknown.")
-    parsed = {}
-    for name, entry in entries.items():
-        if name in value:
-            parsed[name] = _parse(hints[name], value[name], f"{where}.{name}")
-        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-            raise UserError(f"{MANIFEST_NAME}: entry {f'{where}.{name}'.lstrip('.')} is missing.")
-    return kind(**parsed)

@@ -7,8 +7,10 @@ bidirectional overrides and rich's markup. None of them reaches the terminal; th
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -90,10 +92,22 @@ def make_console(*, stderr: bool = False, markup: bool = False, soft_wrap: bool 
 
 def table_console() -> PlainConsole:
     """A console of standard output. In a pipe its lines are not broken, unless ``COLUMNS`` says where."""
-    console = make_console()
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        console.width = 1000
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return make_console()
+    console = PlainConsole(file=_Trimmed(), markup=False, emoji=False, highlight=False)
+    console.width = 1000
     return console
+
+
+class _Trimmed(io.StringIO):
+    """Standard output without the spaces that rich fills cells up with at the ends of lines."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def make_table(console: PlainConsole, title: str, *columns: str, **options: Any) -> Table:

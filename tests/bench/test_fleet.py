@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consisti2v_rt.benchmarks.fleet import Fleet, Front, most_cards, simulate
+from consisti2v_rt.benchmarks.serving.fleet import Fleet, Front, most_cards, simulate
 
 IDLE = Front(0.0, 0.0)
 

@@ -10,12 +10,8 @@ import pytest
 from consisti2v_rt.benchmarks.quality.evaluation import evaluate_set
 from consisti2v_rt.benchmarks.quality.measures import MEASURES, choose_measures, frame_consistency
 from consisti2v_rt.benchmarks.quality.media_set import MediaSet
-from consisti2v_rt.benchmarks.quality.networks import (
-    Networks,
-    NetworkSources,
-    UnavailableError,
-    lite0_model,
-)
+from consisti2v_rt.benchmarks.quality.network_sources import NetworkSources, UnavailableError
+from consisti2v_rt.benchmarks.quality.networks import Networks, lite0_model
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime.media.read_video import Video
 

@@ -18,6 +18,8 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
+from consisti2v_rt.benchmarks.serving.running import parse_events  # noqa: E402 - needs httpx
+
 START_SECONDS = 240
 
 
@@ -98,21 +100,9 @@ def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @contextmanager
 def _events(client: Any, video_id: str, **headers: str) -> Iterator[Iterator[tuple[str, str, Any]]]:
-    import json
-
-    def read(response: Any) -> Iterator[tuple[str, str, Any]]:
-        entry: dict[str, str] = {}
-        for line in response.iter_lines():
-            name, _, value = line.partition(": ")
-            if name in ("id", "event", "data"):
-                entry[name] = value
-            elif not line and "event" in entry:
-                yield entry.get("id", ""), entry["event"], json.loads(entry["data"])
-                entry = {}
-
     with client.stream("GET", f"/v1/videos/{video_id}/events", headers=headers) as response:
         assert response.status_code == 200
-        yield read(response)
+        yield parse_events(response.iter_lines())
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """One server with 1 to 1,000 cards: a simulation from the server's measured costs and a card's stated times.
 
-    python -m consisti2v_rt.benchmarks.fleet --bundle BUNDLE --output benchmarks/results/fleet.json
+    python -m consisti2v_rt.benchmarks.serving.fleet --bundle BUNDLE --output benchmarks/results/fleet.json
 
 The server's process is measured: processor seconds for a video and for a step, as differences between runs of the real
 server. A card is stated: the predicted seconds of a video. The simulation has Poisson arrivals, one queue in order of
@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import heapq
 import json
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..locations import ASSETS
-from ..runtime.bundle.home import find_bundle
-from ..runtime.child_process import neutral_place
-from ..runtime.commands.console import PlainParser, echo, print_error
+from ...errors import UserError
+from ...runtime.commands.console import PlainParser, echo, print_error
 
-_START_SECONDS = 300
 _VIDEOS = 30
 _FEW, _MANY = 1, 21
 _LOADS = (0.5, 0.8, 0.95)
@@ -142,7 +135,7 @@ def measure_front(bundle: str, videos: int = _VIDEOS) -> Front:
     """Run the real server and read its own process's processor time.
 
     Raises:
-        UserError: the server does not start, or a video fails.
+        RuntimeError: the server does not start.
     """
     few, many = (_front_seconds(bundle, steps, videos) for steps in (_FEW, _MANY))
     per_step = max(0.0, (many - few) / (_MANY - _FEW))
@@ -153,59 +146,25 @@ def _front_seconds(bundle: str, steps: int, videos: int) -> float:
     """Processor seconds of the server's process for each video, each followed by one client."""
     import psutil
 
-    with tempfile.TemporaryDirectory() as data:
-        command = [
-            sys.executable,
-            "-m",
-            "consisti2v_rt",
-            "serve",
-            "-b",
-            str(find_bundle(bundle).absolute()),
-            "--port",
-            "0",
-            "--data",
-            data,
-        ]
-        command += ["--device", "cpu", "--threads", "1", "--no-previews"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **neutral_place())
-        try:
-            address = _address(process)
-            own = psutil.Process(process.pid)
-            before = own.cpu_times()
-            for seed in range(videos):
-                _one_video(address, steps, seed)
-            after = own.cpu_times()
-        finally:
-            process.terminate()
-            process.wait(30)
-    return (after.user + after.system - before.user - before.system) / videos
+    from .running import PHOTO, events_of, serving
 
-
-def _address(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        line = process.stderr.readline()
-        if "ready at http://" in line:
-            # What it logs later must not fill the pipe.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            return line[line.index("http://") :].strip()
-        if not line and process.poll() is not None:
-            break
-    raise UserError("the server did not start: run 'consisti2v serve' with the same bundle to see why.")
-
-
-def _one_video(address: str, steps: int, seed: int) -> None:
-    import httpx
-
-    with httpx.Client(base_url=address, timeout=600) as client:
-        photo = {"input_reference": ("photo.jpg", (ASSETS / "example.jpg").read_bytes(), "image/jpeg")}
-        fields = {"prompt": "zoom in", "num_inference_steps": str(steps), "seed": str(seed), "guidance_scale": "1"}
-        video = client.post("v1/videos", data=fields, files=photo).raise_for_status().json()
-        with client.stream("GET", f"v1/videos/{video['id']}/events") as events:
-            for _ in events.iter_lines():
+    fields = {"prompt": "zoom in", "num_inference_steps": str(steps), "guidance_scale": "1"}
+    options = ("--device", "cpu", "--threads", "1", "--no-previews")
+    with (
+        tempfile.TemporaryDirectory() as data,
+        serving(Path(data), bundle, *options) as server,
+        server.client() as client,
+    ):
+        own = psutil.Process(server.process.pid)
+        before = own.cpu_times()
+        for seed in range(videos):
+            files = {"input_reference": PHOTO.read_bytes()}
+            video = client.post("/v1/videos", data=fields | {"seed": str(seed)}, files=files).raise_for_status().json()
+            for _ in events_of(client, video["id"]):
                 pass
-        client.get(f"v1/videos/{video['id']}/content").raise_for_status()
+            client.get(f"/v1/videos/{video['id']}/content").raise_for_status()
+        after = own.cpu_times()
+    return (after.user + after.system - before.user - before.system) / videos
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
