@@ -17,6 +17,8 @@ import pytest
 
 import consisti2v_rt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(consisti2v_rt.__file__).parent
 PACKAGE = "consisti2v_rt"
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "src", "*.egg-info", "data")
@@ -25,8 +27,6 @@ NOT_IN_PACKAGE = ("tests", "models", "docs", "build", "dist", "src", "__pycache_
 IMPORT_ALL = """
 import importlib, pathlib, sys
 import consisti2v_rt
-
-pytestmark = pytest.mark.slow
 
 root = pathlib.Path({unpacked!r})
 assert pathlib.Path(consisti2v_rt.__file__) == root / "consisti2v_rt" / "__init__.py", consisti2v_rt.__file__
