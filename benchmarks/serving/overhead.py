@@ -19,7 +19,7 @@ from typing import Any
 from ...runtime.commands.console import PlainParser
 from ...runtime.pipeline import ImageToVideo
 from ...runtime.request.settings import StepProgress
-from .running import PHOTO, events_of, serving, write_record
+from .running import IMAGE, events_of, serving, write_record
 
 _NETWORKS = ("text_encoder", "vae_encoder", "conditioning", "unet", "vae_decoder")
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("serving_overhead.json"))
     asked = parser.parse_args()
     options = {"num_inference_steps": asked.steps, "seed": 1, "guidance_scale": 1.0}
-    data = PHOTO.read_bytes()
+    data = IMAGE.read_bytes()
     library, server = list[_Timing](), list[_Timing]()
     with tempfile.TemporaryDirectory() as folder, ImageToVideo.from_bundle(asked.bundle, threads=1) as model:
 
@@ -72,11 +72,11 @@ def main() -> None:
                 started = time.perf_counter()
                 fields = {"prompt": "zoom in"} | {name: str(value) for name, value in options.items()}
                 video = client.post("/v1/videos", data=fields, files={"input_reference": data}).json()
-                for _, name, told in events_of(client, video["id"]):
+                for _, name, event in events_of(client, video["id"]):
                     if name == "step" and not first:
                         first = time.perf_counter() - started
                     if name == "completed":
-                        return _Timing.of(first, time.perf_counter() - started, told["timings"])
+                        return _Timing.of(first, time.perf_counter() - started, event["timings"])
                 raise RuntimeError("the video was not completed")
 
             in_library()

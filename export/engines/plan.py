@@ -17,7 +17,7 @@ from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.gpu.engine_refit import load_graph
 from .attention import settle_attentions
 from .contents import Contents, read_accumulation, read_product_accumulation
-from .libraries import Flavour, set_target
+from .libraries import EngineBackend, set_target
 from .shapes import EngineShapes
 from .targets import Target
 
@@ -39,7 +39,7 @@ class PlanRequest:
     onnx: GraphSource | Path
     """Of a bundle, or a file with its weights beside it."""
     shapes: EngineShapes
-    flavour: Flavour
+    backend: EngineBackend
     target: Target
     stripped: bool = False
 
@@ -153,7 +153,7 @@ class _Network:
         if weights is None or not parser.parse_model_proto():
             reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
             raise UserError(
-                f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+                f"{request.backend.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
             )
         _check_tensors(self.network, request)
         # First: a size that the graph leaves open and the engine has fixed decides what fuses.
@@ -192,7 +192,7 @@ def _check_tensors(network: Any, request: PlanRequest) -> None:
 
 def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
     config = builder.create_builder_config()
-    set_target(library, config, request.flavour, request.target)
+    set_target(library, config, request.backend, request.target)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     # On by default, and float32 with ten bits of mantissa is not float32.
     config.clear_flag(library.BuilderFlag.TF32)
@@ -221,7 +221,7 @@ def _failure(library: Any, request: PlanRequest, messages: Messages, fused: list
     else:
         what = plain_words(messages.reason())
     return (
-        f"{request.flavour.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
+        f"{request.backend.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
         f"({what}): try another --precision or --target."
     )
 

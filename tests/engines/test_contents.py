@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from consisti2v_rt.export.engines.contents import kind_of, read_accumulation, read_log, read_product_accumulation
-from consisti2v_rt.export.engines.libraries import find_flavour
+from consisti2v_rt.export.engines.libraries import find_engine_backend
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.spelled import spell_out
@@ -96,10 +96,10 @@ def test_a_product_accumulates_in_float32_where_its_operands_are_cast(tmp_path, 
     onnx.save_model(model, str(tmp_path / "g.onnx"))
     specs = (TensorSpec("x", "float16", (256, 64)),), (TensorSpec("y", "float16", (256, 128)),)
     request = PlanRequest(
-        "unet", tmp_path / "g.onnx", EngineShapes(*specs, ()), find_flavour("tensorrt-rtx"), TARGETS["sm89"]
+        "unet", tmp_path / "g.onnx", EngineShapes(*specs, ()), find_engine_backend("tensorrt-rtx"), TARGETS["sm89"]
     )
-    facts = build_plan(library, request, tmp_path / "g.plan", lambda *at: None)
-    assert facts["contents"]["product_accumulation"] == {accumulator: 1}
+    metadata = build_plan(library, request, tmp_path / "g.plan", lambda *at: None)
+    assert metadata["contents"]["product_accumulation"] == {accumulator: 1}
 
 
 def attention(**attributes: object) -> bytes:
