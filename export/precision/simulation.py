@@ -11,14 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
+from .accumulation import sum_in_float16
 from .graph import FLOAT
 from .lowering import MOVEMENT
 
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
-def write_simulation(source: Path, target: Path, rounded: int) -> None:
+def write_simulation(source: Path, target: Path, rounded: int, *, float16_sums: bool = False) -> None:
     """Write the simulation of the graph at `source`, into the same folder: it reads the weights of `source`.
 
     Args:
@@ -27,6 +29,8 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
         rounded: ONNX element type of the half precision.
     """
     model = ir.load(source)
+    if float16_sums:
+        sum_in_float16(model)
     graph, half = model.graph, ir.DataType(rounded)
     nodes = list(graph)
     for weight in graph.initializers.values():
@@ -56,6 +60,8 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
             if not value.is_graph_output():
                 # Its note is of another type by now.
                 value.type = value.shape = None
+    # The reader of graphs takes no functions.
+    passes.InlinePass()(model)
     ir.save(model, target)
 
 
