@@ -127,7 +127,8 @@ def _write_graphs(job: Job, options: VariantOptions, events: Events) -> None:
     if old:
         commands = [
             f"consisti2v build {bundle.path} --target {target} --flavour {flavour} --precision {job.precision} "
-            f"--stages {','.join(names)}{' --strip' if stripped else ''}{' --accumulate fp32' if accumulate == 'fp32' else ''}"
+            f"--stages {','.join(names)}{' --strip' if stripped else ''}"
+            f"{' --accumulate fp32' if accumulate == 'fp32' else ''}"
             for (target, flavour, stripped, accumulate), names in old.items()
         ]
         events.notice(

@@ -72,10 +72,10 @@ def write_variant(
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
     Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
-    ``variants/<precision>/losses.json``, for fp16 also that of products with float16 accumulators, on the case that loses
-    most. An fp16 stage that is over its limit or not finite is written again with its residual sums in float32. Weights
-    are read and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another build into the
-    bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
+    ``variants/<precision>/losses.json``, for fp16 also that of float16 accumulators, on the case that loses most. An
+    fp16 stage that is over its limit or not finite is written again with its residual sums in float32. Weights are read
+    and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another build into the bundle is
+    waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
         bundle: folder of a bundle with its float32 graphs.
@@ -133,12 +133,14 @@ def _write_stages(
                 written[stage], entries[stage] = _write_stage(opened, stage, rules, cases, path, options, events)
             record = entries[stage]
             loss, graph = max(loss["relative_l2"] for loss in record["losses"]), record["graph"]
-            counts = (graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores"))
+            activations, sums, scores = (
+                graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores")
+            )
             summed = record.get("fp16_accumulators")
             summed_loss = (
                 None if summed is None else math.inf if summed["relative_l2"] is None else summed["relative_l2"]
             )
-            events.variant(StageVariant(stage, precision, skipped, loss, *counts, summed_loss))
+            events.variant(StageVariant(stage, precision, skipped, loss, activations, sums, scores, summed_loss))
         if not written:
             return
         text = json.dumps({"precision": precision, "stages": entries}, indent=2) + "\n"
