@@ -3,7 +3,7 @@
 ONNX Runtime's CPU provider has next to no bfloat16 operators; float16 ones it runs in float32 wherever it lacks a
 kernel and then drops the casts between them, so that an overflow on a GPU would not show. The simulation takes the
 written weights and rounds what every operator gives: the numbers of a GPU that multiplies in half precision and
-accumulates in float32, infinities included.
+accumulates in float32, infinities included; on request those of one that accumulates in float16.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def write_simulation(source: Path, target: Path, rounded: int, *, float16_sums: 
         source: a strongly typed graph with its weights beside it.
         target: where to; inputs and outputs of the type `rounded` are float32 in it.
         rounded: ONNX element type of the half precision.
+        float16_sums: products add up in float16 (see :mod:`.accumulation`).
     """
     model = ir.load(source)
     if float16_sums:
