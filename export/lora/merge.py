@@ -33,7 +33,7 @@ from ..new_bundle import new_bundle_folder
 from ..precision.scaled_names import SCALED
 from ..weight_map import FORMS, MappedWeight, read_weight_map
 from .files import LoraRequest, LoraTensors, read_lora_file
-from .layouts import deltas
+from .layouts import total_deltas
 
 Changes = dict[str, dict[str, NDArray[np.float32]]]
 """Stage -> initialiser -> what it holds from now on."""
@@ -75,7 +75,9 @@ def merge_into_bundle(
         raise UserError(f"{output} is the bundle whose weights are read: give the new bundle another folder.")
     mapped = read_weight_map(bundle)
     files = [read_lora_file(request.path) for request in requests]
-    changes = _changes(bundle, mapped, _sum(files, requests, mapped), on_notice)
+    shapes = {layer: weight.shape for layer, weight in mapped.items()}
+    added = total_deltas(zip(files, (request.scale for request in requests), strict=True), shapes)
+    changes = _changes(bundle, mapped, added, on_notice)
     with new_bundle_folder(output, force, on_notice) as folder:
         # What was built and is lost is no loss of the weights: it is left out.
         manifest = without_files(bundle.manifest, bundle.lost_files())
@@ -143,19 +145,6 @@ def _base_of(bundle: Bundle, named: str | os.PathLike[str] | None, output: Path)
 
 def _folders(parent: Path) -> list[Path]:
     return sorted(folder for folder in parent.iterdir() if (folder / MANIFEST_NAME).is_file())
-
-
-def _sum(
-    files: Sequence[LoraTensors], requests: Sequence[LoraRequest], mapped: Mapping[str, MappedWeight]
-) -> dict[str, NDArray[np.float64]]:
-    """What is added to each weight of the checkpoint."""
-    shapes = {layer: weight.shape for layer, weight in mapped.items()}
-    total: dict[str, NDArray[np.float64]] = {}
-    for file, request in zip(files, requests, strict=True):
-        for layer, delta in deltas(file, shapes).items():
-            scaled = request.scale * delta
-            total[layer] = total[layer] + scaled if layer in total else scaled
-    return total
 
 
 def _changes(

@@ -34,6 +34,8 @@ _FORMER_ENGINE_NAMES = {"flavour": "backend", "facts": "metadata"}
 """Entries of engines as bundles before 0.2 name them."""
 DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
+ACCUMULATORS = ("auto", "fp32")
+"""What an engine's float16 products accumulate in: what the library takes, or float32."""
 DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
 """Where ``consisti2v build`` puts what it makes, and makes again."""
 TEXT_ATTENTIONS = ("full", "mean")
@@ -132,6 +134,8 @@ class EngineSpec:
     """Without weights: they are taken from the ONNX when it is loaded."""
     platform: Annotated[str, ("", "linux", "windows")] = ""
     """Operating system it runs on: linux or windows; empty: any (TensorRT for RTX)."""
+    accumulate: Annotated[str, ACCUMULATORS] = "auto"
+    """What its products were asked to accumulate in; the facts say what the plan has."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def _check_metadata(metadata: Any) -> None:
     def are(values: Any, is_entry: Any) -> bool:
         return isinstance(values, list) and all(map(is_entry, values))
 
+    later = {"product_accumulation", "value_accumulation"}  # not read by the first versions
     kinds, seconds = get("layers", "kinds"), metadata.get("build_seconds")
     sound = {
         "layers": _is_count(get("layers", "total")) and isinstance(kinds, dict) and are([*kinds.values()], _is_count),
@@ -87,12 +88,7 @@ def _check_metadata(metadata: Any) -> None:
         "contents": "contents" not in metadata
         or all(
             isinstance(get("contents", name), dict) and are([*get("contents", name).values()], _is_count)
-            for name in (
-                "kernels",
-                "bytes",
-                "score_accumulation",
-                *{"product_accumulation"} & metadata["contents"].keys(),
-            )
+            for name in ("kernels", "bytes", "score_accumulation", *later & metadata["contents"].keys())
         ),
     }
     for name, holds in sound.items():
@@ -179,7 +175,7 @@ def _metadata_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
         shown = f"{kernels}, {size_text(moved)} of tensors" + (f", for {profiles} profiles" if profiles > 1 else "")
         rows.append(("kernels", shown))
         rows += [(kind, f"{n}, {size_text(contents['bytes'].get(kind, 0))}") for kind, n in contents["kernels"].items()]
-        for what in ("score", "product"):
+        for what in ("score", "value", "product"):
             held = contents.get(f"{what}_accumulation", {})
             found = ", ".join(f"{kind} in {count} kernels" for kind, count in held.items())
             rows.append((f"{what}s add up in", found or "not told"))
