@@ -194,11 +194,7 @@ def _build_stage(job: Job, stage: str, temporary: Path, options: VariantOptions,
             events.notice(built["warnings"][-1])
     engine, graph, files = job.engine(stage, built["version"]), job.graph(stage), job.bundle.manifest.files
     described = dataclasses.asdict(engine)
-<<<<<<< 96973fc59f7c017d18e286fc5ed33dd7a5d41a29
-    fields = ("stage", "target", "compute_capabilities", "backend", "precision", "stripped", "platform")
-=======
-    message = ("stage", "target", "compute_capabilities", "flavour", "precision", "stripped", "platform", "accumulate")
->>>>>>> b055349016e9fda56763c1145a4a938965f63687
+    fields = ("stage", "target", "compute_capabilities", "backend", "precision", "stripped", "platform", "accumulate")
     size = sum(files[name].bytes for name in graph_files(graph) if name in files)
     metadata: dict[str, Any] = {
         "metadata_version": METADATA_VERSION,
