@@ -14,9 +14,9 @@ from consisti2v_rt.runtime.bundle.manifest import Manifest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("build", "BUNDLE", "--target", "sm89", "--backend", "onnx"), "backend 'onnx' is unknown"),
-        (("serve", "--max-image-pixels", "1"), "--max-image-pixels"),
-        (("bench", "quality", "BUNDLE", "--images", "missing.csv"), "missing.csv"),
+        (("build", "BUNDLE", "--target", "sm89", "--flavour", "onnx"), "backend 'onnx' is unknown"),
+        (("serve", "--max-photo-pixels", "1"), "--max-image-pixels"),
+        (("bench", "quality", "BUNDLE", "--photos", "missing.csv"), "missing.csv"),
     ],
 )
 def test_options(consisti2v, demo_bundle, words, message):
@@ -37,7 +37,7 @@ def test_engines_of_bundles(demo_bundle):
         Manifest.from_json(json.dumps(data | {"engines": [engine | names]})).engines
         for names in (
             {"backend": "tensorrt-rtx", "metadata": "engines/a.json"},
-            {"backend": "tensorrt-rtx", "facts": "engines/a.json"},
+            {"flavour": "tensorrt-rtx", "facts": "engines/a.json"},
         )
     ]
     assert read[0] == read[1] and read[0][0].backend == "tensorrt-rtx"
@@ -46,7 +46,7 @@ def test_engines_of_bundles(demo_bundle):
 def test_records(tmp_path, make_record):
     record = make_record("latency")
     data = json.loads(record.to_json())
-    data["targets"] = [
+    data["subjects"] = [
         {"facts" if name == "metadata" else name: value for name, value in target.items()}
         for target in data.pop("targets")
     ]

@@ -346,13 +346,13 @@ def entry(**changes: Any) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | changes)
 
 
-DAMAGED_FACTS: list[Callable[[str], str]] = [
+DAMAGED_METADATA: list[Callable[[str], str]] = [
     lambda text: text[: len(text) // 2],
     lambda text: "[" * 100_000,
     lambda text: "[]",
     lambda text: json.dumps({"metadata_version": 99}),
     lambda text: json.dumps({"metadata_version": 1}),
-    entry(facts_version=True),
+    entry(metadata_version=True),
     entry(layers=[]),
     entry(layers={"total": 3, "kinds": {"shuffle": "two"}}),
     entry(attentions={"fused": [], "decomposed": [{"name": "one"}]}),
@@ -368,12 +368,12 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
 ]
 
 
-def test_damaged_facts(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+def test_damaged_metadata(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     """The manifest says that they are right: made so by hand, or written by another version."""
     (engine,) = build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
     metadata = toy_bundle / engine.metadata
     whole = metadata.read_text()
-    for damage in DAMAGED_FACTS:
+    for damage in DAMAGED_METADATA:
         metadata.write_text(damage(whole))
         rehash(toy_bundle)
         shown = consisti2v("inspect", toy_bundle, "--engine", "conditioning").refusal()

@@ -91,7 +91,7 @@ def test_graphs_count_their_files_and_buffers(bundle):
     assert more.buffers - need.buffers == 2 * 8 * 4 * 15 * 16 * 16 * 4
 
 
-def test_engines_count_plans_and_facts(bundle, tmp_path):
+def test_engines_count_plans_and_metadata(bundle, tmp_path):
     engine = EngineSpec(
         "unet", "e/unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", metadata="facts.json"
     )
