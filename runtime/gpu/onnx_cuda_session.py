@@ -159,7 +159,7 @@ class OnnxCudaSession(DeviceSession):
         self._graph.release()
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return (self._graph.weights_version,)
 
     @property

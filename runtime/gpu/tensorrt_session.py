@@ -290,7 +290,7 @@ class TensorRTSession(DeviceSession):
         self._engine.save_jit_cache()
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return self._engine.weights_version, self._workspace.version
 
     @property

@@ -173,7 +173,7 @@ class FakeSession(DeviceSession):
         self._turns.use(self)
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return (self.releases,)
 
     context_version = 0

@@ -270,6 +270,16 @@ def test_decoding_follows_the_size(fake_cuda, dynamic_bundle, photo, relative_l2
         assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
 
 
+def test_a_decoder_whose_buffers_moved_is_captured_anew(fake_cuda, dynamic_bundle, photo):
+    """A call of another size makes the decoder's buffers anew, and is cancelled before it decodes."""
+    animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
+    wide, token = {**FAST, "height": 48, "width": 80}, CancelToken()
+    expected = animate(photo, "a cat", **wide)
+    with pytest.raises(CancelledError):
+        animate(photo, "a cat", cancel_token=token, callback=lambda _: token.cancel(), **FAST)
+    assert np.array_equal(animate(photo, "a cat", **wide).frames, expected.frames)
+
+
 @pytest.mark.parametrize("models", [1, 2])
 def test_threads_get_the_videos_of_one_thread(fake_cuda, dynamic_bundle, photo, models):
     """Eight threads, mixed sizes and guidance, a cancelled call in the middle; two objects share the one GPU."""
