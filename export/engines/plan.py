@@ -66,10 +66,11 @@ def build_plan(
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
-    model, fused = _spelled_out(library, source, parsed)
-    if fused:
+    candidates = _rewritten(library, request, source, parsed)
+    if candidates:
         del parsed  # its weights need not be held twice
-        built = _build_spelled_out(library, request, source.with_model(model), fused, on_progress)
+        tried = (_build_rewritten(library, request, source, *each, on_progress) for each in candidates)
+        built = next((one for one in tried if one is not None), None)
         built = built or _build(_Network(library, request, source), on_progress)
     else:
         built = _build(parsed, on_progress)
@@ -98,34 +99,44 @@ def build_plan(
     }
 
 
-def _spelled_out(library: Any, source: GraphSource, parsed: _Network) -> tuple[bytes, list[str]]:
-    """The graph with its fused attentions spelled out, whose scores accumulate in float32; and the names of all fused
-    ones. No names: the graph stays as it is.
+def _rewritten(
+    library: Any, request: PlanRequest, source: GraphSource, parsed: _Network
+) -> list[tuple[bytes, list[str]]]:
+    """Graphs to build in place of the bundle's, the best first, each with the names of its fused attentions, which are
+    spelled out: their scores accumulate in float32. None: the graph stays as it is.
     """
     fused, types = parsed.attentions["fused"], parsed.attentions["types"]
     if not fused or not hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX has it
-        return source.model, []
-    from .spelled import spell_out  # loads onnx, which a build that has nothing to do does not need
+        return []
+    from .rewrites import rewrite  # loads onnx, which a build that has nothing to do does not need
+    from .spelled import spell_out
 
-    model, count = spell_out(source.model, types)
-    return model, fused if count else []
+    spelled, count = spell_out(source.model, types)
+    candidates = [(spelled, fused)] if count else []
+    # An engine without weights is filled from the bundle's graph: its constants stay as that has them.
+    if not request.stripped:
+        model, joined = rewrite(source.model)
+        kept = [name for name in fused if name not in joined]
+        candidates.insert(0, (spell_out(model, types)[0], kept))
+    return candidates
 
 
-def _build_spelled_out(
+def _build_rewritten(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
+    model: bytes,
     fused: list[str],
     on_progress: Callable[[str, int, int], None],
 ) -> _Built | None:
-    """Build a graph whose attentions are spelled out; None where not all of `fused` are one kernel in it."""
+    """Build a rewritten graph; None where not all of `fused` are one kernel in it."""
     try:
-        built = _build(_Network(library, request, source), on_progress)
+        built = _build(_Network(library, request, source.with_model(model)), on_progress)
     except UserError as error:
-        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
+        _log.info("stage %s is built in another form: %s", request.stage, error)
         return None
     if built.messages.contents.attentions != max(len(request.shapes.profiles), 1) * len(fused):
-        _log.info("stage %s is built with the Attention operator: not every attention fuses spelled out", request.stage)
+        _log.info("stage %s is built in another form: not every attention fuses spelled out", request.stage)
         return None
     return replace(built, attentions={**built.attentions, "fused": fused})
 
