@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .flat_tokens import flatten_tokens
+from .temporal_norms import normalise_clips
 from .token_order import order_tokens
 
 
@@ -20,6 +21,7 @@ def rewrite(model: bytes) -> tuple[bytes, frozenset[str]]:
         The graph, and the names of the attentions that became part of another one.
     """
     parsed = ir.from_proto(onnx.load_model_from_string(model))
+    normalise_clips(parsed.graph)
     joined = order_tokens(parsed.graph)
     RemoveUnusedNodesPass()(parsed)
     flatten_tokens(parsed.graph)

@@ -155,12 +155,12 @@ class _Reordering:
         """Keys or values with those of the first frame that every token also sees."""
         _, second, branches, channels = value.shape
         if self.order == SPATIAL:
-            shared = nodes.add("Expand", [nodes.first(value, 1), nodes.numbers([1, second, 1, 1])], value.shape)
+            shared = nodes.add("Expand", [nodes.first(value, 1), nodes.integers([1, second, 1, 1])], value.shape)
             return nodes.concat([value, shared], 0)
         window = _window(core)
         if window is None:
             return value
-        frame = nodes.add("Squeeze", [nodes.first(value, 0), nodes.numbers([0])], [second, branches, channels])
+        frame = nodes.add("Squeeze", [nodes.first(value, 0), nodes.integers([0])], [second, branches, channels])
         near = nodes.add("Gather", [frame, window], [8 * second, branches, channels], axis=0)
         return nodes.concat([value, nodes.reshape(near, [8, second, branches, channels])], 0)
 
