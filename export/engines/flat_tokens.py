@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-_SUMS = frozenset({"Add", "Mul", "Gelu"})
+_ELEMENT_WISE = frozenset({"Add", "Mul", "Gelu", "Cast"})
 
 
 def flatten_tokens(graph: ir.Graph) -> int:
@@ -57,7 +57,7 @@ class _Flattening:
             return False
         if node.op_type == "MatMul":
             return len(computed) == 1 and node.inputs[1].is_initializer() and len(node.inputs[1].shape) == 2
-        if node.op_type not in (*_SUMS, "LayerNormalization", "Split"):
+        if node.op_type not in (*_ELEMENT_WISE, "LayerNormalization", "Split"):
             return False
         vectors = [value for value in node.inputs if value is not None and value.is_initializer()]
         if node.op_type == "Split":

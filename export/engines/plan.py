@@ -66,10 +66,10 @@ def build_plan(
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
-    candidates = _rewritten(library, request, source, parsed)
-    if candidates:
+    forms = _rewritten(library, request, source, parsed)
+    if forms:
         del parsed  # its weights need not be held twice
-        tried = (_build_rewritten(library, request, source, *each, on_progress) for each in candidates)
+        tried = (_build_form(library, request, source, form, on_progress) for form in forms)
         built = next((one for one in tried if one is not None), None)
         built = built or _build(_Network(library, request, source), on_progress)
     else:
@@ -99,11 +99,20 @@ def build_plan(
     }
 
 
-def _rewritten(
-    library: Any, request: PlanRequest, source: GraphSource, parsed: _Network
-) -> list[tuple[bytes, list[str]]]:
-    """Graphs to build in place of the bundle's, the best first, each with the names of its fused attentions, which are
-    spelled out: their scores accumulate in float32. None: the graph stays as it is.
+@dataclass(frozen=True)
+class _Form:
+    """A graph in place of a bundle's."""
+
+    model: bytes
+    fused: list[str]
+    """Names of the attentions that are to be one kernel each."""
+    spelled_out: bool
+    """The builder is free to make several kernels of one attention: they are counted. The operator is one, or fails."""
+
+
+def _rewritten(library: Any, request: PlanRequest, source: GraphSource, parsed: _Network) -> list[_Form]:
+    """Graphs to build in place of the bundle's, the best first: rewritten and with attentions spelled out, whose scores
+    accumulate in float32; then rewritten alone.
     """
     fused, types = parsed.attentions["fused"], parsed.attentions["types"]
     if not fused or not hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX has it
@@ -111,34 +120,33 @@ def _rewritten(
     from .rewrites import rewrite  # loads onnx, which a build that has nothing to do does not need
     from .spelled import spell_out
 
-    spelled, count = spell_out(source.model, types)
-    candidates = [(spelled, fused)] if count else []
     # An engine without weights is filled from the bundle's graph: its constants stay as that has them.
-    if not request.stripped:
-        model, joined = rewrite(source.model)
-        kept = [name for name in fused if name not in joined]
-        candidates.insert(0, (spell_out(model, types)[0], kept))
-    return candidates
+    model, joined = (source.model, frozenset[str]()) if request.stripped else rewrite(source.model)
+    fused = [name for name in fused if name not in joined]
+    spelled, count = spell_out(model, types)
+    forms = [_Form(spelled, fused, spelled_out=True)] if count else []
+    return forms if request.stripped else [*forms, _Form(model, fused, spelled_out=False)]
 
 
-def _build_rewritten(
+def _build_form(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
-    model: bytes,
-    fused: list[str],
+    form: _Form,
     on_progress: Callable[[str, int, int], None],
 ) -> _Built | None:
-    """Build a rewritten graph; None where not all of `fused` are one kernel in it."""
+    """Build a form; None where not each of its attentions is one kernel in it."""
     try:
-        built = _build(_Network(library, request, source.with_model(model)), on_progress)
+        built = _build(_Network(library, request, source.with_model(form.model)), on_progress)
     except UserError as error:
         _log.info("stage %s is built in another form: %s", request.stage, error)
         return None
-    if built.messages.contents.attentions != max(len(request.shapes.profiles), 1) * len(fused):
-        _log.info("stage %s is built in another form: not every attention fuses spelled out", request.stage)
-        return None
-    return replace(built, attentions={**built.attentions, "fused": fused})
+    if form.spelled_out:
+        kernels = max(len(request.shapes.profiles), 1) * len(form.fused)
+        if built.messages.contents.attentions != kernels:
+            _log.info("stage %s is built in another form: not every attention fuses spelled out", request.stage)
+            return None
+    return replace(built, attentions={**built.attentions, "fused": form.fused})
 
 
 @dataclass(frozen=True)
