@@ -125,7 +125,7 @@ def _rewritten(library: Any, request: PlanRequest, source: GraphSource, parsed: 
     fused = [name for name in fused if name not in joined]
     spelled, count = spell_out(model, types)
     forms = [_Form(spelled, fused, spelled_out=True)] if count else []
-    return forms if request.stripped else [*forms, _Form(model, fused, spelled_out=False)]
+    return forms if model is source.model else [*forms, _Form(model, fused, spelled_out=False)]
 
 
 def _build_form(

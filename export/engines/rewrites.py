@@ -18,12 +18,15 @@ def rewrite(model: bytes) -> tuple[bytes, frozenset[str]]:
         model: without the weights, which stay where they are.
 
     Returns:
-        The graph, and the names of the attentions that became part of another one.
+        The graph, the given bytes where there is nothing to rewrite, and the names of the attentions that became part
+        of another one.
     """
     parsed = ir.from_proto(onnx.load_model_from_string(model))
-    normalise_clips(parsed.graph)
-    joined = order_tokens(parsed.graph)
+    norms = normalise_clips(parsed.graph)
+    order = order_tokens(parsed.graph)
     RemoveUnusedNodesPass()(parsed)
-    flatten_tokens(parsed.graph)
+    products = flatten_tokens(parsed.graph)
     RemoveUnusedNodesPass()(parsed)
-    return ir.to_proto(parsed).SerializeToString(), joined
+    if not (norms or order.transformers or products):
+        return model, frozenset()
+    return ir.to_proto(parsed).SerializeToString(), order.joined

@@ -56,23 +56,29 @@ class _Core:
         return TEMPORAL if lengths in ([(frames, frames)], [(frames, frames + 8)]) else None
 
 
-def order_tokens(graph: ir.Graph) -> frozenset[str]:
+@dataclass
+class Ordered:
+    """What was rewritten."""
+
+    transformers: int = 0
+    joined: frozenset[str] = frozenset()
+    """Names of the attentions that became part of another one."""
+
+
+def order_tokens(graph: ir.Graph) -> Ordered:
     """Rewrite, in place, every transformer whose self-attention is recognised.
 
     Args:
         graph: its values have shapes; at most the number of branches is open.
-
-    Returns:
-        The names of the attentions that became part of another one.
     """
-    cores = _find_cores(graph)
-    joined: set[str] = set()
+    cores, done = _find_cores(graph), Ordered()
     for core in list(cores.values()):
         norm = core.query.producer().inputs[0].producer()
         if core.order is not None and norm is not None and norm.op_type == "LayerNormalization":
             _Reordering(graph, cores, core.order).run(norm.inputs[0])
-            joined.update(attention.name for attention in core.attentions[1:])
-    return frozenset(joined)
+            done.transformers += 1
+            done.joined |= {attention.name for attention in core.attentions[1:]}
+    return done
 
 
 class _Reordering:
