@@ -20,7 +20,7 @@ from ..errors import UserError, first_line
 from ..runtime.files.guarded_read import MODEL_CARD, read_text
 from .checkpoint import Checkpoint, check_weight_file, open_checkpoint, weight_files
 from .lora.files import LoraRequest, LoraTensors, read_lora_file
-from .lora.layouts import deltas
+from .lora.layouts import total_deltas
 from .source_model import SourceModel
 from .unet import UNetConfig, VideoUNet
 from .unet.state_dict import is_dead
@@ -122,15 +122,14 @@ def merge_loras(loras: Sequence[LoraRequest], unet: dict[str, Tensor], text_enco
     }
     shapes = {layer: tuple(unet[key].shape) for layer, key in layers.items()}
     shapes |= {layer: tuple(module.weight.shape) for layer, module in text.items()}
-    for lora in loras:
-        for layer, delta in deltas(_read_lora(lora.path), shapes).items():
-            added = torch.from_numpy(lora.scale * delta)
-            if layer in layers:
-                key = layers[layer]
-                unet[key] = (unet[key].double() + added).float()
-            else:
-                with torch.no_grad():
-                    text[layer].weight.copy_(text[layer].weight.double() + added)
+    for layer, delta in total_deltas(((_read_lora(lora.path), lora.scale) for lora in loras), shapes).items():
+        added = torch.from_numpy(delta)
+        if layer in layers:
+            key = layers[layer]
+            unet[key] = (unet[key].double() + added).float()
+        else:
+            with torch.no_grad():
+                text[layer].weight.copy_(text[layer].weight.double() + added)
 
 
 def _read_lora(path: Path) -> LoraTensors:

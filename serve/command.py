@@ -12,7 +12,7 @@ from ..runtime.bundle.home import DEMO
 from ..runtime.commands.console import make_console, note, plain
 from ..runtime.install import install_hint
 from ..runtime.request.option_table import check_threads, one_of
-from .options import GIB, MIB, ServerOptions, check_options, parse_keep
+from .options import GIB, MIB, ServerOptions, check_options, parse_keep, parse_loras
 
 _KEY_VARIABLE = "CONSISTI2V_API_KEY"
 
@@ -45,7 +45,7 @@ def serve(
         float | None, typer.Option(min=0.1, metavar="GIB", help="A worker that takes more is ended.")
     ] = None,
     max_upload: Annotated[float, typer.Option(min=0.01, metavar="MIB", help="Largest image file.")] = 32,
-    max_photo_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a photo.")] = 50_000_000,
+    max_image_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a photo.")] = 50_000_000,
     max_frame_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a frame of the video.")] = 1024 * 1024,
     max_steps: Annotated[int, typer.Option(min=1, help="Most denoising steps.")] = 200,
     max_clips: Annotated[int, typer.Option(min=1, help="Most clips of a long video.")] = 8,
@@ -62,6 +62,10 @@ def serve(
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve other machines without a key.")] = False,
     allow_url: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that images may be fetched from; may be repeated.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="LoRA that clients may have merged, by its name; may be repeated."),
     ] = None,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Site whose pages may use the API; may be repeated.")
@@ -117,7 +121,7 @@ def serve(
         time_limit=time_limit,
         memory_limit=None if memory_limit is None else memory_limit * GIB,
         max_upload=int(max_upload * MIB),
-        max_photo_pixels=max_photo_pixels,
+        max_image_pixels=max_image_pixels,
         max_frame_pixels=max_frame_pixels,
         max_steps=max_steps,
         max_clips=max_clips,
@@ -125,6 +129,7 @@ def serve(
         drain=drain,
         api_key=_key(api_key, api_key_file),
         allow_urls=tuple(allow_url or ()),
+        loras=parse_loras(lora or []),
         cors=tuple(cors or ()),
         **limits,
     )
@@ -135,6 +140,8 @@ def serve(
 
         if not port:
             raise UserError("--port 0 does not go with --ray: give the port that the cluster's proxies listen at.")
+        if lora:
+            raise UserError("--lora does not go with --ray: merge with 'consisti2v lora', and serve that bundle.")
 
         def ready(address: str) -> None:
             note(console, f"ready at {plain(address)}", "serve:", "bold green")

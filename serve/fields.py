@@ -70,13 +70,13 @@ def read_fields(fields: Mapping[str, Any], *, is_form: bool) -> tuple[dict[str, 
     return given, _image({name: given.pop(name) for name in IMAGE_FIELDS if name in given})
 
 
-def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], options: ServerOptions) -> Job:
+def make_job(given: dict[str, Any], image: bytes, models: Mapping[str, Model], options: ServerOptions) -> Job:
     """A request as a job; fields as :func:`read_fields` gives them.
 
     Raises:
         UserError: a field that is not possible, or over a limit of this server.
     """
-    model = _model(given.pop("model", None), models)
+    model = find_model(given.pop("model", None), models)
     prompt = given.pop("prompt", "")
     for name, text in (("prompt", prompt), ("negative_prompt", given.get("negative_prompt", ""))):
         if not isinstance(text, str):
@@ -87,7 +87,7 @@ def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], o
         raise UserError(f"seed {shown(given['seed'])} is not possible: give one whole number, for one video.")
     _set_size(given)
     _set_length(given, model)
-    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given), photo)
+    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given), image)
     _check_limits(settings, options)
     return Job(new_id(), model.name, prompt, asdict(settings), settings.total_frames, notices)
 
@@ -153,7 +153,8 @@ def _image(given: Mapping[str, Any]) -> bytes | ImageUrl:
     raise UserError(f"{name} {shown(value)} is no image: upload a file, or give a data URI.")
 
 
-def _model(name: Any, models: Mapping[str, Model]) -> Model:
+def find_model(name: Any, models: Mapping[str, Model]) -> Model:
+    """The model of this name; None: the first one. :class:`UserError` where there is none."""
     if name is None:
         return next(iter(models.values()))
     if not isinstance(name, str) or name not in models:

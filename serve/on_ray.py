@@ -26,9 +26,9 @@ from .app import make_app
 from .dispatcher import Dispatcher
 from .logs import Log
 from .metrics import Metrics
-from .models import open_models
+from .models import Model, open_models
 from .options import ServerOptions
-from .store import FRAMES, PHOTO, VIDEO, JobStore
+from .store import FRAMES, IMAGE, VIDEO, JobStore
 from .worker import Worker
 from .worker_process import WorkerEndedError
 
@@ -59,16 +59,16 @@ class ModelReplica:
         """What runs each model."""
         return self._devices
 
-    async def run(self, order: dict[str, Any], photos: list[bytes]) -> AsyncIterator[dict[str, Any]]:
+    async def run(self, order: dict[str, Any], images: list[bytes]) -> AsyncIterator[dict[str, Any]]:
         """Make the videos of an order: the messages of a worker, the last with the files of each job."""
         loop, token = asyncio.get_running_loop(), CancelToken()
         messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._send = lambda message: loop.call_soon_threadsafe(messages.put_nowait, message)  # type: ignore[assignment]
         with tempfile.TemporaryDirectory(prefix="consisti2v-") as work:
-            folders = [Path(work) / str(number) for number in range(len(photos))]
-            for folder, photo in zip(folders, photos, strict=True):
+            folders = [Path(work) / str(number) for number in range(len(images))]
+            for folder, image in zip(folders, images, strict=True):
                 folder.mkdir()
-                (folder / PHOTO).write_bytes(photo)
+                (folder / IMAGE).write_bytes(image)
             jobs = [job | {"folder": str(folder)} for job, folder in zip(order["jobs"], folders, strict=True)]
             running = asyncio.create_task(asyncio.to_thread(self._worker.run, order | {"jobs": jobs}, token))
             try:
@@ -91,6 +91,7 @@ class RayWorker:
 
     def __init__(self, handle: Any, log: Log) -> None:
         self.device, self.titles = "ray", dict[str, str]()
+        self.models, self.digests = dict[str, Model](), dict[str, str]()
         self._handle, self._log = handle, log
         self._order: dict[str, Any] = {}
         self._stream: Any = None
@@ -104,7 +105,7 @@ class RayWorker:
 
     is_ready = is_running
 
-    async def start(self) -> None:
+    async def start(self, models: dict[str, Model]) -> None:
         """Wait until a replica is warm.
 
         Raises:
@@ -112,8 +113,17 @@ class RayWorker:
         """
         try:
             self.titles = dict(await self._handle.describe.remote())
+            self.models, self.digests = models, {name: model.digest for name, model in models.items()}
         except Exception as error:  # classes of Ray's own
             raise WorkerEndedError("worker_died", f"no replica could be started ({first_line(error)}).") from None
+
+    async def load(self, model: Model) -> None:
+        """Replicas keep what they have loaded.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("on a Ray cluster the weights stay as they are: start the server again with other ones.")
 
     def send(self, message: dict[str, Any]) -> None:
         """Begin an order, or cancel the one that runs."""
@@ -127,7 +137,7 @@ class RayWorker:
     def _begin(self) -> None:
         self._stream = None
         try:
-            photos = [(Path(job["folder"]) / PHOTO).read_bytes() for job in self._order["jobs"]]
+            images = [(Path(job["folder"]) / IMAGE).read_bytes() for job in self._order["jobs"]]
         except OSError as error:
             self._ended_for = (
                 "storage",
@@ -135,7 +145,7 @@ class RayWorker:
             )
             return
         self._tries += 1
-        self._stream = self._handle.options(stream=True).run.remote(self._order, photos)
+        self._stream = self._handle.options(stream=True).run.remote(self._order, images)
 
     async def receive(self, deadline: float | None) -> dict[str, Any]:
         """The next message of the order; a lost replica's order begins again on another one.
@@ -281,7 +291,7 @@ def serve_on_ray(
                 uses_gpu = gpus > 0 and options.devices[0] in ("auto", "cuda")
                 slots = replicas or (gpus if uses_gpu else 1)
                 start: dict[str, Any] = {name: getattr(options, name) for name in ("precision", "threads", "verify")}
-                start |= {"previews": options.previews, "max_photo_pixels": options.max_photo_pixels}
+                start |= {"previews": options.previews, "max_photo_pixels": options.max_image_pixels}
                 start |= {"device": options.devices[0], "models": {n: str(m.folder) for n, m in models.items()}}
                 replica = serve.deployment(
                     name="models",

@@ -57,7 +57,7 @@ BAD_NAMES = ["../x", "x", "", "a/b", "..", "unet\0", "UNET", "x" * 100_000, "\u2
 def test_names_are_the_known_ones(demo_bundle, name):
     text = (demo_bundle / MANIFEST_NAME).read_text()
     digest = "0" * 64
-    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "flavour": "tensorrt-rtx", "version": "1.7"}
+    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "backend": "tensorrt-rtx", "version": "1.7"}
     engine |= {"precision": "fp16", "compute_capabilities": ["8.9"], "onnx_sha256": digest}
     kernel = {"name": "guidance", "file": "engines/a", "compute_capability": "8.9", "source_sha256": digest}
     kernel |= {"entry_points": []}
@@ -84,7 +84,7 @@ def test_names_are_the_known_ones(demo_bundle, name):
         lambda data: with_kernel(data, source_sha256=name),
     ]
     if not name.isalnum() or len(name) > 64:
-        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "flavour")]
+        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "backend")]
         edits.append(lambda data: with_kernel(data, name=name))
     for edit in edits:
         data = json.loads(text)

@@ -145,7 +145,7 @@ def file_sha256(path: Path) -> str | None:
         return None
 
 
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+def bundle_metadata(bundle: Bundle) -> dict[str, Any]:
     """Name, hash, sizes. The manifest's hash stands for the bundle: it holds the hash of every file."""
     manifest, model = bundle.manifest, bundle.manifest.model
     return {

@@ -14,11 +14,11 @@ from importlib import metadata
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.home import check_not_packaged
-from ...runtime.bundle.manifest import PRECISIONS, EngineSpec, StageSpec, graph_sha256
+from ...runtime.bundle.manifest import ACCUMULATORS, PRECISIONS, EngineSpec, StageSpec, graph_sha256
 from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.gpu.device import GpuStatus, probe
 from .kernels import kernel_specs
-from .libraries import Flavour, check_machine, find_flavour
+from .libraries import EngineBackend, check_machine, find_engine_backend
 from .shapes import EngineShapes, check_batches, engine_shapes, parse_ranges
 from .targets import Target, check_precision, find_target
 
@@ -29,7 +29,7 @@ class Job:
 
     bundle: Bundle
     target: Target
-    flavour: Flavour
+    backend: EngineBackend
     gpu: GpuStatus
     precision: str
     stages: tuple[str, ...]
@@ -37,11 +37,12 @@ class Job:
     stripped: bool
     batches: tuple[int, ...] = ()
     """Guidance batches; none: all."""
+    accumulate: str = "auto"
 
     @property
     def folder(self) -> str:
         """Place of the engines in the bundle."""
-        return f"engines/{self.target.name}-{self.flavour.name}-{self.precision}"
+        return f"engines/{self.target.name}-{self.backend.name}-{self.precision}"
 
     def has_graph(self, stage: str) -> bool:
         """Whether what the stage's engine is built from is written."""
@@ -65,7 +66,7 @@ class Job:
             stage=stage,
             file=f"{self.folder}/{stage}.plan",
             target=self.target.name,
-            flavour=self.flavour.name,
+            backend=self.backend.name,
             version=version,
             precision=self.precision,
             compute_capabilities=self.target.compute_capabilities,
@@ -73,14 +74,15 @@ class Job:
             inputs=shapes.inputs,
             outputs=shapes.outputs,
             profiles=shapes.profiles,
-            facts=f"{self.folder}/{stage}.json",
+            metadata=f"{self.folder}/{stage}.json",
             stripped=self.stripped,
-            platform=("windows" if sys.platform == "win32" else "linux") if self.flavour.needs_gpu else "",
+            platform=("windows" if sys.platform == "win32" else "linux") if self.backend.needs_gpu else "",
+            accumulate=self.accumulate,
         )
 
     def outdated_stages(self) -> tuple[str, ...]:
         """The stages whose engine is not there, not whole, or not what this build would make, in their order."""
-        version = _installed_version(self.flavour)
+        version = _installed_version(self.backend)
         return tuple(stage for stage in self.stages if version is None or not self._is_current(stage, version))
 
     def kernels_are_current(self) -> bool:
@@ -95,7 +97,7 @@ class Job:
             return False
         manifest, engine = self.bundle.manifest, self.engine(stage, version)
         # A stripped engine takes its weights from the graph.
-        names = (engine.file, engine.facts, *(graph_files(self.graph(stage)) if self.stripped else ()))
+        names = (engine.file, engine.metadata, *(graph_files(self.graph(stage)) if self.stripped else ()))
         return engine in manifest.engines and all(
             self.bundle.fault(name, hashed=True) is None for name in names if name in manifest.files
         )
@@ -104,12 +106,13 @@ class Job:
 def settle(
     bundle: str | os.PathLike[str],
     target: str,
-    flavour: str,
+    backend: str,
     precision: str,
     stages: Sequence[str] | None,
     dynamic: Sequence[str],
     stripped: bool,
     batches: Sequence[int] = (),
+    accumulate: str = "auto",
 ) -> Job:
     """Check every argument of :func:`.bundle_engines.build_engines` before anything is computed.
 
@@ -119,8 +122,9 @@ def settle(
     gpu = probe()
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
-    found, chosen = find_target(target, gpu), find_flavour(flavour)
+    found, chosen = find_target(target, gpu), find_engine_backend(backend)
     check_precision(found, precision)
+    _check_accumulate(accumulate, precision, stripped)
     opened = Bundle.open(bundle, verify=False)
     check_not_packaged(opened.path)
     known = opened.manifest.stages
@@ -131,12 +135,26 @@ def settle(
     check_batches(batches, parse_ranges(dynamic, opened.manifest.model), opened.manifest.model)
     # First the machine: a library that is of no use here need not be installed.
     check_machine(chosen, found, gpu)
-    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped, tuple(batches))
+    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped, tuple(batches), accumulate)
 
 
-def _installed_version(flavour: Flavour) -> str | None:
+def _check_accumulate(accumulate: str, precision: str, stripped: bool) -> None:
+    if accumulate not in ACCUMULATORS:
+        raise UserError(f"--accumulate {accumulate[:40]!r} is unknown: choose {' or '.join(ACCUMULATORS)}.")
+    if accumulate == "fp32" and precision != "fp16":
+        raise UserError(
+            f"--accumulate fp32 is for products of float16, and precision {precision} was asked for: leave it out, or "
+            "choose --precision fp16."
+        )
+    if accumulate == "fp32" and stripped:
+        raise UserError(
+            "--accumulate fp32 changes how an engine holds its weights, which --strip fills in later: leave one out."
+        )
+
+
+def _installed_version(backend: EngineBackend) -> str | None:
     """The library's, without loading it: that takes longer than all else."""
     try:
-        return metadata.version(flavour.name).partition(".post")[0]
+        return metadata.version(backend.name).partition(".post")[0]
     except Exception:  # not installed, or damaged: the import that follows tells
         return None

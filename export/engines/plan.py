@@ -17,7 +17,7 @@ from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.gpu.engine_refit import load_graph
 from .attention import settle_attentions
 from .contents import Contents, read_accumulation, read_product_accumulation
-from .libraries import Flavour, set_target
+from .libraries import EngineBackend, set_target
 from .shapes import EngineShapes
 from .targets import Target
 
@@ -39,9 +39,11 @@ class PlanRequest:
     onnx: GraphSource | Path
     """Of a bundle, or a file with its weights beside it."""
     shapes: EngineShapes
-    flavour: Flavour
+    backend: EngineBackend
     target: Target
     stripped: bool = False
+    accumulate: str = "auto"
+    """What float16 products accumulate in: auto or fp32."""
 
 
 def build_plan(
@@ -66,20 +68,38 @@ def build_plan(
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
+<<<<<<< 1a6e7f010d3d8bf43f1212653bf0e4f1d8b87d12
     forms = _rewritten(library, request, source, parsed)
     if forms:
         del parsed  # its weights need not be held twice
         tried = (_build_form(library, request, source, form, on_progress) for form in forms)
         built = next((one for one in tried if one is not None), None)
         built = built or _build(_Network(library, request, source), on_progress)
+=======
+    model, fused = _spelled_out(library, source, parsed)
+    if request.accumulate == "fp32":
+        from .accumulate import accumulate_in_float32  # loads onnx, as spelled.py does
+
+        source, model = source.with_model(accumulate_in_float32(source.model)), accumulate_in_float32(model)
+    if fused:
+        del parsed  # its weights need not be held twice
+        built = _build_spelled_out(library, request, source, source.with_model(model), fused, on_progress)
+>>>>>>> f69a266efb20af1dc242ff711daaec13c570b938
     else:
-        built = _build(parsed, on_progress)
+        built = _build(parsed if request.accumulate == "auto" else _Network(library, request, source), on_progress)
     data = built.data
     path.write_bytes(memoryview(data))
-    messages, accumulation = built.messages, read_accumulation(data)
-    if accumulation.get("fp16"):
+    messages, scores, values = built.messages, *read_accumulation(data)
+    products = read_product_accumulation(data)
+    if scores.get("fp16"):
         messages.warnings.append(
-            f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
+            f"{scores['fp16']} attention kernels accumulate the product of queries and keys in float16"
+        )
+    others = sum(products.values()) - products.get("fp32", 0)
+    if request.accumulate == "fp32" and (others or values.get("fp16")):
+        messages.warnings.append(
+            f"{others} products and {values.get('fp16', 0)} attentions may accumulate in float16, though float32 was "
+            "asked for"
         )
     return {
         "version": library.__version__,
@@ -87,8 +107,9 @@ def build_plan(
         "attentions": built.attentions,
         "contents": {
             **messages.contents.as_record(),
-            "score_accumulation": accumulation,
-            "product_accumulation": read_product_accumulation(data),
+            "score_accumulation": scores,
+            "value_accumulation": values,
+            "product_accumulation": products,
         },
         "plan_bytes": data.nbytes,
         "weight_bytes": messages.weight_bytes,
@@ -132,6 +153,7 @@ def _build_form(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
+<<<<<<< 1a6e7f010d3d8bf43f1212653bf0e4f1d8b87d12
     form: _Form,
     on_progress: Callable[[str, int, int], None],
 ) -> _Built | None:
@@ -147,6 +169,28 @@ def _build_form(
             _log.info("stage %s is built in another form: not every attention fuses spelled out", request.stage)
             return None
     return replace(built, attentions={**built.attentions, "fused": form.fused})
+=======
+    spelled: GraphSource,
+    fused: list[str],
+    on_progress: Callable[[str, int, int], None],
+) -> _Built:
+    """Build the graph whose attentions are spelled out; `source`, the one with operators, where not all of `fused` are
+    one kernel in it. For float32 accumulators only where the operators make more of them one kernel: those that they
+    do not have products that choose for themselves.
+    """
+    try:
+        built = _build(_Network(library, request, spelled), on_progress)
+    except UserError as error:
+        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
+        return _build(_Network(library, request, source), on_progress)
+    attentions = built.messages.contents.attentions
+    if attentions != max(len(request.shapes.profiles), 1) * len(fused):
+        plain = _build(_Network(library, request, source), on_progress)
+        if request.accumulate == "auto" or plain.messages.contents.attentions > attentions:
+            _log.info("stage %s is built with the Attention operator: some do not fuse spelled out", request.stage)
+            return plain
+    return replace(built, attentions={**built.attentions, "fused": fused})
+>>>>>>> f69a266efb20af1dc242ff711daaec13c570b938
 
 
 @dataclass(frozen=True)
@@ -172,7 +216,7 @@ class _Network:
         if weights is None or not parser.parse_model_proto():
             reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
             raise UserError(
-                f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+                f"{request.backend.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
             )
         _check_tensors(self.network, request)
         # First: a size that the graph leaves open and the engine has fixed decides what fuses.
@@ -211,7 +255,7 @@ def _check_tensors(network: Any, request: PlanRequest) -> None:
 
 def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
     config = builder.create_builder_config()
-    set_target(library, config, request.flavour, request.target)
+    set_target(library, config, request.backend, request.target)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     # On by default, and float32 with ten bits of mantissa is not float32.
     config.clear_flag(library.BuilderFlag.TF32)
@@ -240,7 +284,7 @@ def _failure(library: Any, request: PlanRequest, messages: Messages, fused: list
     else:
         what = plain_words(messages.reason())
     return (
-        f"{request.flavour.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
+        f"{request.backend.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
         f"({what}): try another --precision or --target."
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,22 @@ _PARTS = (
 )
 _KOHYA = re.compile(r"lora_(unet|te1?)_(.+)")
 _WRAPPERS = re.compile(r"^(base_model\.model\.|module\.)+")
+
+
+def total_deltas(
+    loras: Iterable[tuple[LoraTensors, float]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float64]]:
+    """What files at their scales add to each weight together, float64: it is rounded once, in the merged weight.
+
+    Raises:
+        UserError: as :func:`deltas`.
+    """
+    total: dict[str, NDArray[np.float64]] = {}
+    for lora, scale in loras:
+        for layer, delta in deltas(lora, shapes).items():
+            scaled = scale * delta
+            total[layer] = total[layer] + scaled if layer in total else scaled
+    return total
 
 
 @dataclass
@@ -59,10 +75,10 @@ def deltas(lora: LoraTensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
             raise UserError(f"{lora.path} changes {target} twice (the second time as {key[:120]!r}): give one of them.")
         layer.parts[part] = tensor
     if unknown or not layers:
-        told = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         raise UserError(
             f"{lora.path} is no LoRA for this model: "
-            + (f"its keys {told} fit no layer. " if unknown else "it holds no layer. ")
+            + (f"its keys {names} fit no layer. " if unknown else "it holds no layer. ")
             + "Give one of ConsistI2V's U-Net or text encoder, in the layout of diffusers or kohya."
         )
     settings = _peft_settings(lora)

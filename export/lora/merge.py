@@ -33,7 +33,7 @@ from ..new_bundle import new_bundle_folder
 from ..precision.scaled_names import SCALED
 from ..weight_map import FORMS, MappedWeight, read_weight_map
 from .files import LoraRequest, LoraTensors, read_lora_file
-from .layouts import deltas
+from .layouts import total_deltas
 
 Changes = dict[str, dict[str, NDArray[np.float32]]]
 """Stage -> initialiser -> what it holds from now on."""
@@ -75,7 +75,9 @@ def merge_into_bundle(
         raise UserError(f"{output} is the bundle whose weights are read: give the new bundle another folder.")
     mapped = read_weight_map(bundle)
     files = [read_lora_file(request.path) for request in requests]
-    changes = _changes(bundle, mapped, _sum(files, requests, mapped), on_notice)
+    shapes = {layer: weight.shape for layer, weight in mapped.items()}
+    added = total_deltas(zip(files, (request.scale for request in requests), strict=True), shapes)
+    changes = _changes(bundle, mapped, added, on_notice)
     with new_bundle_folder(output, force, on_notice) as folder:
         # What was built and is lost is no loss of the weights: it is left out.
         manifest = without_files(bundle.manifest, bundle.lost_files())
@@ -145,19 +147,6 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(folder for folder in parent.iterdir() if (folder / MANIFEST_NAME).is_file())
 
 
-def _sum(
-    files: Sequence[LoraTensors], requests: Sequence[LoraRequest], mapped: Mapping[str, MappedWeight]
-) -> dict[str, NDArray[np.float64]]:
-    """What is added to each weight of the checkpoint."""
-    shapes = {layer: weight.shape for layer, weight in mapped.items()}
-    total: dict[str, NDArray[np.float64]] = {}
-    for file, request in zip(files, requests, strict=True):
-        for layer, delta in deltas(file, shapes).items():
-            scaled = request.scale * delta
-            total[layer] = total[layer] + scaled if layer in total else scaled
-    return total
-
-
 def _changes(
     bundle: Bundle,
     mapped: Mapping[str, MappedWeight],
@@ -176,7 +165,7 @@ def _changes(
     changes: Changes = {}
     for stage in bundle.manifest.stages:
         graph = bundle.graph(bundle.manifest.stages[stage])
-        tensors = {tensor.name: tensor for tensor in graph.facts.external}
+        tensors = {tensor.name: tensor for tensor in graph.metadata.external}
         contents: dict[str, Any] | None = None
         for layer, delta in added.items():
             for place in mapped[layer].places:
@@ -197,7 +186,7 @@ def _changes(
 
 def _write_stage(bundle: Bundle, graph: StageSpec, values: Mapping[str, NDArray[Any]], folder: Path) -> None:
     """Put initialisers into the copy of a graph's file of weights."""
-    for tensor in bundle.graph(graph).facts.external:
+    for tensor in bundle.graph(graph).metadata.external:
         if tensor.name in values:
             with (folder / Path(graph.file).parent / tensor.location).open("r+b") as file:
                 file.seek(tensor.offset)
@@ -216,7 +205,7 @@ def _write_variant(
     if precision in _EIGHT_BITS:
         return "whose 8-bit scales were chosen for the weights without LoRA"
     source, original = bundle.graph(graph), bundle.graph(bundle.manifest.stages[stage])
-    tensors, plain = ({tensor.name: tensor for tensor in one.facts.external} for one in (source, original))
+    tensors, plain = ({tensor.name: tensor for tensor in one.metadata.external} for one in (source, original))
     contents, originals = source.weights(), original.weights()
     rounded: dict[str, NDArray[Any]] = {}
     found = set()
@@ -266,4 +255,6 @@ def _with_fitting_engines(manifest: Manifest, on_notice: Callable[[str], None]) 
             f"not taken over: the engines of {stages} for {target}, which hold the weights without LoRA; make them "
             f"again with 'consisti2v build BUNDLE --target {target}' (with --strip they take new weights as they are)"
         )
-    return without_files(manifest, {engine.file for engine in lost} | {engine.facts for engine in lost if engine.facts})
+    return without_files(
+        manifest, {engine.file for engine in lost} | {engine.metadata for engine in lost if engine.metadata}
+    )

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from consisti2v_rt.export.engines.libraries import find_flavour
+from consisti2v_rt.export.engines.libraries import find_engine_backend
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.rewrites import rewrite
 from consisti2v_rt.export.engines.shapes import EngineShapes
@@ -119,7 +119,7 @@ def test_an_attention_of_another_form_stays_as_it_is(unet):
 
 def plan_facts(library: Any, path: Path, inputs: Any, outputs: Any) -> dict[str, Any]:
     request = PlanRequest(
-        "unet", path, EngineShapes(inputs, outputs, ()), find_flavour("tensorrt-rtx"), TARGETS["sm89"]
+        "unet", path, EngineShapes(inputs, outputs, ()), find_engine_backend("tensorrt-rtx"), TARGETS["sm89"]
     )
     return build_plan(library, request, path.with_suffix(".plan"), lambda *at: None)
 
@@ -164,8 +164,8 @@ def test_what_does_not_build_is_built_as_the_bundle_has_it(tmp_path, monkeypatch
         return graph.SerializeToString(), frozenset()
 
     monkeypatch.setattr("consisti2v_rt.export.engines.rewrites.rewrite", broken)
-    facts = plan_facts(library, tmp_path / "g.onnx", *specs)
-    assert facts["attentions"]["fused"] == ["attention"] and facts["contents"]["kernels"]["attention"] == 1
+    metadata = plan_facts(library, tmp_path / "g.onnx", *specs)
+    assert metadata["attentions"]["fused"] == ["attention"] and metadata["contents"]["kernels"]["attention"] == 1
 
 
 @pytest.mark.slow
@@ -188,9 +188,9 @@ def test_the_plan_of_a_unet_of_real_widths(tmp_path):
     _, types = convert(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", RECIPES["fp16"], {})
     inputs = tuple(TensorSpec(name, types[name], tuple(tensor.shape)) for name, tensor in stage.inputs.items())
     outputs = (TensorSpec("noise_pred", types["noise_pred"], inputs[0].shape),)
-    facts = plan_facts(library, tmp_path / "fp16.onnx", inputs, outputs)
-    contents, fused = facts["contents"], len(facts["attentions"]["fused"])
-    assert not facts["attentions"]["decomposed"] and contents["score_accumulation"] == {"fp32": fused}
+    metadata = plan_facts(library, tmp_path / "fp16.onnx", inputs, outputs)
+    contents, fused = metadata["contents"], len(metadata["attentions"]["fused"])
+    assert not metadata["attentions"]["decomposed"] and contents["score_accumulation"] == {"fp32": fused}
     assert contents["kernels"]["attention"] == fused == 26
     assert sum(contents["kernels"].values()) <= 435
     assert sum(contents["bytes"].values()) <= 16.9e9
