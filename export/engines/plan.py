@@ -68,23 +68,15 @@ def build_plan(
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
-<<<<<<< 1a6e7f010d3d8bf43f1212653bf0e4f1d8b87d12
     forms = _rewritten(library, request, source, parsed)
-    if forms:
-        del parsed  # its weights need not be held twice
-        tried = (_build_form(library, request, source, form, on_progress) for form in forms)
-        built = next((one for one in tried if one is not None), None)
-        built = built or _build(_Network(library, request, source), on_progress)
-=======
-    model, fused = _spelled_out(library, source, parsed)
     if request.accumulate == "fp32":
         from .accumulate import accumulate_in_float32  # loads onnx, as spelled.py does
 
-        source, model = source.with_model(accumulate_in_float32(source.model)), accumulate_in_float32(model)
-    if fused:
+        source = source.with_model(accumulate_in_float32(source.model))
+        forms = [replace(form, model=accumulate_in_float32(form.model)) for form in forms]
+    if forms:
         del parsed  # its weights need not be held twice
-        built = _build_spelled_out(library, request, source, source.with_model(model), fused, on_progress)
->>>>>>> f69a266efb20af1dc242ff711daaec13c570b938
+        built = _build_forms(library, request, source, forms, on_progress)
     else:
         built = _build(parsed if request.accumulate == "auto" else _Network(library, request, source), on_progress)
     data = built.data
@@ -133,7 +125,7 @@ class _Form:
 
 def _rewritten(library: Any, request: PlanRequest, source: GraphSource, parsed: _Network) -> list[_Form]:
     """Graphs to build in place of the bundle's, the best first: rewritten and with attentions spelled out, whose scores
-    accumulate in float32; then rewritten alone.
+    accumulate in float32; rewritten alone; the bundle's own. None: there is nothing to rewrite.
     """
     fused, types = parsed.attentions["fused"], parsed.attentions["types"]
     if not fused or not hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX has it
@@ -143,54 +135,43 @@ def _rewritten(library: Any, request: PlanRequest, source: GraphSource, parsed: 
 
     # An engine without weights is filled from the bundle's graph: its constants stay as that has them.
     model, joined = (source.model, frozenset[str]()) if request.stripped else rewrite(source.model)
-    fused = [name for name in fused if name not in joined]
+    kept = [name for name in fused if name not in joined]
     spelled, count = spell_out(model, types)
-    forms = [_Form(spelled, fused, spelled_out=True)] if count else []
-    return forms if model is source.model else [*forms, _Form(model, fused, spelled_out=False)]
+    forms = [_Form(spelled, kept, spelled_out=True)] if count else []
+    if model is not source.model:
+        forms.append(_Form(model, kept, spelled_out=False))
+    return [*forms, _Form(source.model, fused, spelled_out=False)] if forms else []
 
 
-def _build_form(
+def _build_forms(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
-<<<<<<< 1a6e7f010d3d8bf43f1212653bf0e4f1d8b87d12
-    form: _Form,
-    on_progress: Callable[[str, int, int], None],
-) -> _Built | None:
-    """Build a form; None where not each of its attentions is one kernel in it."""
-    try:
-        built = _build(_Network(library, request, source.with_model(form.model)), on_progress)
-    except UserError as error:
-        _log.info("stage %s is built in another form: %s", request.stage, error)
-        return None
-    if form.spelled_out:
-        kernels = max(len(request.shapes.profiles), 1) * len(form.fused)
-        if built.messages.contents.attentions != kernels:
-            _log.info("stage %s is built in another form: not every attention fuses spelled out", request.stage)
-            return None
-    return replace(built, attentions={**built.attentions, "fused": form.fused})
-=======
-    spelled: GraphSource,
-    fused: list[str],
+    forms: list[_Form],
     on_progress: Callable[[str, int, int], None],
 ) -> _Built:
-    """Build the graph whose attentions are spelled out; `source`, the one with operators, where not all of `fused` are
-    one kernel in it. For float32 accumulators only where the operators make more of them one kernel: those that they
-    do not have products that choose for themselves.
+    """Build the first form that builds, and has one kernel for each of its attentions. For float32 accumulators one of
+    which some do not fuse, unless another has more of them in one kernel: what an operator is taken apart to has
+    products that choose for themselves.
     """
-    try:
-        built = _build(_Network(library, request, spelled), on_progress)
-    except UserError as error:
-        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
-        return _build(_Network(library, request, source), on_progress)
-    attentions = built.messages.contents.attentions
-    if attentions != max(len(request.shapes.profiles), 1) * len(fused):
-        plain = _build(_Network(library, request, source), on_progress)
-        if request.accumulate == "auto" or plain.messages.contents.attentions > attentions:
-            _log.info("stage %s is built with the Attention operator: some do not fuse spelled out", request.stage)
-            return plain
-    return replace(built, attentions={**built.attentions, "fused": fused})
->>>>>>> f69a266efb20af1dc242ff711daaec13c570b938
+    partial: _Built | None = None
+    for form in forms:
+        try:
+            built = _build(_Network(library, request, source.with_model(form.model)), on_progress)
+        except UserError as error:
+            if form is forms[-1] and partial is None:
+                raise
+            _log.info("stage %s is built in another form: %s", request.stage, error)
+            continue
+        built = replace(built, attentions={**built.attentions, "fused": form.fused})
+        kernels = built.messages.contents.attentions
+        if form.spelled_out and kernels != max(len(request.shapes.profiles), 1) * len(form.fused):
+            _log.info("stage %s is built in another form: some attentions do not fuse spelled out", request.stage)
+            partial = built if request.accumulate == "fp32" else None
+        else:
+            return built if partial is None or kernels > partial.messages.contents.attentions else partial
+    assert partial is not None  # the last form is not spelled out
+    return partial
 
 
 @dataclass(frozen=True)
