@@ -72,7 +72,7 @@ def test_the_demo_of_the_package_in_half_precision(fp16_demo: Path, tmp_path: Pa
         "conditioning": 0,
         "vae_encoder": 1,
         "vae_decoder": 1,
-        "unet": 30,
+        "unet": 23,
     }
     assert all("head size" in entry["reason"] for entry in metadata["text_encoder"]["attentions"]["decomposed"])
     (unet,) = (engine for engine in engines if engine.stage == "unet")
