@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..runtime.bundle.bundle import Bundle, hash_files
-from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest, StageSpec
+from ..runtime.bundle.manifest import Manifest, StageSpec
 from ..runtime.bundle.stage_graphs import graph_files
+from ..runtime.bundle.typed_json import MANIFEST_NAME
 from ..runtime.files.guarded_read import MANIFEST, read_text
 from .bundle_lock import building, partial_path
 

@@ -17,7 +17,9 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, check_inner_path
+from consisti2v_rt.runtime.bundle.inner_path import check_inner_path
+from consisti2v_rt.runtime.bundle.manifest import Manifest
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.text import PromptTokenizer
 

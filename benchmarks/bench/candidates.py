@@ -19,9 +19,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from ...errors import UserError
 from ...kernels.guidance import BRANCHES
-from ...runtime.backends import BACKENDS, PRECISIONS, Availability, Backend, choose
+from ...runtime.backends import BACKENDS, Backend, choose
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest import PRECISIONS, Manifest
+from ...runtime.bundle.stage_graphs import Availability
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import make_console
 from ...runtime.commands.progress import leading_columns

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ...errors import UserError
 from ...locations import ROOT
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.bundle.typed_json import MANIFEST_NAME
 from ...runtime.install import install_hint
 
 _PACKAGE = "consisti2v-rt"

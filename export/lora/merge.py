@@ -18,7 +18,6 @@ from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle, hash_files
 from ...runtime.bundle.home import named_bundles
 from ...runtime.bundle.manifest import (
-    MANIFEST_NAME,
     LoraFileSpec,
     LoraSpec,
     Manifest,
@@ -27,6 +26,7 @@ from ...runtime.bundle.manifest import (
     graphs_sha256,
 )
 from ...runtime.bundle.stage_graphs import graph_files
+from ...runtime.bundle.typed_json import MANIFEST_NAME
 from ...runtime.files.guarded_read import MANIFEST, read_text
 from ..bundle_parts import without_files
 from ..new_bundle import new_bundle_folder

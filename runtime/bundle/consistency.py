@@ -13,8 +13,9 @@ from ...errors import UserError
 from ...kernels.ddim import SchedulerConfig
 from ..request.option_table import MAX_SIDE
 from .graph_source import GraphSource
-from .manifest import MANIFEST_NAME, Manifest, ModelSpec, StageSpec, TensorSpec
+from .manifest import Manifest, ModelSpec, StageSpec, TensorSpec
 from .onnx_walker import GraphTensor
+from .typed_json import MANIFEST_NAME
 
 # What a generation gives each stage, and takes from it.
 _NEEDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

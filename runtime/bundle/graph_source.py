@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..files.opened_file import Bytes, FileError, OpenedFile
-from .manifest import check_inner_path
+from .inner_path import check_inner_path
 from .onnx_walker import MAX_BYTES, GraphMetadata, read_metadata
 
 

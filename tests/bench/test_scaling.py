@@ -18,7 +18,7 @@ from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.tables import split_name
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
 

@@ -27,7 +27,8 @@ from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import CALL_KERNELS
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, graph_sha256
+from consisti2v_rt.runtime.bundle.manifest import Manifest, graph_sha256
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 from consisti2v_rt.runtime.install import install_hint
 

@@ -14,7 +14,8 @@ import pytest
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.engines.compare import compare_engines
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from consisti2v_rt.runtime.bundle.manifest import Manifest
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.gpu.cards import engine_backend_for
 from consisti2v_rt.runtime.gpu.device import probe
 from consisti2v_rt.runtime.gpu.entry import load_engine

@@ -22,8 +22,9 @@ from consisti2v_rt.benchmarks.device.__main__ import WORK_BUNDLE
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, EngineSpec
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.gpu.cards import is_data_centre
 from consisti2v_rt.runtime.gpu.device import open_gpu, probe
 from consisti2v_rt.runtime.gpu.executor import GpuExecutor
