@@ -232,7 +232,7 @@ def test_every_worker_goes_over_and_a_replaced_bundle_is_read_again(
         assert digests() == {own}
         # Another bundle under the same name: the LoRA is merged into its weights too.
         set_lora(client, lora_nickname="style")
-        change_weight(served, "unet", "conv_in.weight", 1.5)
+        change_weight(served, "vae_encoder", "vae.encoder.conv_in.weight", 1.5)
         answer = client.post("/v1/models/served/reload").json()
         assert answer["active"]["transformer"][0]["nickname"] == "style" and digests() == {answer["weights"]} != {
             styled
