@@ -128,8 +128,8 @@ class OnnxCpuSession:
             # would wait for them.
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
             options.add_session_config_entry("session.disable_prepacking", "1")
-            # It would keep weights that a graph casts or scales as constants of their own.
-            disabled.append("ConstantFolding")
+            # They would keep weights that a graph casts or scales as constants of their own.
+            disabled += ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
         try:
             self._session = make_session(
                 source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

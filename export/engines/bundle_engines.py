@@ -20,7 +20,7 @@ from ...runtime.install import install_hint
 from ..bundle_lock import building, partial_path
 from ..bundle_parts import drop_lost, replace_parts
 from ..events import Events
-from ..precision.recipe import VariantOptions, recorded, variant_is_current
+from ..precision.recipe import VariantOptions, float16_accumulators, recorded, variant_is_current, variant_rules
 from .job import Job, settle
 from .kernels import write_cubins
 from .libraries import load_library
@@ -42,6 +42,7 @@ def build_engines(
     dynamic: Sequence[str] = (),
     batches: Sequence[int] = (),
     stripped: bool = False,
+    accumulate: str = "auto",
     variant: VariantOptions | None = None,
     events: Events = _NOBODY,
 ) -> tuple[EngineSpec, ...]:
@@ -62,6 +63,8 @@ def build_engines(
         batches: rows of guidance that the U-Net's engine is built for, of 1, 2 and 3; none: all. A single one makes a
             smaller plan of fixed sizes, in which other batches run in turns or with rows to spare.
         stripped: without weights, which are then read from the ONNX when the engine is loaded (needs a driver).
+        accumulate: what float16 products accumulate in: auto leaves it to the library and the card, fp32 is exact and,
+            on GeForce cards, half as fast where the library would have taken float16.
         variant: calibration, allowed loss and check of the graphs in another precision; None: as they are, or plain.
         events: callbacks for progress and results; `engine` is called for new engines only.
 
@@ -72,7 +75,7 @@ def build_engines(
         UserError: anything unknown, missing or impossible, or a graph that does not build for the target. Nothing is
             left then.
     """
-    job = settle(bundle, target, flavour, precision, stages, dynamic, stripped, batches)
+    job = settle(bundle, target, flavour, precision, stages, dynamic, stripped, batches, accumulate)
     if precision == "fp32" and variant is not None:
         raise UserError(
             "float32 graphs are the bundle's own, and nothing is made or checked: calibration, largest loss and quick "
@@ -90,7 +93,7 @@ def build_engines(
                 _write_graphs(job, options, events)
             # As another build may have left it.
             opened = Bundle.open(bundle, verify=False)
-            _build(replace(job, bundle=drop_lost(opened, opened.lost_files(), events.notice)), events)
+            _build(replace(job, bundle=drop_lost(opened, opened.lost_files(), events.notice)), options, events)
             job = replace(job, bundle=Bundle.open(bundle, verify=False))
     held = {engine.file: engine for engine in job.bundle.manifest.engines}
     return tuple(held[f"{job.folder}/{stage}.plan"] for stage in job.stages)
@@ -115,31 +118,32 @@ def _write_graphs(job: Job, options: VariantOptions, events: Events) -> None:
 
     write_variant(job.bundle.path, job.precision, job.stages, options, replace(events, variant=on_variant))
     bundle = Bundle.open(job.bundle.path, verify=False)
-    old: dict[tuple[str, str, bool], list[str]] = {}
+    old: dict[tuple[str, str, bool, str], list[str]] = {}
     for engine in bundle.manifest.engines:
         # Those in this job's own folder are about to be replaced.
         others = engine.precision == job.precision and not engine.file.startswith(f"{job.folder}/")
         if others and engine.stage in written and staleness(engine, bundle.manifest) is not None:
-            old.setdefault((engine.target, engine.flavour, engine.stripped), []).append(engine.stage)
+            old.setdefault((engine.target, engine.flavour, engine.stripped, engine.accumulate), []).append(engine.stage)
     if old:
         commands = [
             f"consisti2v build {bundle.path} --target {target} --flavour {flavour} --precision {job.precision} "
             f"--stages {','.join(names)}{' --strip' if stripped else ''}"
-            for (target, flavour, stripped), names in old.items()
+            f"{' --accumulate fp32' if accumulate == 'fp32' else ''}"
+            for (target, flavour, stripped, accumulate), names in old.items()
         ]
         events.notice(
-            f"engines for {', '.join(dict.fromkeys(target for target, _, _ in old))} were built from the old "
+            f"engines for {', '.join(dict.fromkeys(target for target, *_ in old))} were built from the old "
             f"{job.precision} graphs and are refused from now on; build them again: {'; '.join(commands)}"
         )
 
 
-def _build(job: Job, events: Events) -> None:
+def _build(job: Job, options: VariantOptions, events: Events) -> None:
     """Build outdated stages, and our kernels where they are not current, in a temporary folder; put them in place."""
     root = job.bundle.path.resolve()
     temporary = partial_path(root / "engines")
     try:
         (temporary / job.folder).mkdir(parents=True)
-        engines = tuple(_build_stage(job, stage, temporary, events) for stage in job.outdated_stages())
+        engines = tuple(_build_stage(job, stage, temporary, options, events) for stage in job.outdated_stages())
         kernels: tuple[KernelSpec, ...] = ()
         if not job.kernels_are_current():
             kernels = write_cubins(job.target, temporary, lambda name: events.phase(f"compiling {name}"))
@@ -160,7 +164,7 @@ def _build(job: Job, events: Events) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _build_stage(job: Job, stage: str, temporary: Path, events: Events) -> EngineSpec:
+def _build_stage(job: Job, stage: str, temporary: Path, options: VariantOptions, events: Events) -> EngineSpec:
     """Build one plan, its facts beside it: a plan itself tells nothing without a GPU."""
     events.phase(f"building {stage}")
     plan = temporary / job.folder / f"{stage}.plan"
@@ -173,18 +177,24 @@ def _build_stage(job: Job, stage: str, temporary: Path, events: Events) -> Engin
         "dynamic": job.dynamic,
         "batches": job.batches,
         "stripped": job.stripped,
+        "accumulate": job.accumulate,
         "plan": str(plan),
     }
     built = run_build(order, events.progress)
     if job.precision != "fp32":
         # Said as well: it is not for the builder to see.
-        record: dict[str, Any] = recorded(job.bundle, job.precision).get(stage, {"graph": {}})["graph"]
+        record: dict[str, Any] = recorded(job.bundle, job.precision).get(stage, {"graph": {}})
         reason = "spelled out in the graph, no fused kernel takes its head size"
-        spelled_out = [{"name": name, "reason": reason} for name in record.get("decomposed_attentions", ())]
+        spelled_out = [{"name": name, "reason": reason} for name in record["graph"].get("decomposed_attentions", ())]
         built["attentions"]["decomposed"] += spelled_out
+        limit = variant_rules(job.precision, job.stages, options).limit
+        lost = float16_accumulators(record, limit) if job.accumulate == "auto" else None
+        if lost is not None:
+            built["warnings"].append(f"stage {stage} {lost}: --accumulate fp32 keeps the limit on every card")
+            events.notice(built["warnings"][-1])
     engine, graph, files = job.engine(stage, built["version"]), job.graph(stage), job.bundle.manifest.files
     described = dataclasses.asdict(engine)
-    told = ("stage", "target", "compute_capabilities", "flavour", "precision", "stripped", "platform")
+    told = ("stage", "target", "compute_capabilities", "flavour", "precision", "stripped", "platform", "accumulate")
     size = sum(files[name].bytes for name in graph_files(graph) if name in files)
     facts: dict[str, Any] = {
         "facts_version": FACTS_VERSION,

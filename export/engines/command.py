@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,13 @@ def build(
             "image); all of them. One alone makes a smaller engine."
         ),
     ] = None,
+    accumulate: Annotated[
+        str,
+        typer.Option(
+            help="What float16 products accumulate in: auto (the library's and the card's choice) or fp32 (exact; on "
+            "GeForce cards half as fast)."
+        ),
+    ] = "auto",
     strip: Annotated[
         bool, typer.Option("--strip", help="No weights in the engines; they are read from the ONNX. Needs a GPU.")
     ] = False,
@@ -122,6 +130,7 @@ def build(
             dynamic=dynamic or (),
             batches=() if batches is None else _batches(batches),
             stripped=strip,
+            accumulate=accumulate,
             variant=variant,
             events=Events(on_phase, on_progress, on_variant, on_engine, lambda line: say(f"note: {line}")),
         )
@@ -175,6 +184,9 @@ def _variant_options(
 
 def _variant_line(report: StageVariant) -> str:
     line = f"{report.stage:<13} {report.precision} graph, relative L2 to float32 {report.relative_l2:.1e}"
+    if report.fp16_accumulators is not None:
+        summed = "overflows" if math.isinf(report.fp16_accumulators) else f"{report.fp16_accumulators:.1e}"
+        line += f" ({summed} where products accumulate in float16)"
     if report.quantised_activations:
         line += f", {report.quantised_activations} activations in 8 bits"
     if report.float32_sums:

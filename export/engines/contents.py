@@ -8,6 +8,7 @@ kernel reads an input twice, an upper bound where a cache keeps it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -40,12 +41,15 @@ _KINDS: tuple[tuple[str, str], ...] = (
 )
 """Kind -> what the name of such a kernel holds; the first that fits. Others only move data."""
 
-_TRAITS = re.compile(rb"Kernel_traits_v2_flash_attention<\s*fmha::Ampere_hmma_(fp\d+)_traits")
+_TRAITS = re.compile(
+    rb"Kernel_traits_v2_flash_attention<\s*fmha::Ampere_hmma_(fp\d+)_traits(?:,\s*fmha::Ampere_hmma_(fp\d+)_traits)?"
+)
 
-_PRODUCT = re.compile(rb"accumulation_type=(\d+)")
+_PRODUCT = re.compile(rb'fully_connected=\{[^\n]*? input=\{"([^"]*)"[^\n]*? accumulation_type=(\d+)')
+_TYPE = re.compile(rb'tensor=\{[^\n]*? name="([^"]*)"[^\n]* type=(\w+)')
 _ACCUMULATORS = {b"0": "auto", b"2": "fp32"}
 """As plans of version 1.7 number them, found by building: a plain product has 0, which leaves the choice to the card's
-kernels; one of float16 operands cast to float32 has 2.
+kernels; one of float16 operands cast to float32 has 2. One of float32 operands has 0 too, and accumulates in float32.
 """
 
 
@@ -85,21 +89,25 @@ def read_log(lines: Iterable[str]) -> Contents:
     return contents
 
 
-def read_accumulation(plan: bytes | memoryview) -> dict[str, int]:
-    """fp16, fp32 -> attentions of a plan whose product of queries and keys accumulates in it."""
-    found: dict[str, int] = {}
-    for match in _TRAITS.finditer(plan):
-        found[match[1].decode()] = found.get(match[1].decode(), 0) + 1
-    return found
+def read_accumulation(plan: bytes | memoryview) -> tuple[dict[str, int], dict[str, int]]:
+    """fp16, fp32 -> attention kernels of a plan whose product of queries and keys accumulates in it; and those whose
+    product of weights and values does.
+    """
+    traits = [match.groups() for match in _TRAITS.finditer(plan)]
+    scores, values = (Counter(pair[part].decode() for pair in traits if pair[part]) for part in (0, 1))
+    return dict(scores), dict(values)
 
 
 def read_product_accumulation(plan: bytes | memoryview) -> dict[str, int]:
     """auto, fp32 -> matrix products of a plan that are to accumulate in it; a number that is not known keeps its name,
     such as "type 1". Convolutions do not say.
     """
+    types = {match[1]: match[2] for match in _TYPE.finditer(plan)}
     found: dict[str, int] = {}
     for match in _PRODUCT.finditer(plan):
-        name = _ACCUMULATORS.get(match[1], f"type {match[1].decode()}")
+        name = _ACCUMULATORS.get(match[2], f"type {match[2].decode()}")
+        if name == "auto" and types.get(match[1]) == b"float":
+            name = "fp32"
         found[name] = found.get(name, 0) + 1
     return found
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.home import check_not_packaged
-from ...runtime.bundle.manifest import PRECISIONS, EngineSpec, StageSpec, graph_sha256
+from ...runtime.bundle.manifest import ACCUMULATORS, PRECISIONS, EngineSpec, StageSpec, graph_sha256
 from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.gpu.device import GpuStatus, probe
 from .kernels import kernel_specs
@@ -37,6 +37,7 @@ class Job:
     stripped: bool
     batches: tuple[int, ...] = ()
     """Guidance batches; none: all."""
+    accumulate: str = "auto"
 
     @property
     def folder(self) -> str:
@@ -76,6 +77,7 @@ class Job:
             facts=f"{self.folder}/{stage}.json",
             stripped=self.stripped,
             platform=("windows" if sys.platform == "win32" else "linux") if self.flavour.needs_gpu else "",
+            accumulate=self.accumulate,
         )
 
     def outdated_stages(self) -> tuple[str, ...]:
@@ -110,6 +112,7 @@ def settle(
     dynamic: Sequence[str],
     stripped: bool,
     batches: Sequence[int] = (),
+    accumulate: str = "auto",
 ) -> Job:
     """Check every argument of :func:`.bundle_engines.build_engines` before anything is computed.
 
@@ -121,6 +124,7 @@ def settle(
         raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
     found, chosen = find_target(target, gpu), find_flavour(flavour)
     check_precision(found, precision)
+    _check_accumulate(accumulate, precision, stripped)
     opened = Bundle.open(bundle, verify=False)
     check_not_packaged(opened.path)
     known = opened.manifest.stages
@@ -131,7 +135,21 @@ def settle(
     check_batches(batches, parse_ranges(dynamic, opened.manifest.model), opened.manifest.model)
     # First the machine: a library that is of no use here need not be installed.
     check_machine(chosen, found, gpu)
-    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped, tuple(batches))
+    return Job(opened, found, chosen, gpu, precision, wanted, tuple(dynamic), stripped, tuple(batches), accumulate)
+
+
+def _check_accumulate(accumulate: str, precision: str, stripped: bool) -> None:
+    if accumulate not in ACCUMULATORS:
+        raise UserError(f"--accumulate {accumulate[:40]!r} is unknown: choose {' or '.join(ACCUMULATORS)}.")
+    if accumulate == "fp32" and precision != "fp16":
+        raise UserError(
+            f"--accumulate fp32 is for products of float16, and precision {precision} was asked for: leave it out, or "
+            "choose --precision fp16."
+        )
+    if accumulate == "fp32" and stripped:
+        raise UserError(
+            "--accumulate fp32 changes how an engine holds its weights, which --strip fills in later: leave one out."
+        )
 
 
 def _installed_version(flavour: Flavour) -> str | None:

@@ -42,6 +42,8 @@ class PlanRequest:
     flavour: Flavour
     target: Target
     stripped: bool = False
+    accumulate: str = "auto"
+    """What float16 products accumulate in: auto or fp32."""
 
 
 def build_plan(
@@ -67,18 +69,28 @@ def build_plan(
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
     model, fused = _spelled_out(library, source, parsed)
+    if request.accumulate == "fp32":
+        from .accumulate import accumulate_in_float32  # loads onnx, as spelled.py does
+
+        source, model = source.with_model(accumulate_in_float32(source.model)), accumulate_in_float32(model)
     if fused:
         del parsed  # its weights need not be held twice
-        built = _build_spelled_out(library, request, source.with_model(model), fused, on_progress)
-        built = built or _build(_Network(library, request, source), on_progress)
+        built = _build_spelled_out(library, request, source, source.with_model(model), fused, on_progress)
     else:
-        built = _build(parsed, on_progress)
+        built = _build(parsed if request.accumulate == "auto" else _Network(library, request, source), on_progress)
     data = built.data
     path.write_bytes(memoryview(data))
-    messages, accumulation = built.messages, read_accumulation(data)
-    if accumulation.get("fp16"):
+    messages, scores, values = built.messages, *read_accumulation(data)
+    products = read_product_accumulation(data)
+    if scores.get("fp16"):
         messages.warnings.append(
-            f"{accumulation['fp16']} attention kernels accumulate the product of queries and keys in float16"
+            f"{scores['fp16']} attention kernels accumulate the product of queries and keys in float16"
+        )
+    others = sum(products.values()) - products.get("fp32", 0)
+    if request.accumulate == "fp32" and (others or values.get("fp16")):
+        messages.warnings.append(
+            f"{others} products and {values.get('fp16', 0)} attentions may accumulate in float16, though float32 was "
+            "asked for"
         )
     return {
         "version": library.__version__,
@@ -86,8 +98,9 @@ def build_plan(
         "attentions": built.attentions,
         "contents": {
             **messages.contents.as_record(),
-            "score_accumulation": accumulation,
-            "product_accumulation": read_product_accumulation(data),
+            "score_accumulation": scores,
+            "value_accumulation": values,
+            "product_accumulation": products,
         },
         "plan_bytes": data.nbytes,
         "weight_bytes": messages.weight_bytes,
@@ -115,18 +128,25 @@ def _build_spelled_out(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
+    spelled: GraphSource,
     fused: list[str],
     on_progress: Callable[[str, int, int], None],
-) -> _Built | None:
-    """Build a graph whose attentions are spelled out; None where not all of `fused` are one kernel in it."""
+) -> _Built:
+    """Build the graph whose attentions are spelled out; `source`, the one with operators, where not all of `fused` are
+    one kernel in it. For float32 accumulators only where the operators make more of them one kernel: those that they
+    do not have products that choose for themselves.
+    """
     try:
-        built = _build(_Network(library, request, source), on_progress)
+        built = _build(_Network(library, request, spelled), on_progress)
     except UserError as error:
         _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
-        return None
-    if built.messages.contents.attentions != max(len(request.shapes.profiles), 1) * len(fused):
-        _log.info("stage %s is built with the Attention operator: not every attention fuses spelled out", request.stage)
-        return None
+        return _build(_Network(library, request, source), on_progress)
+    attentions = built.messages.contents.attentions
+    if attentions != max(len(request.shapes.profiles), 1) * len(fused):
+        plain = _build(_Network(library, request, source), on_progress)
+        if request.accumulate == "auto" or plain.messages.contents.attentions > attentions:
+            _log.info("stage %s is built with the Attention operator: some do not fuse spelled out", request.stage)
+            return plain
     return replace(built, attentions={**built.attentions, "fused": fused})
 
 

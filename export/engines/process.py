@@ -93,7 +93,7 @@ def main(orders: TextIO, answers: TextIO) -> None:
         graph = job.graph(stage)
         # Hashed as it is read: a damaged graph would give a damaged engine.
         onnx = job.bundle.graph(graph, hashed=True)
-        request = PlanRequest(stage, onnx, job.shapes(graph), job.flavour, job.target, job.stripped)
+        request = PlanRequest(stage, onnx, job.shapes(graph), job.flavour, job.target, job.stripped, job.accumulate)
         answer("plan", build_plan(load_library(job.flavour), request, path, lambda *at: answer("progress", at)))
     except UserError as error:
         answer("refused", str(error))

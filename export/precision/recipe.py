@@ -23,6 +23,8 @@ RECIPE_VERSION = 1
 """Of the rules in this folder; variants written by other rules are written anew."""
 CALIBRATED_STAGE = "unet"
 """Nearly all of the work; the other stages run once and keep their activations in half precision."""
+ACCUMULATED = "fp16"
+"""The precision that is checked with float16 accumulators too: other types have none, or no limit."""
 LOSSES_FILE = "losses.json"
 
 
@@ -101,11 +103,24 @@ def variant_is_current(bundle: Bundle, precision: str, stages: Sequence[str], op
     return all(bundle.fault(name, hashed=True) is None for name in names if name in bundle.manifest.files)
 
 
+def float16_accumulators(present: dict[str, Any], limit: float | None) -> str | None:
+    """What products that accumulate in float16 cost a stage, in words without their end; None: it is within the limit,
+    or not known.
+    """
+    loss = present.get("fp16_accumulators")
+    if loss is None or limit is None or (loss["relative_l2"] is not None and loss["relative_l2"] <= limit):
+        return None
+    lost = "overflows" if loss["relative_l2"] is None else f"loses {loss['relative_l2']:.1e} relative L2"
+    return f"{lost} (allowed {limit:.0e}) where its products accumulate in float16"
+
+
 def is_current(present: dict[str, Any], manifest: Manifest, stage: str, rules: Recipe, options: VariantOptions) -> bool:
     """Whether what is recorded of a stage is what would be written."""
     source = present["source"]
     if {name: source[name] for name in ("recipe", "sha256")} != source_of(manifest, stage):
         return False
+    if rules.name == ACCUMULATED and "fp16_accumulators" not in present:
+        return False  # of a version that did not check it
     if (source.get("quick_check", False) and not options.quick_check) or (
         rules.limit is not None and max(loss["relative_l2"] for loss in present["losses"]) > rules.limit
     ):

@@ -3,7 +3,7 @@
 ONNX Runtime's CPU provider has next to no bfloat16 operators; float16 ones it runs in float32 wherever it lacks a
 kernel and then drops the casts between them, so that an overflow on a GPU would not show. The simulation takes the
 written weights and rounds what every operator gives: the numbers of a GPU that multiplies in half precision and
-accumulates in float32, infinities included.
+accumulates in float32, infinities included; on request those of one that accumulates in float16.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
+from .accumulation import sum_in_float16
 from .graph import FLOAT
 from .lowering import MOVEMENT
 
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
 
 
-def write_simulation(source: Path, target: Path, rounded: int) -> None:
+def write_simulation(source: Path, target: Path, rounded: int, *, float16_sums: bool = False) -> None:
     """Write the simulation of the graph at `source`, into the same folder: it reads the weights of `source`.
 
     Args:
         source: a strongly typed graph with its weights beside it.
         target: where to; inputs and outputs of the type `rounded` are float32 in it.
         rounded: ONNX element type of the half precision.
+        float16_sums: products add up in float16 (see :mod:`.accumulation`).
     """
     model = ir.load(source)
+    if float16_sums:
+        sum_in_float16(model)
     graph, half = model.graph, ir.DataType(rounded)
     nodes = list(graph)
     for weight in graph.initializers.values():
@@ -56,6 +61,8 @@ def write_simulation(source: Path, target: Path, rounded: int) -> None:
             if not value.is_graph_output():
                 # Its note is of another type by now.
                 value.type = value.shape = None
+    # The reader of graphs takes no functions.
+    passes.InlinePass()(model)
     ir.save(model, target)
 
 

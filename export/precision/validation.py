@@ -49,12 +49,20 @@ def run_cases(
 
 
 def run_variant(
-    path: Path, spec: StageSpec, recipe: Recipe, cases: Sequence[Case], on_run: Callable[[int], None]
+    path: Path,
+    spec: StageSpec,
+    recipe: Recipe,
+    cases: Sequence[Case],
+    on_run: Callable[[int], None],
+    *,
+    float16_sums: bool = False,
 ) -> list[dict[str, Array]]:
-    """Outputs of a variant as a GPU would round them (see :mod:`.simulation`), in float32."""
+    """Outputs of a variant as a GPU would round them (see :mod:`.simulation`), in float32; with `float16_sums` as one
+    would that accumulates products in float16.
+    """
     simulation = path.with_name(f"{path.stem}.simulation.onnx")
     try:
-        write_simulation(path, simulation, recipe.activations)
+        write_simulation(path, simulation, recipe.activations, float16_sums=float16_sums)
         return run_cases(simulation, _widened(spec), cases, on_run)
     finally:
         simulation.unlink(missing_ok=True)

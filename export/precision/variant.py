@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,7 @@ from .calibration import Calibration, calibrate
 from .cases import Cases
 from .conversion import ConversionFacts, convert, variant_spec
 from .recipe import (
+    ACCUMULATED,
     CALIBRATED_STAGE,
     LOSSES_FILE,
     Recipe,
@@ -54,6 +57,9 @@ class StageVariant:
     """Residual sums left in float32, because the stage strays too far with them in half precision."""
     float32_scores: int
     """Attentions whose scores are left in float32, because they or the sums are not finite in half precision."""
+    fp16_accumulators: float | None
+    """`relative_l2` where products accumulate in float16, on the case that loses most; infinite where it overflows;
+    None: another precision."""
 
 
 def write_variant(
@@ -66,10 +72,10 @@ def write_variant(
     """Write stages of a bundle in `precision` below ``variants/<precision>/`` and record them in its manifest.
 
     Every stage is run against its float32 graph at once, on three seeds and every batch size; the losses are kept in
-    ``variants/<precision>/losses.json``. An fp16 stage that is over its limit or not finite is written again with its
-    residual sums in float32. Weights are read and written one at a time; the peak of memory is ONNX Runtime running the
-    U-Net. Another build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest
-    first.
+    ``variants/<precision>/losses.json``, for fp16 also that of float16 accumulators, on the case that loses most. An
+    fp16 stage that is over its limit or not finite is written again with its residual sums in float32. Weights are read
+    and written one at a time; the peak of memory is ONNX Runtime running the U-Net. Another build into the bundle is
+    waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
         bundle: folder of a bundle with its float32 graphs.
@@ -127,8 +133,14 @@ def _write_stages(
                 written[stage], entries[stage] = _write_stage(opened, stage, rules, cases, path, options, events)
             record = entries[stage]
             loss, graph = max(loss["relative_l2"] for loss in record["losses"]), record["graph"]
-            counts = (graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores"))
-            events.variant(StageVariant(stage, precision, skipped, loss, *counts))
+            activations, sums, scores = (
+                graph.get(name, 0) for name in ("quantised_activations", "float32_sums", "float32_scores")
+            )
+            summed = record.get("fp16_accumulators")
+            summed_loss = (
+                None if summed is None else math.inf if summed["relative_l2"] is None else summed["relative_l2"]
+            )
+            events.variant(StageVariant(stage, precision, skipped, loss, activations, sums, scores, summed_loss))
         if not written:
             return
         text = json.dumps({"precision": precision, "stages": entries}, indent=2) + "\n"
@@ -194,8 +206,10 @@ def _write_stage(
     source, trials = bundle.graph(spec, hashed=True), list(islice(cases.of(stage), 1 if options.quick_check else None))
     expected: list[dict[str, Any]] = []
 
+    runs = 2 * len(trials) + (rules.name == ACCUMULATED)
+
     def on_run(number: int) -> None:
-        events.progress(f"run {number + 1} of {2 * len(trials)}", number, 2 * len(trials))
+        events.progress(f"run {number + 1} of {runs}", number, runs)
 
     def attempt(scales: Mapping[str, float], *, wide_sums: bool = False, wide_scores: bool = False) -> _Attempt:
         facts, types = convert(source, path, rules, scales, wide_sums=wide_sums, wide_scores=wide_scores)
@@ -225,6 +239,14 @@ def _write_stage(
         made = replace(made, spec=replace(made.spec, calibration=calibration.spec))
         record["source"] |= {"calibration": asdict(calibration.spec), "max_loss": options.max_loss}
     check_limit(stage, rules, made.losses)
+    if rules.name == ACCUMULATED:
+        most = max(range(len(trials)), key=lambda number: made.losses[number].relative_l2)
+        case, wanted = trials[most], expected[most]
+        got = run_variant(path, made.spec, rules, [case], lambda number: on_run(runs - 1), float16_sums=True)
+        record["fp16_accumulators"] = asdict(made.losses[most]) | {"relative_l2": None}
+        with suppress(NotFiniteError):
+            (summed,) = losses(stage, spec, rules, [case], [wanted], got)
+            record["fp16_accumulators"] = asdict(summed)
     record |= {
         "bytes": sum(file.stat().st_size for file in path.parent.iterdir()),
         "graph": asdict(made.facts),

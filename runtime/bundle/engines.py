@@ -132,6 +132,8 @@ def build_command(engine: EngineSpec, dims: Mapping[str, int] | None = None, inp
     """
     sizes = {str(size).partition("/")[0] for spec in inputs or engine.inputs for size in spec.shape}
     command = f"consisti2v build BUNDLE --target current --flavour {engine.flavour} --precision {engine.precision}"
+    if engine.accumulate != "auto":
+        command += f" --accumulate {engine.accumulate}"
     for name in ("height", "width", "rows"):
         if dims is not None and name in dims and sizes & {name, f"latent_{name}"}:
             command += f" --dynamic {name}={dims[name]}:{dims[name]}:{dims[name]}"

@@ -32,6 +32,8 @@ EXPERIMENTAL = ("int8", "fp8")
 """Until engines in these precisions are timed on a card."""
 DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
+ACCUMULATORS = ("auto", "fp32")
+"""What an engine's float16 products accumulate in: what the library takes, or float32."""
 DERIVED_FOLDERS = ("engines/", "variants/", "kernels/")
 """Where ``consisti2v build`` puts what it makes, and makes again."""
 TEXT_ATTENTIONS = ("full", "mean")
@@ -130,6 +132,8 @@ class EngineSpec:
     """Without weights: they are taken from the ONNX when it is loaded."""
     platform: Annotated[str, ("", "linux", "windows")] = ""
     """Operating system it runs on: linux or windows; empty: any (TensorRT for RTX)."""
+    accumulate: Annotated[str, ACCUMULATORS] = "auto"
+    """What its products were asked to accumulate in; the facts say what the plan has."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from consisti2v_rt.export.engines.contents import kind_of, read_accumulation, read_log, read_product_accumulation
-from consisti2v_rt.export.engines.libraries import find_flavour
-from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
-from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.spelled import spell_out
-from consisti2v_rt.export.engines.targets import TARGETS
-from consisti2v_rt.runtime.bundle.manifest import TensorSpec
 
 
 def line(name: str, layer_type: str, inputs: str, outputs: str) -> str:
@@ -63,43 +58,22 @@ def test_kinds(name, kind):
 
 
 def test_the_accumulator_of_the_scores():
-    def traits(first: str) -> bytes:
-        return f"Kernel_traits_v2_flash_attention<\n\tfmha::Ampere_hmma_{first}_traits,\n\tfmha::x>".encode()
+    def traits(*types: str) -> bytes:
+        listed = ",\n\t".join(f"fmha::Ampere_hmma_{name}_traits" for name in types)
+        return f"Kernel_traits_v2_flash_attention<\n\t{listed},\n\tfalse, // uses_bnsh_layout>".encode()
 
-    assert read_accumulation(b"\0" + traits("fp16") + b"\0" + traits("fp32") * 2) == {"fp16": 1, "fp32": 2}
-    assert read_accumulation(b"nothing") == {}
+    plan = b"\0" + traits("fp16", "fp16") + b"\0" + traits("fp32", "fp16") + traits("fp32", "fp32")
+    assert read_accumulation(plan) == ({"fp16": 1, "fp32": 2}, {"fp16": 2, "fp32": 1})
+    assert read_accumulation(b"nothing") == ({}, {})
 
 
 def test_the_accumulator_of_products():
-    entry = b'fully_connected={ name="a" ldd=0 accumulation_type=%d runtime_tactic=false }\0'
-    assert read_product_accumulation(b"\0".join(entry % kind for kind in (0, 2, 0, 1))) == {
-        "auto": 2,
-        "fp32": 1,
-        "type 1": 1,
-    }
-
-
-@pytest.mark.parametrize(("cast", "accumulator"), [(False, "auto"), (True, "fp32")])
-def test_a_product_accumulates_in_float32_where_its_operands_are_cast(tmp_path, cast, accumulator):
-    """Built by the library itself, so that what its numbers mean is held."""
-    library = pytest.importorskip("tensorrt_rtx")
-    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    if cast:
-        nodes = [helper.make_node("Cast", [name], [f"{name}_wide"], to=single) for name in "xw"]
-        nodes.append(helper.make_node("MatMul", ["x_wide", "w_wide"], ["y_wide"]))
-        nodes.append(helper.make_node("Cast", ["y_wide"], ["y"], to=half))
-    values = [helper.make_tensor_value_info(name, half, shape) for name, shape in (("x", [256, 64]), ("y", [256, 128]))]
-    weight = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float16)
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    onnx.save_model(model, str(tmp_path / "g.onnx"))
-    specs = (TensorSpec("x", "float16", (256, 64)),), (TensorSpec("y", "float16", (256, 128)),)
-    request = PlanRequest(
-        "unet", tmp_path / "g.onnx", EngineShapes(*specs, ()), find_flavour("tensorrt-rtx"), TARGETS["sm89"]
-    )
-    facts = build_plan(library, request, tmp_path / "g.plan", lambda *at: None)
-    assert facts["contents"]["product_accumulation"] == {accumulator: 1}
+    """Those of float32 operands, which store the same number, accumulate in float32."""
+    tensor = b'tensor={ base="" dims={ 4 } name="%s" offset=0 strides={ 1 } type=%s }'
+    entry = b'fully_connected={ name="a" output={"y" } input={"%s" "w" } ldd=0 accumulation_type=%d unbounded=false }'
+    plan = [tensor % (b"narrow", b"half"), tensor % (b"wide", b"float")]
+    plan += [entry % pair for pair in ((b"narrow", 0), (b"narrow", 2), (b"wide", 0), (b"narrow", 1))]
+    assert read_product_accumulation(b"\n".join(plan)) == {"auto": 1, "fp32": 2, "type 1": 1}
 
 
 def attention(**attributes: object) -> bytes:
