@@ -30,7 +30,7 @@ OPTIONAL_STAGES = ("unet_shallow",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 EXPERIMENTAL = ("int8", "fp8")
 """Until engines in these precisions are timed on a card."""
-DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
+DYNAMIC_SIZES = ("rows", "frames", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 ACCUMULATORS = ("auto", "fp32")
 """What an engine's float16 products accumulate in: what the library takes, or float32."""
