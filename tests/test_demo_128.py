@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ pytest.importorskip("transformers")
 pytest.importorskip("cv2")
 
 from consisti2v_rt.errors import UserError  # noqa: E402
+from consisti2v_rt.export.unet import VideoUNet  # noqa: E402
 from consisti2v_rt.models.demo_128.making import media, vae  # noqa: E402
 from consisti2v_rt.models.demo_128.making.data import clips, pictures  # noqa: E402
+from consisti2v_rt.models.demo_128.making.layer import TRUNK  # noqa: E402
+from consisti2v_rt.models.demo_128.making.levels import gain_and_pull, set_levels  # noqa: E402
 from consisti2v_rt.models.demo_128.making.make import kept  # noqa: E402
 from consisti2v_rt.models.demo_128.making.measures import agrees, compare, grid_energy, mean_motion  # noqa: E402
 from consisti2v_rt.models.demo_128.making.moves import MOVES, PAN_SPEED, photographed, places, view  # noqa: E402
 from consisti2v_rt.models.demo_128.making.prompts import MOVE_PHRASES  # noqa: E402
 from consisti2v_rt.models.demo_128.making.resample import fitted  # noqa: E402
 from consisti2v_rt.models.demo_128.making.text import END, targets  # noqa: E402
+from consisti2v_rt.models.demo_128.making.unet import CONFIG  # noqa: E402
 
 SIZE = vae.SIZE
 
@@ -171,3 +176,29 @@ def test_what_does_not_move_comes_back_as_it_is() -> None:
 
     torch.testing.assert_close(resampled(torch.zeros(4000)), values[:, 1], atol=1e-4, rtol=0)
     assert float((resampled(12 * blocks) - wanted).square().mean().sqrt()) < 0.02
+
+
+def test_channels_follow_timestep_and_stride() -> None:
+    """Even with weights in half precision: an error of GAIN leaves noise in the video, one of STRIDE changes speeds."""
+    with torch.no_grad():
+        unet = VideoUNet.from_config(CONFIG)
+        unet.frame_stride_embedding.linear_2.reset_parameters()
+        resnet: Any = unet.down_blocks[0].resnets[0]
+
+        def levels(timestep: int, stride: int) -> torch.Tensor:
+            strides = unet.frame_stride_embedding(torch.tensor([stride]))
+            embedding = torch.nn.functional.silu(unet.time_embedding(torch.tensor([timestep])) + strides)
+            out: torch.Tensor = resnet(torch.zeros(1, 128, 2, 2), embedding)
+            return out[0, :, 0, 0]
+
+        torch.nn.init.zeros_(resnet.conv1.weight)
+        set_levels(unet, resnet, [lambda: levels(500, 3)])
+        unet.half().float()
+        wanted = gain_and_pull()
+        most = wanted.amax(0)
+        for timestep, stride in ((0, 1), (1, 3), (20, 5), (300, 1), (501, 3), (981, 5)):
+            found = levels(timestep, stride)
+            gain, pull = 1 + found[TRUNK["gain"]] * (most[0] - 1), found[TRUNK["pull"]] * most[1]
+            assert float(gain) == pytest.approx(float(wanted[timestep, 0]), rel=3e-3)
+            assert float(pull) == pytest.approx(float(wanted[timestep, 1]), rel=3e-3, abs=2e-4)
+            assert float(found[TRUNK["stride"]]) == pytest.approx(stride / 5, rel=1.5e-3)

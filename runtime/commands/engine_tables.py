@@ -175,7 +175,7 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         shown = f"{kernels}, {size_text(moved)} of tensors" + (f", for {profiles} profiles" if profiles > 1 else "")
         rows.append(("kernels", shown))
         rows += [(kind, f"{n}, {size_text(contents['bytes'].get(kind, 0))}") for kind, n in contents["kernels"].items()]
-        for what in ("score", "product"):
+        for what in ("score", "value", "product"):
             held = contents.get(f"{what}_accumulation", {})
             found = ", ".join(f"{kind} in {count} kernels" for kind, count in held.items())
             rows.append((f"{what}s add up in", found or "not told"))

@@ -37,7 +37,7 @@ def test_the_runs_of_a_check_are_counted(tiny_bundle: Path, tmp_path: Path) -> N
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
     seen: list[Any] = []
     write_variant(bundle, "fp16", ["conditioning"], events=Events(progress=lambda *at: seen.append(at)))
-    assert seen == [(f"run {number} of 6", number - 1, 6) for number in range(1, 7)], "in float32 and rounded"
+    assert seen == [(f"run {number} of 7", number - 1, 7) for number in range(1, 8)], "and one with float16 sums"
 
 
 def test_a_build_tells_of_them(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,4 +48,4 @@ def test_a_build_tells_of_them(tiny_bundle: Path, tmp_path: Path, monkeypatch: p
     events = Events(progress=lambda *at: seen.append(at))
     bundle_engines.build_engines(bundle, "sm89", stages=["conditioning"], events=events)
     runs = [at for at in seen if at[0].startswith("run ")]
-    assert runs == [(f"run {number} of 6", number - 1, 6) for number in range(1, 7)] and len(seen) > 6
+    assert runs == [(f"run {number} of 7", number - 1, 7) for number in range(1, 8)] and len(seen) > 6

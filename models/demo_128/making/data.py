@@ -57,7 +57,7 @@ def pictures(photos: Photos, count: int, seed: int = 0) -> Tensor:
     return torch.stack(views)
 
 
-def clips(photos: Photos, number: int, count: int = 4, seed: int = 0) -> Clips:
+def clips(photos: Photos, number: int, count: int = 2, seed: int = 0) -> Clips:
     """A batch of camera moves at random places and strides; the moves take turns."""
     rng = np.random.default_rng([seed, 2, number])
     batch = []

@@ -68,7 +68,7 @@ REACH = GRID / 2
 _LONGEST = max(STRIDES) * (FRAMES - 1)
 PAN, ZOOM, TURN = PAN_SPEED * _LONGEST * GRID / REACH, ZOOM_SPEED * _LONGEST, TURN_SPEED * _LONGEST
 """Of the moved picture, as a standard deviation of latents: below this noise the noisy latents are the better guess."""
-CODE = ((4.0, 120.0, 20.0), (32.0, 50.0, 40.0))
+CODE = ((4.0, 240.0, 20.0), (32.0, 50.0, 40.0))
 """Periods in blocks of the codes of a place, and what a match adds to the attention's logit, along and across."""
 FRAME_LOGIT, FLAG_LOGIT = 24.0, 10.0
 """By which keys of other frames, and words beside a text's first and last token, fall behind."""

@@ -15,9 +15,6 @@ from .moves import STRIDES
 from .norms import Run, pass_on, silence
 from .vae import CHANNELS, GRID
 
-_UNCERTAINTY = 0.01
-"""Of the moved picture, as a standard deviation of latents: what noise is left at the end is below it."""
-
 
 def schedule() -> Tensor:
     """The published schedule's cumulative alphas, float32 [1000]."""
@@ -67,10 +64,11 @@ def set_trunk(unet: Any) -> None:
 
 
 def set_levels(unet: Any, resnet: Any, run: Run) -> None:
-    """Channels STRIDE ((stride - 3) / 2), GAIN (less 1) and PULL (gain x sqrt(abar)), the last two over their largest.
+    """Channels STRIDE (stride / 5), GAIN (less 1) and PULL (gain x sqrt(abar)), the last two over their largest.
 
     They are fitted to hidden units of the two embeddings that bend at chosen timesteps and strides, stand in the
-    embedding as pairs of opposite signs, and pass the resnet as such.
+    embedding as pairs of opposite signs, and pass the resnet as such. Bends lie closer and closer towards timestep 0,
+    where GAIN is steep; at small strides few units are open, so that half precision keeps the speed of slow moves.
     """
     abar = schedule()
     # By what an error does to the clean latents that it stands for; the noisiest timesteps magnify it most.
@@ -78,12 +76,11 @@ def set_levels(unet: Any, resnet: Any, run: Run) -> None:
     levels = gain_and_pull() - torch.tensor([1.0, 0.0])
     wanted = levels / levels.amax(0)
     importance = torch.stack([magnified * (1 - abar) * levels[:, 0].max(), magnified], 1) + 0.3
-    bends = 1000 * (torch.arange(32) / 31) ** 1.7
+    bends = 2 * 501 ** (torch.arange(48) / 47) - 2
     _fit_embedding(unet.time_embedding, torch.arange(len(abar)), bends, 1000.0, wanted, importance, [0, 1])
     strides = torch.tensor(STRIDES)
-    ones = torch.ones(len(STRIDES), 1)
-    wanted = (strides[:, None] - 3) / 2
-    _fit_embedding(unet.frame_stride_embedding, strides, torch.linspace(0, 8, 9), 8.0, wanted, ones, [2])
+    wanted = strides[:, None] / max(STRIDES)
+    _fit_embedding(unet.frame_stride_embedding, strides, torch.linspace(8, 0, 9), 8.0, wanted, 1 / wanted, [2])
     for layer in (resnet.time_emb_proj, resnet.conv1, resnet.conv2):
         silence(layer)
     for k, name in enumerate(("gain", "pull", "stride")):
@@ -95,11 +92,11 @@ def set_levels(unet: Any, resnet: Any, run: Run) -> None:
 
 
 def gain_and_pull() -> Tensor:
-    """By timestep, float [1000, 2]: noise per difference, sigma / (sigma^2 + abar u^2), for the difference of noisy
-    latents and sqrt(abar) times a guess with standard deviation u, its best linear estimate; and that times sqrt(abar).
+    """By timestep, float [1000, 2]: 1 / sigma, by which noise is the difference of noisy latents and sqrt(abar) times the
+    clean ones, and that times sqrt(abar).
     """
     abar = schedule()
-    gain = (1 - abar).sqrt() / (1 - abar + abar * _UNCERTAINTY**2)
+    gain = (1 - abar).rsqrt()
     return torch.stack([gain, gain * abar.sqrt()], 1)
 
 
@@ -112,7 +109,7 @@ def _fit_embedding(
         embedding: of timesteps or strides.
         values: [n], what is embedded.
         bends: values at which hidden units silu(steep (bend - value)) bend, in a wave that is nearly straight up to
-            `end`.
+            `end`; in falling order the units open the other way, silu(steep (value - bend)).
         wanted, importance: [n, pairs].
     """
     layer, frequencies = embedding.linear_1, torch.tensor(embedding.frequencies)

@@ -23,7 +23,7 @@ from .text import build_text_encoder, train_text_encoder
 from .unet import CONFIG, build_unet
 from .vae import build_vae
 
-_PICTURES, _BATCHES = 64, 12
+_PICTURES, _BATCHES = 64, 24
 
 
 def make(work: Path, output: Path, progress: Callable[[str], None]) -> None:

@@ -20,28 +20,26 @@ def set_motion(transformer: Any, run: Run) -> None:
     attention = layer.empty(layer.block.attn2)
     half = WIDTH // 2  # head 0 is turned by the rotary positions, head 1 is not
     frequencies = torch.as_tensor(attention.rotary_emb.freqs).double()
-    used = torch.nonzero(frequencies < 0.4).flatten()
+    slow = len(frequencies) - 1
     least, span = 0.04, 0.6
     number = torch.arange(FRAMES, dtype=torch.double)
     share = least + span * number / (FRAMES - 1)
     # The begin token's logit against the end's, as a sum of cosines and sines of the rotary angles. An even error of
     # the share is wanted: errors of the logit count by its slope.
-    angles = number[:, None] * frequencies[used]
+    angles = number[:, None] * frequencies[:slow]
     slope = (share * (1 - share))[:, None]
     design = torch.cat([angles.cos(), angles.sin()], 1) * slope
     wanted = (torch.log((1 - share) / share)[:, None] * slope)[:, 0]
-    gram = design.T @ design + 1e-8 * torch.eye(design.shape[1], dtype=torch.double)
+    gram = design.T @ design + 1e-7 * torch.eye(design.shape[1], dtype=torch.double)
     fit = torch.linalg.solve(gram, design.T @ wanted)
     scale = half**0.5
-    for k, pair in enumerate(used.tolist()):
-        layer.constant(attention.to_q.weight[2 * pair], scale)
-        attention.to_k.weight[2 * pair, BEGIN] = fit[k]
-        attention.to_k.weight[2 * pair + 1, BEGIN] = fit[len(used) + k]
+    for row in range(0, half + 1, 2):
+        layer.constant(attention.to_q.weight[row], scale)
+    attention.to_k.weight[0 : 2 * slow : 2, BEGIN] = fit[:slow].float()
+    attention.to_k.weight[1 : 2 * slow : 2, BEGIN] = fit[slow:].float()
     # All other tokens stand aside: begin and end both get a bonus, by the slowest pair.
-    slow = 2 * (len(frequencies) - 1)
-    layer.constant(attention.to_q.weight[half], scale)
-    attention.to_k.weight[[slow, half], END] = FLAG_LOGIT
-    attention.to_k.weight[slow, BEGIN] += FLAG_LOGIT
+    attention.to_k.weight[[2 * slow, half], END] = FLAG_LOGIT
+    attention.to_k.weight[2 * slow, BEGIN] = FLAG_LOGIT
     # Head 1 sees the end alone: (head 0 - 0.04 head 1) / 0.6 is 0 in frame 0 and 1 in the last.
     for k, channel in enumerate((0, 1, 2, 3, END)):
         for head, factor in ((0, 1 / span), (half, -least / span)):
@@ -49,7 +47,7 @@ def set_motion(transformer: Any, run: Run) -> None:
             attention.to_out[0].weight[layer.at["share", k], head + k] = factor
     layer.attended()
     for k in range(4):
-        layer.product(("share", k), {("stride", 0): 0.4}, ("motion", k), 1.0, 0.6)
+        layer.product(("share", k), {("stride", 0): 1.0}, ("motion", k), 1.0)
         layer.write(TRUNK["motion", k], "motion", k)
     layer.write(TRUNK["time"], "share", 4)
 
@@ -112,7 +110,7 @@ def set_code(transformer: Any, run: Run) -> None:
         layer.curves(("place", axis), 1.0, 0.5 / REACH, keys)
         offsets = [(head - 1.0, *kind) for head in range(HEADS) for kind in kinds]
         queries = {("query", 12 * axis + k): code(*offset) for k, offset in enumerate(offsets)}
-        layer.curves(("source", axis), 1.2, 0.4 / REACH, queries)
+        layer.curves(("source", axis), 9.5 / REACH, 0.25 / REACH, queries)
         for sign in (1.0, -1.0):
             layer.unit(1.0, {("source", axis): sign * 64}, -64 * reach, ("back", axis), -sign / 64)
         for name, length in (("key", 4), ("query", 12)):
