@@ -12,7 +12,7 @@ from ..runtime.bundle.home import DEMO
 from ..runtime.commands.console import make_console, note, plain
 from ..runtime.install import install_hint
 from ..runtime.request.option_table import check_threads, one_of
-from .options import GIB, MIB, ServerOptions, check_options, parse_keep
+from .options import GIB, MIB, ServerOptions, check_options, parse_keep, parse_loras
 
 _KEY_VARIABLE = "CONSISTI2V_API_KEY"
 
@@ -62,6 +62,10 @@ def serve(
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve other machines without a key.")] = False,
     allow_url: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that images may be fetched from; may be repeated.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="LoRA that clients may have merged, by its name; may be repeated."),
     ] = None,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Site whose pages may use the API; may be repeated.")
@@ -125,6 +129,7 @@ def serve(
         drain=drain,
         api_key=_key(api_key, api_key_file),
         allow_urls=tuple(allow_url or ()),
+        loras=parse_loras(lora or []),
         cors=tuple(cors or ()),
         **limits,
     )
@@ -135,6 +140,8 @@ def serve(
 
         if not port:
             raise UserError("--port 0 does not go with --ray: give the port that the cluster's proxies listen at.")
+        if lora:
+            raise UserError("--lora does not go with --ray: merge with 'consisti2v lora', and serve that bundle.")
 
         def ready(address: str) -> None:
             note(console, f"ready at {plain(address)}", "serve:", "bold green")

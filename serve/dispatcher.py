@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from ..errors import UserError
 from .events import Events, final_data
 from .job import Job
 from .keeper import Keeper
 from .logs import Log
+from .loras import Loras
 from .metrics import Metrics
 from .models import Model
 from .options import ServerOptions
@@ -20,12 +21,11 @@ from .pace import Pace
 from .refusals import QueueFullError, StoppingError
 from .store import PHOTO, JobStore
 from .worker_process import WorkerEndedError, WorkerProcess, order_of
+from .workers import Workers
 
 CANCEL_SECONDS = 10.0
 """A worker that has not stopped by then is killed."""
 _MOST_INTERRUPTIONS = 2
-_RESTART_PAUSES = (0.0, 1.0, 5.0, 30.0)
-"""Seconds before a worker that cannot be started is tried again."""
 _TIDY_SECONDS = 60.0
 
 
@@ -41,7 +41,7 @@ class Dispatcher:
         log: Log,
         workers: Sequence[Any] | None = None,
     ) -> None:
-        self.options, self.models, self.metrics = options, models, metrics
+        self.options, self.metrics = options, metrics
         self.events, self.store, self._log, self._pace = Events(), store, log, Pace()
         self._queue: deque[Job] = deque()
         self._running: dict[WorkerProcess, list[Job]] = {}
@@ -50,10 +50,10 @@ class Dispatcher:
         self._keeper = Keeper(store, options, log)
         self._arrived = asyncio.Event()
         self._is_stopping = False
-        folders = {name: str(model.folder) for name, model in models.items()}
-        self.workers = list(workers or (WorkerProcess(device, folders, options, log) for device in options.devices))
+        workers = workers or [WorkerProcess(device, options, log) for device in options.devices]
+        self._workers = Workers(dict(models), workers, metrics, log, self._arrived.set)
+        self.loras = Loras(options, store, self._workers, log)
         self._tasks: list[asyncio.Task[None]] = []
-        self._ready: asyncio.Future[None] | None = None
         metrics.queue_capacity.set(options.max_queue)
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -62,20 +62,22 @@ class Dispatcher:
         """Take up what an earlier server left, start the workers, and wait until all of them are warm.
 
         Raises:
-            UserError: a worker refused its bundles.
+            UserError: a worker refused its bundles, or LoRAs that were active cannot be merged any more.
         """
         self.store.remove_strays()
         for job in self.store.unfinished():
             self._recover(job)
         self._keeper.tidy(self.events.forget)
-        self._ready = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
+        await self.loras.restore()
+        ready = asyncio.create_task(self._workers.ready())
+        self._tasks = [asyncio.create_task(self._workers.keep(worker, self._work)) for worker in self._workers.all]
         self._tasks.append(asyncio.create_task(self._tidy_often()))
-        await self._ready
+        await ready
 
     async def stop(self) -> None:
         """Let running jobs end within the time for it; what is not done by then goes back to the queue."""
         self._is_stopping = True
+        self._workers.stop()
         self._arrived.set()
         waiting = [task for task in self._tasks[:-1] if not task.done()]
         if waiting and any(self._running.values()):
@@ -87,7 +89,7 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in self.workers:
+        for worker in self._workers.all:
             if worker.pid is not None:
                 await worker.close()
         for jobs in self._running.values():
@@ -120,8 +122,13 @@ class Dispatcher:
     # -- what the API asks -----------------------------------------------------------------------------------------
 
     @property
+    def models(self) -> dict[str, Model]:
+        """As jobs that start from now on get them."""
+        return self._workers.models
+
+    @property
     def is_ready(self) -> bool:
-        return not self._is_stopping and any(worker.is_ready for worker in self.workers)
+        return not self._is_stopping and any(worker.is_ready for worker in self._workers.all)
 
     def submit(self, job: Job, photo: bytes) -> Job:
         """Queue a job; a second request with the same key gets the first one's.
@@ -202,60 +209,35 @@ class Dispatcher:
             },
             "workers": [
                 {"device": w.device, "ready": w.is_ready, "models": w.titles, "memory_bytes": w.memory()}
-                for w in self.workers
+                for w in self._workers.all
             ],
         }
 
     def read_metrics(self) -> bytes:
         self._count()
-        for index, worker in enumerate(self.workers):
+        for index, worker in enumerate(self._workers.all):
             self.metrics.worker_memory.labels(str(index)).set(worker.memory())
         return self.metrics.text()
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    async def _serve(self, worker: WorkerProcess) -> None:
-        """One worker: started, given jobs, started again when it has ended."""
-        assert self._ready is not None
-        failures = 0
-        while not self._is_stopping:
-            if not worker.is_ready:
-                await asyncio.sleep(_RESTART_PAUSES[min(failures, len(_RESTART_PAUSES) - 1)])
-                try:
-                    self.metrics.worker_starts.inc()
-                    await worker.start()
-                    failures = 0
-                except UserError as error:
-                    if not self._ready.done():
-                        self._ready.set_exception(error)
-                        return
-                    failures += 1
-                    self._log.error("worker refused its bundles", device=worker.device, reason=str(error))
-                    continue
-                except WorkerEndedError as error:
-                    failures += 1
-                    if not self._ready.done():
-                        self._ready.set_exception(UserError(f"the worker cannot be started: {error}"))
-                        return
-                    continue
-                if all(one.is_ready for one in self.workers) and not self._ready.done():
-                    self._ready.set_result(None)
-            jobs = await self._next(worker)
-            if jobs:
-                await self._run(worker, jobs)
+    async def _work(self, worker: WorkerProcess) -> None:
+        jobs = await self._next(worker)
+        if jobs:
+            await self._run(worker, jobs)
 
     async def _next(self, worker: WorkerProcess) -> list[Job]:
-        """The oldest job and those that fit it; none when the server stops or the idle worker has ended."""
-        while not self._queue:
-            self._arrived.clear()
-            if self._is_stopping or not worker.is_running:
+        """The oldest job and those that fit it; none when the server stops, the idle worker has ended or is to go over
+        to other weights.
+        """
+        while True:
+            if self._is_stopping or not worker.is_running or self._workers.is_behind(worker):
                 return []
-            try:
+            if self._queue:
+                break
+            self._arrived.clear()
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 0.5)
-            except asyncio.TimeoutError:
-                continue
-        if self._is_stopping or not worker.is_running:
-            return []
         first = self._queue.popleft()
         jobs = [first]
         if self.options.max_batch > 1 and not first.alone:
@@ -270,6 +252,8 @@ class Dispatcher:
         for job in jobs:
             job.status, job.started, job.step, job.decoding = "in_progress", time.time(), 0, False
             job.runs += 1
+            job.weights = worker.digests[job.model]
+            job.loras = [use._asdict() for use in worker.models[job.model].loras]
             self._keeper.save(job)
             self.metrics.in_queue.observe(time.monotonic() - job.queued_since)
             self.events.add(job, "started", {"id": job.id, "steps": job.steps, "device": worker.titles.get(job.model)})
@@ -400,7 +384,7 @@ class Dispatcher:
             return own
         ahead = [one for jobs in self._running.values() for one in jobs]
         ahead += [one for one, _ in zip(self._queue, range(position), strict=False)]
-        return own + sum(self._pace.left(one) or 0.0 for one in ahead) / max(len(self.workers), 1)
+        return own + sum(self._pace.left(one) or 0.0 for one in ahead) / max(len(self._workers.all), 1)
 
     async def _tidy_often(self) -> None:
         tidied = time.monotonic()
@@ -410,6 +394,7 @@ class Dispatcher:
             if time.monotonic() - tidied >= _TIDY_SECONDS:
                 tidied = time.monotonic()
                 self._keeper.tidy(self.events.forget)
+                self.loras.tidy()
 
     def _count(self) -> None:
         self.metrics.queue_length.set(len(self._queue))

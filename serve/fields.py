@@ -76,7 +76,7 @@ def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], o
     Raises:
         UserError: a field that is not possible, or over a limit of this server.
     """
-    model = _model(given.pop("model", None), models)
+    model = find_model(given.pop("model", None), models)
     prompt = given.pop("prompt", "")
     for name, text in (("prompt", prompt), ("negative_prompt", given.get("negative_prompt", ""))):
         if not isinstance(text, str):
@@ -153,7 +153,8 @@ def _image(given: Mapping[str, Any]) -> bytes | ImageUrl:
     raise UserError(f"{name} {shown(value)} is no image: upload a file, or give a data URI.")
 
 
-def _model(name: Any, models: Mapping[str, Model]) -> Model:
+def find_model(name: Any, models: Mapping[str, Model]) -> Model:
+    """The model of this name; None: the first one. :class:`UserError` where there is none."""
     if name is None:
         return next(iter(models.values()))
     if not isinstance(name, str) or name not in models:

@@ -45,6 +45,10 @@ class Job:
     """A batch that it was part of failed: it runs by itself now."""
     error: dict[str, str] | None = None
     timings: dict[str, float] | None = None
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    """Names and strengths of those that its last run was made with."""
+    weights: str | None = None
+    """Digest of the bundle that its last run was made with."""
 
     step: int = 0
     """Steps done, those of all clips counted together."""
@@ -109,5 +113,7 @@ class Job:
             "error": self.error,
             "timings": self.timings,
             "notices": self.notices,
+            "loras": self.loras,
+            "weights": self.weights,
             "settings": self.settings,
         }

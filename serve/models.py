@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..kernels.ddim import SchedulerConfig
@@ -16,18 +16,32 @@ from ..runtime.request.request import check_request
 from ..runtime.request.settings import GenerationSettings, ResolvedSettings
 
 
+class LoraUse(NamedTuple):
+    """A LoRA as the operator named it, and its strength."""
+
+    name: str
+    strength: float
+
+
 @dataclass(frozen=True)
 class Model:
     """A bundle under the name that clients know it by."""
 
     name: str
+    bundle: str
+    """As the operator named it."""
     folder: Path
+    """Of its files; with LoRAs, of a bundle that the server made."""
+    digest: str
+    """Of the bundle in that folder."""
     manifest: Manifest
     scheduler: SchedulerConfig
     created: int
     """When its manifest was written, in seconds since 1970."""
     presets: Presets
     """What each preset stands for here; ``consisti2v tune`` stores a bundle's own."""
+    loras: tuple[LoraUse, ...] = ()
+    """What was merged into the bundle's weights, in this order."""
 
     @classmethod
     def open(cls, bundle: str) -> Model:
@@ -44,7 +58,7 @@ class Model:
         folder = opened.path.resolve()
         name = bundle if Path(bundle).name == bundle and not Path(bundle).is_dir() else folder.name
         created = int((folder / "bundle.json").stat().st_mtime)
-        return cls(name, folder, opened.manifest, scheduler, created, opened.presets)
+        return cls(name, bundle, folder, opened.digest, opened.manifest, scheduler, created, opened.presets)
 
     def resolve(
         self, prompt: str, settings: GenerationSettings, photo: bytes = b""
@@ -78,6 +92,8 @@ class Model:
             "camera_motions": recommended.camera_motions,
             "recommended": [name for name in PUBLISHED if getattr(recommended, name) is not None],
             "defaults": defaults,
+            "loras": [use._asdict() for use in self.loras],
+            "weights": self.digest,
             "presets": {name: dict(preset) for name, preset in self.presets.items()},
         }
 

@@ -26,7 +26,7 @@ from .app import make_app
 from .dispatcher import Dispatcher
 from .logs import Log
 from .metrics import Metrics
-from .models import open_models
+from .models import Model, open_models
 from .options import ServerOptions
 from .store import FRAMES, PHOTO, VIDEO, JobStore
 from .worker import Worker
@@ -91,6 +91,7 @@ class RayWorker:
 
     def __init__(self, handle: Any, log: Log) -> None:
         self.device, self.titles = "ray", dict[str, str]()
+        self.models, self.digests = dict[str, Model](), dict[str, str]()
         self._handle, self._log = handle, log
         self._order: dict[str, Any] = {}
         self._stream: Any = None
@@ -104,7 +105,7 @@ class RayWorker:
 
     is_ready = is_running
 
-    async def start(self) -> None:
+    async def start(self, models: dict[str, Model]) -> None:
         """Wait until a replica is warm.
 
         Raises:
@@ -112,8 +113,17 @@ class RayWorker:
         """
         try:
             self.titles = dict(await self._handle.describe.remote())
+            self.models, self.digests = models, {name: model.digest for name, model in models.items()}
         except Exception as error:  # classes of Ray's own
             raise WorkerEndedError("worker_died", f"no replica could be started ({first_line(error)}).") from None
+
+    async def load(self, model: Model) -> None:
+        """Replicas keep what they have loaded.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("on a Ray cluster the weights stay as they are: start the server again with other ones.")
 
     def send(self, message: dict[str, Any]) -> None:
         """Begin an order, or cancel the one that runs."""

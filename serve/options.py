@@ -12,6 +12,7 @@ from ..errors import UserError
 
 GIB = 2**30
 MIB = 2**20
+_LORA = re.compile(r"(?P<name>[\w.-]{1,64})=(?P<file>.+)", re.ASCII)
 _KEEP = re.compile(r"(?P<count>\d+(\.\d+)?)(?P<unit>h|GB)")
 
 
@@ -49,6 +50,8 @@ class ServerOptions:
     api_key: str | None = None
     allow_urls: tuple[str, ...] = ()
     """Hosts that images may be fetched from."""
+    loras: tuple[tuple[str, Path], ...] = ()
+    """LoRA files by the names that clients know them by."""
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may use the API."""
 
@@ -69,6 +72,26 @@ def parse_keep(texts: Sequence[str]) -> dict[str, float]:
             raise UserError("--keep names one limit twice: give hours once and gigabytes once.")
         limits[name] = float(match["count"]) * factor
     return limits
+
+
+def parse_loras(texts: Sequence[str]) -> tuple[tuple[str, Path], ...]:
+    """``style=style.safetensors`` as names and absolute paths.
+
+    Raises:
+        UserError: a text of another form, a name given twice, or no such file.
+    """
+    loras: dict[str, Path] = {}
+    for text in texts:
+        match = _LORA.fullmatch(text)
+        if match is None:
+            raise UserError(f"--lora {text!r} is not possible: give NAME=FILE, as style=style.safetensors.")
+        name, path = match["name"], Path(match["file"]).absolute()
+        if name in loras:
+            raise UserError(f"--lora names {name} twice: give each file a name of its own.")
+        if not path.is_file():
+            raise UserError(f'--lora {name}: "{path}" is no file: give a LoRA in safetensors.')
+        loras[name] = path
+    return tuple(loras.items())
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,9 +20,11 @@ from . import schema
 from .content import FORMATS, THUMBNAIL, file_of
 from .dispatcher import Dispatcher
 from .fetch import fetch_image
-from .fields import ImageUrl, make_job, read_fields, shown_options, shown_presets
+from .fields import ImageUrl, find_model, make_job, read_fields, shown_options, shown_presets
 from .gate import refusal
 from .job import Job
+from .loras import check_fields
+from .models import LoraUse
 from .options import MIB
 from .refusals import QueueFullError, StoppingError
 from .store import PHOTO
@@ -127,6 +129,33 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
         stream = dispatcher.events.follow(video_id, dispatcher.find, dispatcher.shown, last)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
+    @router.post("/v1/set_lora", tags=["weights"], summary="Have a model run with LoRAs", **schema.SET_LORA)
+    async def set_lora(request: Request) -> Response:
+        given, _ = await _fields(request)
+        uses = dispatcher.loras.read_uses(given)
+        return await _with_loras(_model(given), uses)
+
+    @router.post("/v1/unmerge_lora_weights", tags=["weights"], summary="Run without LoRAs", **schema.UNMERGE)
+    async def unmerge(request: Request) -> Response:
+        given = await _optional_fields(request, ("model", "target"))
+        return await _with_loras(_model(given), [])
+
+    @router.get("/v1/list_loras", tags=["weights"], summary="Known and active LoRAs", responses=schema.LORAS)
+    async def list_loras(model: str | None = None) -> Response:
+        return JSONResponse(dispatcher.loras.shown(_model({"model": model})))
+
+    @router.post("/v1/models/{name}/reload", tags=["weights"], summary="Read a replaced bundle", responses=schema.LORAS)
+    async def reload(name: str) -> Response:
+        await dispatcher.loras.reload(_model({"model": name}))
+        return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
+
+    async def _with_loras(name: str, uses: list[LoraUse]) -> Response:
+        await dispatcher.loras.set(name, uses)
+        return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
+
+    def _model(given: Mapping[str, Any]) -> str:
+        return find_model(given.get("model"), dispatcher.models).name
+
     @router.get("/v1/models", tags=["server"], summary="Models that are loaded")
     async def models() -> Response:
         entries = [
@@ -145,6 +174,7 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
                 "options": shown_options(),
                 "presets": shown_presets(),
                 "formats": list(FORMATS),
+                "loras": [name for name, _ in options.loras],
                 "previews": options.previews,
                 "limits": {
                     "upload_bytes": options.max_upload,
@@ -247,6 +277,13 @@ async def _fields(request: Request) -> tuple[Mapping[str, Any], bool]:
         else:
             fields[name] = value
     return fields, True
+
+
+async def _optional_fields(request: Request, known: Sequence[str]) -> Mapping[str, Any]:
+    """The fields of a body that may be left out."""
+    given = (await _fields(request))[0] if await request.body() else {}
+    check_fields(given, known)
+    return given
 
 
 def _most_text(request: Request) -> int:

@@ -30,6 +30,8 @@ _VIDEO_EXAMPLE: dict[str, Any] = {
     "error": None,
     "timings": None,
     "notices": [],
+    "loras": [{"name": "style", "strength": 0.8}],
+    "weights": "0" * 64,
     "settings": {"num_inference_steps": 50, "seed": 7},
 }
 _KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "choice": "string", "text": "string"}
@@ -114,6 +116,44 @@ def _error(description: str, code: str, message: str) -> dict[str, Any]:
     return _answer(description, "application/json", {"type": "object"}, example)
 
 
+def _lora_body(example: dict[str, Any], properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "target": {"type": "string", "enum": ["all"]},
+        "model": {"type": "string", "description": "A name of /v1/models; the first one where it is absent."},
+    }
+    schema = {"type": "object", "properties": properties | own, "required": required}
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": bool(required), "content": content}}
+
+
+def _one_or_several(kind: str, description: str) -> dict[str, Any]:
+    return {"oneOf": [{"type": kind}, {"type": "array", "items": {"type": kind}}], "description": description}
+
+
+_LORAS = {
+    "model": "consisti2v-256",
+    "loaded_adapters": [{"nickname": "style", "path": "style"}, {"nickname": "motion", "path": "motion"}],
+    "active": {"transformer": [{"nickname": "style", "path": "style", "merged": True, "strength": 0.8}]},
+    "weights": "0" * 64,
+}
+LORAS: dict[int | str, Any] = {
+    200: _answer("Names that the operator gave, and what is merged", "application/json", {"type": "object"}, _LORAS),
+    400: _error(
+        "Refused; the weights stay", "invalid_request", "LoRA 'styl' is unknown: the operator names the files."
+    ),
+}
+SET_LORA: dict[str, Any] = {
+    "responses": LORAS,
+    "openapi_extra": _lora_body(
+        {"lora_nickname": ["style", "motion"], "strength": [0.8, 1.0]},
+        {
+            "lora_nickname": _one_or_several("string", "Names of list_loras; merged in this order."),
+            "strength": _one_or_several("number", "1 where it is absent; one for all, or one for each."),
+        },
+        ["lora_nickname"],
+    ),
+}
+UNMERGE: dict[str, Any] = {"responses": LORAS, "openapi_extra": _lora_body({}, {}, [])}
 _BINARY = {"type": "string", "format": "binary"}
 _REFUSED: dict[int | str, Any] = {
     400: _error("Refused", "invalid_request", "fps 0 is not possible: give a number from 0.01 to 1000."),

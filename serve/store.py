@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ _COLUMNS = (
     "alone",
     "request_key",
 )
-_IN_BODY = ("model", "prompt", "settings", "frames", "notices", "error", "timings")
+_IN_BODY = ("model", "prompt", "settings", "frames", "notices", "error", "timings", "loras", "weights")
 PHOTO, VIDEO, FRAMES = "photo", "video.mp4", "frames.npy"
 """Files of a job's folder: the upload as it came, the video, and its frames, uint8 [frames, height, width, 3]."""
 
@@ -61,6 +61,7 @@ class JobStore:
                 "status TEXT NOT NULL, created REAL NOT NULL, started REAL, completed REAL, runs INTEGER NOT NULL, "
                 "interruptions INTEGER NOT NULL, alone INTEGER NOT NULL, request_key TEXT UNIQUE, body TEXT NOT NULL)"
             )
+            self._database.execute("CREATE TABLE IF NOT EXISTS loras (model TEXT PRIMARY KEY, active TEXT NOT NULL)")
             self._database.execute("CREATE INDEX IF NOT EXISTS by_status ON jobs (status, completed)")
             self._database.execute(f"PRAGMA user_version={_VERSION}")
         except (OSError, sqlite3.Error) as error:
@@ -96,6 +97,20 @@ class JobStore:
         """Forget a job and delete its files."""
         self._database.execute("DELETE FROM jobs WHERE id=?", (job_id,))
         shutil.rmtree(self._folders / job_id, ignore_errors=True)
+
+    def loras(self) -> dict[str, list[list[Any]]]:
+        """Model -> names and strengths of the LoRAs that it runs with."""
+        return {
+            model: json.loads(active) for model, active in self._database.execute("SELECT model, active FROM loras")
+        }
+
+    def set_loras(self, model: str, active: Sequence[Sequence[Any]]) -> None:
+        """Remember what a model runs with.
+
+        Raises:
+            sqlite3.Error: the disk is full.
+        """
+        self._database.execute("INSERT OR REPLACE INTO loras VALUES (?, ?)", (model, json.dumps(active)))
 
     def find(self, job_id: str) -> Job | None:
         return next(self._jobs("WHERE id=?", job_id), None)

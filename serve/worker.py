@@ -1,8 +1,8 @@
 """A child process that reads photos and makes videos: ``python -m consisti2v_rt.serve.worker``.
 
 It speaks JSON, one object a line. The first line that it reads says which bundles to load; it answers ``ready``. A line
-``run`` names jobs, which become the videos of one call; ``cancel`` ends that call. When its standard input ends, the
-server is gone, and it ends at once.
+``run`` names jobs, which become the videos of one call; ``cancel`` ends that call; ``load`` has a model go over to
+other weights. When its standard input ends, the server is gone, and it ends at once.
 """
 
 from __future__ import annotations
@@ -52,20 +52,49 @@ class Worker:
     def __init__(self, start: dict[str, Any], send: Send) -> None:
         self._send, self._models = send, dict[str, ImageToVideo]()
         self._previews: dict[str, Preview] = {}
-        self._max_photo_pixels = int(start["max_photo_pixels"])
+        self._max_photo_pixels, self._verify = int(start["max_photo_pixels"]), bool(start["verify"])
+        self._has_previews = bool(start["previews"])
         engine: dict[str, Any] = {name: start[name] for name in ("device", "precision", "threads", "verify")}
         devices: dict[str, str] = {}
         for name, folder in start["models"].items():
             started = time.perf_counter()
-            model = ImageToVideo.from_bundle(folder, **engine)
-            # Every stage runs once; of the steps one is enough, and guidance loads nothing more.
-            videos = model(ASSETS / "example.jpg", "", seed=0, num_inference_steps=1, autoregress_steps=1)
-            if start["previews"]:
-                self._previews[name] = Preview(videos.latents, videos.frames)
-            self._models[name] = model
-            devices[name] = f"{model.backend.backend.title}, {model.backend.precision}"
-            send({"say": "loaded", "model": name, "seconds": time.perf_counter() - started})
+            self._models[name] = ImageToVideo.from_bundle(folder, **engine)
+            self._warm(name, started)
+            devices[name] = self._device(name)
         send({"say": "ready", "devices": devices})
+
+    def load(self, order: dict[str, Any]) -> None:
+        """Go over to another bundle of a model, and say so; where that cannot be, the weights before are kept."""
+        name, started = order["model"], time.perf_counter()
+        model, device = self._models[name], self._device(order["model"])
+        former = model.bundle.path
+        try:
+            model.load_weights(order["folder"], verify=self._verify)
+            if self._device(name) != device:
+                raise UserError(
+                    f"the new weights would run on {self._device(name)}, not on {device}: the engines hold the weights "
+                    "before. Build those of the served bundle with --strip."
+                )
+            self._warm(name, started)
+        except (UserError, MemoryError) as error:
+            if model.bundle.path != former:
+                # Where this fails too the process ends, and another one loads what was before.
+                model.load_weights(former, verify=self._verify)
+            text = str(error) if isinstance(error, UserError) else "there is not enough memory for the new weights."
+            self._send({"say": "refused", "message": text})
+
+    def _warm(self, name: str, started: float) -> None:
+        """Run every stage once; of the steps one is enough, and guidance loads nothing more."""
+        model = self._models[name]
+        videos = model(ASSETS / "example.jpg", "", seed=0, num_inference_steps=1, autoregress_steps=1)
+        if self._has_previews:
+            self._previews[name] = Preview(videos.latents, videos.frames)
+        seconds = time.perf_counter() - started
+        self._send({"say": "loaded", "model": name, "digest": model.bundle.digest, "seconds": seconds})
+
+    def _device(self, name: str) -> str:
+        choice = self._models[name].backend
+        return f"{choice.backend.title}, {choice.precision}"
 
     def run(self, order: dict[str, Any], token: CancelToken) -> None:
         """Make the videos of an order, and say how it ended."""
@@ -186,6 +215,8 @@ def main() -> None:
             if order["do"] == "run":
                 token = CancelToken()
                 orders.put((order, token))
+            elif order["do"] == "load":
+                orders.put((order, token))
             elif order["do"] == "cancel":
                 token.cancel()
         os._exit(0)
@@ -197,7 +228,11 @@ def main() -> None:
         send({"say": "refused", "message": str(error)})
         sys.exit(2)
     while True:
-        worker.run(*orders.get())
+        order, token = orders.get()
+        if order["do"] == "load":
+            worker.load(order)
+        else:
+            worker.run(order, token)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..runtime.child_process import answer_in, neutral_place
 from .job import Job
 from .logs import Log
+from .models import Model
 from .options import ServerOptions
 from .store import JobStore
 
@@ -58,13 +59,16 @@ class WorkerProcess:
 
     Args:
         device: auto, cpu, openvino, cuda or cuda:N.
-        models: name -> folder of the bundles that it loads.
     """
 
-    def __init__(self, device: str, models: dict[str, str], options: ServerOptions, log: Log) -> None:
-        self.device, self._models, self._options, self._log = device, models, options, log
+    def __init__(self, device: str, options: ServerOptions, log: Log) -> None:
+        self.device, self._options, self._log = device, options, log
         self.titles: dict[str, str] = {}
         """What runs each model, once it is ready."""
+        self.models: dict[str, Model] = {}
+        """What it has loaded."""
+        self.digests: dict[str, str] = {}
+        """Of the bundles, as it read them."""
         self.peak_bytes = 0
         """Largest resident memory that was seen of this process."""
         self._process: asyncio.subprocess.Process | None = None
@@ -84,8 +88,8 @@ class WorkerProcess:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> None:
-        """Start the process and wait until it has loaded and warmed every bundle.
+    async def start(self, models: dict[str, Model]) -> None:
+        """Start the process and wait until it has loaded and warmed every model's bundle.
 
         Raises:
             UserError: a bundle cannot be loaded as asked.
@@ -96,6 +100,7 @@ class WorkerProcess:
         if index:
             place["env"]["CUDA_VISIBLE_DEVICES"] = index
         self.titles, self._ended_for, self.peak_bytes = {}, None, 0
+        self.models, self.digests = {}, {}
         self._said.clear()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -112,7 +117,7 @@ class WorkerProcess:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch(self._process.pid))]
         options = self._options
         start = {
-            "models": self._models,
+            "models": {name: str(model.folder) for name, model in models.items()},
             "device": device,
             "precision": options.precision,
             "threads": options.threads,
@@ -127,10 +132,29 @@ class WorkerProcess:
                 await self._join()
                 raise UserError(message["message"])
             if message["say"] == "loaded":
-                self._log.info("loaded", model=message["model"], device=self.device, seconds=message["seconds"])
+                self._loaded(models[message["model"]], message)
             if message["say"] == "ready":
                 self.titles = message["devices"]
                 return
+
+    async def load(self, model: Model) -> None:
+        """Go over to other weights of a model; call it between two orders.
+
+        Raises:
+            UserError: they cannot be loaded, or not run as the ones before; the process keeps those.
+            WorkerEndedError: the process ended.
+        """
+        self.send({"do": "load", "model": model.name, "folder": str(model.folder)})
+        while (message := await self.receive(None))["say"] != "loaded":
+            if message["say"] == "refused":
+                raise UserError(message["message"])
+        self._loaded(model, message)
+
+    def _loaded(self, model: Model, message: dict[str, Any]) -> None:
+        # The folder may hold another bundle by now than when the server read it: the record is to be true.
+        digest, seconds = message["digest"], message["seconds"]
+        self.models[model.name], self.digests[model.name] = model, digest
+        self._log.info("loaded", model=model.name, device=self.device, digest=digest, seconds=seconds)
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell the process something; of one that has ended, :meth:`receive` tells."""

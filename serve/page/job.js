@@ -210,7 +210,8 @@ function facts(state) {
   $("downloads").hidden = state.status !== "completed";
   for (const id of ["again", "reuse", "remove"]) $(id).hidden = !over;
   $("recipe").hidden = !over;
-  showError($("job-notices"), state.notices?.join("; "));
+  const loras = state.loras?.map((one) => `LoRA ${one.name} x ${one.strength}`) ?? [];
+  showError($("job-notices"), [...(state.notices ?? []), ...loras].join("; "));
   const settings = { seed: state.seed, ...changedSettings(state) };
   $("command").textContent = command(state.model, state.prompt, settings);
   $("python").textContent = python(state.model, state.prompt, settings);

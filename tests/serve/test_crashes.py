@@ -113,9 +113,8 @@ def test_a_worker_keeps_the_limits_of_time_memory_and_photos(options, models, st
                 worker._options = replace(options, memory_limit=memory_limit)
 
     async def run():
-        folders = {"demo": str(models["demo"].folder)}
-        worker = WorkerProcess("cpu", folders, replace(options, max_photo_pixels=1_000_000), Log())
-        await worker.start()
+        worker = WorkerProcess("cpu", replace(options, max_photo_pixels=1_000_000), Log())
+        await worker.start(models)
         message = await outcome(worker, make_job(num_inference_steps=200), time_limit=0.2)
         assert message["code"] == "time_limit" and "--time-limit" in message["message"]
         large = io.BytesIO()

@@ -92,8 +92,8 @@ def set_levels(unet: Any, resnet: Any, run: Run) -> None:
 
 
 def gain_and_pull() -> Tensor:
-    """By timestep, float [1000, 2]: 1 / sigma, by which noise is the difference of noisy latents and sqrt(abar) times the
-    clean ones, and that times sqrt(abar).
+    """By timestep, float [1000, 2]: 1 / sigma, noise over the difference of noisy latents and sqrt(abar) times the
+    clean latents, and that times sqrt(abar).
     """
     abar = schedule()
     gain = (1 - abar).rsqrt()
