@@ -316,6 +316,12 @@ def test_tensors_that_are_missing_or_other_ones(copy):
     assert "vae_decoder.onnx has other outputs" in refusal(lambda: Bundle.open(copy))
 
 
+def test_a_decoder_that_takes_frames_and_gives_one(copy):
+    change(copy, lambda data: data["stages"]["vae_decoder"]["inputs"][0]["shape"].__setitem__(0, "frames"))
+    said = refusal(lambda: Bundle.open(copy, verify=False))
+    assert "image of stage vae_decoder is [1, 3, " in said and "frames, or one is frames" in said
+
+
 # -- amounts -----------------------------------------------------------------------------------------------------------
 
 

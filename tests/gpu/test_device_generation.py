@@ -324,7 +324,7 @@ def test_threads_get_the_videos_of_one_thread(fake_cuda, dynamic_bundle, photo, 
 def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
     fake_cuda, push_work, device_view, request, name, runs_over, photo, monkeypatch, caplog
 ):
-    """Some chunks, of one frame or of four, are not finite; the frames handed over and returned are the float32 ones, in order."""
+    """Some chunks, of one frame or of four, are not finite; all frames are the float32 ones, in order."""
     # The stand-in runs the float32 graphs whatever the precision is called.
     processor = next(backend for backend in backends.BACKENDS if backend.name == "onnxruntime-cpu")
     stand_in = next(backend for backend in backends.BACKENDS if backend.device == "cuda")
