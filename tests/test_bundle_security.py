@@ -17,8 +17,14 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+<<<<<<< 8bdc51fbe50ff0a74a92a9d8cb25ef7baebe89b2
 from consisti2v_rt.runtime.bundle.consistency import check_sizes
 from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, check_inner_path
+=======
+from consisti2v_rt.runtime.bundle.inner_path import check_inner_path
+from consisti2v_rt.runtime.bundle.manifest import Manifest
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
+>>>>>>> 83d8d149a1c2cf7c08b600813fd4d5cc5db6d6e3
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.text import PromptTokenizer
 
@@ -58,7 +64,7 @@ BAD_NAMES = ["../x", "x", "", "a/b", "..", "unet\0", "UNET", "x" * 100_000, "\u2
 def test_names_are_the_known_ones(demo_bundle, name):
     text = (demo_bundle / MANIFEST_NAME).read_text()
     digest = "0" * 64
-    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "flavour": "tensorrt-rtx", "version": "1.7"}
+    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "backend": "tensorrt-rtx", "version": "1.7"}
     engine |= {"precision": "fp16", "compute_capabilities": ["8.9"], "onnx_sha256": digest}
     kernel = {"name": "guidance", "file": "engines/a", "compute_capability": "8.9", "source_sha256": digest}
     kernel |= {"entry_points": []}
@@ -85,7 +91,7 @@ def test_names_are_the_known_ones(demo_bundle, name):
         lambda data: with_kernel(data, source_sha256=name),
     ]
     if not name.isalnum() or len(name) > 64:
-        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "flavour")]
+        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "backend")]
         edits.append(lambda data: with_kernel(data, name=name))
     for edit in edits:
         data = json.loads(text)

@@ -32,23 +32,23 @@ class Need:
     """Bytes of device memory, by stage."""
 
     weights: Mapping[str, int]
-    scratch: Mapping[str, int]
+    workspace: Mapping[str, int]
     """Working memory of engines; the largest is shared by all. Of ONNX graphs it is not known before they run."""
     buffers: int
     """Inputs, outputs and the loop's own arrays."""
     known: bool = True
-    """Whether `scratch` is complete."""
+    """Whether `workspace` is complete."""
 
     @property
     def resident(self) -> int:
         """Every stage's weights at once: nothing is loaded twice."""
-        return sum(self.weights.values()) + max(self.scratch.values(), default=0) + self.buffers + RESERVE
+        return sum(self.weights.values()) + max(self.workspace.values(), default=0) + self.buffers + RESERVE
 
     @property
     def one_stage(self) -> int:
         """The weights of the stage that runs, and no others."""
         largest = max(self.weights.values(), default=0)
-        return largest + max(self.scratch.values(), default=0) + self.buffers + RESERVE
+        return largest + max(self.workspace.values(), default=0) + self.buffers + RESERVE
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Map
         rows: of the loop's buffers: guidance branches times videos.
     """
     weights = {stage: bundle.manifest.files[engine.file].bytes for stage, engine in engines.items()}
-    scratch: dict[str, int] = {}
+    workspace: dict[str, int] = {}
     for stage, engine in engines.items():
         size = _scratch_of(bundle, engine, rows, dims.get("frames", 1))
         if size is not None:
-            scratch[stage] = size
+            workspace[stage] = size
     stages = {stage: bundle.manifest.stages[stage] for stage in engines}
-    return Need(weights, scratch, _buffers(stages, dims, rows), known=len(scratch) == len(engines))
+    return Need(weights, workspace, _buffers(stages, dims, rows), known=len(workspace) == len(engines))
 
 
 def need_of_graphs(bundle: Bundle, stages: Mapping[str, StageSpec], dims: Mapping[str, int], rows: int) -> Need:
@@ -153,11 +153,11 @@ def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int, frames: int) -> i
     """Working memory of an engine by its facts, of the profiles that so many rows, or frames of the decoder, use; None
     where they do not say.
     """
-    if not engine.facts:
+    if not engine.metadata:
         return None
     try:
-        facts: Any = parse_json(bundle.read(engine.facts).tobytes())
-        sizes = [int(size) for size in facts["activation_bytes"]]
+        metadata: Any = parse_json(bundle.read(engine.metadata).tobytes())
+        sizes = [int(size) for size in metadata["activation_bytes"]]
         if len(sizes) == len(engine.profiles):
             used = [
                 size
