@@ -17,14 +17,10 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-<<<<<<< 8bdc51fbe50ff0a74a92a9d8cb25ef7baebe89b2
 from consisti2v_rt.runtime.bundle.consistency import check_sizes
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, check_inner_path
-=======
 from consisti2v_rt.runtime.bundle.inner_path import check_inner_path
 from consisti2v_rt.runtime.bundle.manifest import Manifest
 from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
->>>>>>> 83d8d149a1c2cf7c08b600813fd4d5cc5db6d6e3
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.text import PromptTokenizer
 

@@ -30,13 +30,9 @@ OPTIONAL_STAGES = ("unet_shallow",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 EXPERIMENTAL = ("int8", "fp8")
 """Until engines in these precisions are timed on a card."""
-<<<<<<< 8bdc51fbe50ff0a74a92a9d8cb25ef7baebe89b2
-DYNAMIC_SIZES = ("rows", "frames", "height", "width", "latent_height", "latent_width")
-=======
 _FORMER_ENGINE_NAMES = {"flavour": "backend", "facts": "metadata"}
 """Entries of engines as bundles before 0.2 name them."""
-DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
->>>>>>> 83d8d149a1c2cf7c08b600813fd4d5cc5db6d6e3
+DYNAMIC_SIZES = ("rows", "frames", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 ACCUMULATORS = ("auto", "fp32")
 """What an engine's float16 products accumulate in: what the library takes, or float32."""

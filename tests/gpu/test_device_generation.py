@@ -270,7 +270,6 @@ def test_decoding_follows_the_size(fake_cuda, dynamic_bundle, photo, relative_l2
         assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
 
 
-<<<<<<< 8bdc51fbe50ff0a74a92a9d8cb25ef7baebe89b2
 def test_four_frames_are_decoded_at_once_where_memory_allows_it(fake_cuda, dynamic_bundle, photo, monkeypatch):
     """The last run of a video has what is left; a fixed batch of one is what earlier bundles have."""
     options = {**FAST, "autoregress_steps": 2, "num_videos_per_prompt": 2}
@@ -291,7 +290,8 @@ def test_four_frames_are_decoded_at_once_where_memory_allows_it(fake_cuda, dynam
     expected = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cpu")(photo, "a cat", **options)
     for made in (whole, narrow):
         assert np.abs(made.frames.astype(int) - expected.frames).max() <= 1
-=======
+
+
 def test_a_decoder_whose_buffers_moved_is_captured_anew(fake_cuda, dynamic_bundle, photo):
     """A call of another size makes the decoder's buffers anew, and is cancelled before it decodes."""
     animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
@@ -300,7 +300,6 @@ def test_a_decoder_whose_buffers_moved_is_captured_anew(fake_cuda, dynamic_bundl
     with pytest.raises(CancelledError):
         animate(photo, "a cat", cancel_token=token, callback=lambda _: token.cancel(), **FAST)
     assert np.array_equal(animate(photo, "a cat", **wide).frames, expected.frames)
->>>>>>> 83d8d149a1c2cf7c08b600813fd4d5cc5db6d6e3
 
 
 @pytest.mark.parametrize("models", [1, 2])
