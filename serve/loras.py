@@ -149,8 +149,8 @@ class Loras:
             if line.startswith("note: "):
                 self._log.warning("merged", model=base.name, said=line.removeprefix("note: "))
         if process.returncode:
-            told = [line for line in lines if line.startswith("error: ")] or lines[-1:]
-            raise UserError("".join(told).removeprefix("error: ") or "the merge was ended: try again.")
+            message = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+            raise UserError("".join(message).removeprefix("error: ") or "the merge was ended: try again.")
 
     def _without_paths(self, text: str) -> str:
         """No sentence shows a client where the server keeps its files."""

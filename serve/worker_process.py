@@ -123,7 +123,7 @@ class WorkerProcess:
             "threads": options.threads,
             "verify": options.verify,
             "previews": options.previews,
-            "max_photo_pixels": options.max_photo_pixels,
+            "max_photo_pixels": options.max_image_pixels,
         }
         self.send(start)
         while True:
