@@ -63,7 +63,7 @@ for command in (generate, demo, export, lora, build, tune, inspect, evaluate, do
 app.command(cls=RayCommand)(_cancellable(serve))
 app.command(cls=RayCommand)(_cancellable(batch))
 for measurement in (run, side_by_side, scaling, quality, compare, report, predict):
-    bench.command()(_cancellable(measurement))
+    bench.command(cls=Command)(_cancellable(measurement))
 app.add_typer(bench, name="bench")
 
 

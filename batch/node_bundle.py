@@ -21,9 +21,9 @@ _CHUNK = 32 * 2**20
 class FileSource:
     """Serves a bundle's files and a listing's photos, and nothing else, to the other nodes. Run as an actor."""
 
-    def __init__(self, bundle: str, photos: Sequence[str]) -> None:
+    def __init__(self, bundle: str, images: Sequence[str]) -> None:
         self._bundle = Bundle.open(bundle)
-        self._photos = set(photos)
+        self._images = set(images)
         self._begun: Counter[str] = Counter()
         root = self._bundle.path
         self._files = {
@@ -46,7 +46,7 @@ class FileSource:
 
     def begin(self, key: str, path: str) -> tuple[int, bytes]:
         """How often a row was begun, this time included, and the content of its photo."""
-        if path not in self._photos:
+        if path not in self._images:
             raise KeyError(path)
         self._begun[key] += 1
         return self._begun[key], Path(path).read_bytes()

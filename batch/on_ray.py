@@ -165,10 +165,10 @@ class _Actor:
         if tries > _TRIES:
             return row.result(_DIED), {}
         with tempfile.TemporaryDirectory(prefix="consisti2v-") as folder:
-            photo, videos = Path(folder) / f"photo{Path(row.path).suffix}", Path(folder) / "videos"
-            photo.write_bytes(content)
+            image, videos = Path(folder) / f"photo{Path(row.path).suffix}", Path(folder) / "videos"
+            image.write_bytes(content)
             videos.mkdir()
-            line = self._animator.run(replace(row, path=str(photo)), videos)
+            line = self._animator.run(replace(row, path=str(image)), videos)
             if line["error"] is not None:
-                line["error"] = line["error"].replace(str(photo), row.path)
+                line["error"] = line["error"].replace(str(image), row.path)
             return line, {name: (videos / name).read_bytes() for name in line["files"]}

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..runtime.bundle.bundle import Bundle, hash_files
-from ..runtime.bundle.manifest import MANIFEST_NAME, Manifest, StageSpec
+from ..runtime.bundle.manifest import Manifest, StageSpec
 from ..runtime.bundle.stage_graphs import graph_files
+from ..runtime.bundle.typed_json import MANIFEST_NAME
 from ..runtime.files.guarded_read import MANIFEST, read_text
 from .bundle_lock import building, partial_path
 
@@ -89,7 +90,7 @@ def _remove_empty(bundle: Path, names: Collection[str]) -> None:
 def without_files(manifest: Manifest, lost: Collection[str]) -> Manifest:
     """The manifest without these files and what cannot be used without them; an engine can without its facts."""
     gone = set(lost)
-    gone.update(engine.facts for engine in manifest.engines if engine.file in lost)
+    gone.update(engine.metadata for engine in manifest.engines if engine.file in lost)
     for stages in manifest.variants.values():
         gone.update(name for graph in stages.values() if lost_graph(graph, lost) for name in graph_files(graph))
     variants = {
@@ -100,7 +101,7 @@ def without_files(manifest: Manifest, lost: Collection[str]) -> Manifest:
     return replace(
         manifest,
         variants={precision: stages for precision, stages in variants.items() if stages},
-        engines=tuple(replace(engine, facts="") if engine.facts in lost else engine for engine in engines),
+        engines=tuple(replace(engine, metadata="") if engine.metadata in lost else engine for engine in engines),
         kernels=tuple(kernel for kernel in manifest.kernels if kernel.file not in lost),
         files={name: record for name, record in manifest.files.items() if name not in gone},
     )
@@ -135,11 +136,11 @@ def drop_lost(bundle: Bundle, lost: dict[str, str], on_notice: Callable[[str], N
     first, fault = next(iter(lost.items()))
     more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
     # A calibration takes hours at full size: the message names each one that is dropped.
-    told = [
+    consequences = [
         f"; the {precision} graph of {stage} was calibrated on {graph.calibration.name}: pass --calibrate again"
         for precision, stages in before.variants.items()
         for stage, graph in stages.items()
         if graph.calibration is not None and stage not in after.variants.get(precision, {})
     ]
-    on_notice(f"out of the manifest, lost or damaged: {first} ({fault}){more}{''.join(told)}")
+    on_notice(f"out of the manifest, lost or damaged: {first} ({fault}){more}{''.join(consequences)}")
     return Bundle(bundle.path, after)

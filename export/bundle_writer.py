@@ -20,7 +20,6 @@ from ..kernels.guidance import BRANCHES
 from ..runtime.bundle.bundle import hash_files
 from ..runtime.bundle.graph_source import GraphSource
 from ..runtime.bundle.manifest import (
-    MANIFEST_NAME,
     FrameInitDefaults,
     Manifest,
     ModelSpec,
@@ -30,6 +29,7 @@ from ..runtime.bundle.manifest import (
 )
 from ..runtime.bundle.recommended import check_recommended
 from ..runtime.bundle.tokenizer_rules import check_tokenizer_json
+from ..runtime.bundle.typed_json import MANIFEST_NAME
 from .new_bundle import new_bundle_folder
 from .onnx_graph import Parity, compare_with_torch, stage_spec, torch_reference, write_graph
 from .part_configs import TEXT_LENGTH

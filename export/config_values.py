@@ -31,22 +31,22 @@ class ConfigValues:
         self._part = part
         self._values = values
 
-    def whole(self, name: str, default: int, lowest: int, highest: int) -> int:
+    def check_int(self, name: str, default: int, lowest: int, highest: int) -> int:
         """A whole number."""
-        return self._whole(name, self._get(name, default), lowest, highest)
+        return self._check_int(name, self._get(name, default), lowest, highest)
 
-    def number(self, name: str, default: float, lowest: float, highest: float) -> float:
+    def check_float(self, name: str, default: float, lowest: float, highest: float) -> float:
         """A number above `lowest`, up to `highest`; NaN is none."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not lowest < value <= highest:
             raise self._refuse(name, value, f"a number above {lowest:g}, up to {highest:g}")
         return float(value)
 
-    def wholes(self, name: str, default: Sequence[int], highest: int) -> tuple[int, ...]:
+    def check_ints(self, name: str, default: Sequence[int], highest: int) -> tuple[int, ...]:
         """A list of 1 to :data:`MAX_LEVELS` whole numbers from 1 on."""
-        return tuple(self._whole(name, value, 1, highest) for value in self._list(name, default))
+        return tuple(self._check_int(name, value, 1, highest) for value in self._list(name, default))
 
-    def names(self, name: str, default: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
+    def check_choices(self, name: str, default: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
         """A list of 1 to :data:`MAX_LEVELS` names."""
         values = self._list(name, default)
         for value in values:
@@ -58,7 +58,7 @@ class ConfigValues:
         value = self._values.get(name)
         return default if value is None else value
 
-    def _whole(self, name: str, value: Any, lowest: int, highest: int) -> int:
+    def _check_int(self, name: str, value: Any, lowest: int, highest: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
             raise self._refuse(name, value, f"a whole number from {lowest} to {highest}")
         return value

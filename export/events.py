@@ -21,7 +21,7 @@ class Events:
     """Progress within a phase: its subject, steps done, total steps."""
     variant: Callable[[StageVariant], None] = lambda variant: None
     """A stage's graph in another precision was written."""
-    engine: Callable[[EngineSpec, dict[str, Any]], None] = lambda engine, facts: None
+    engine: Callable[[EngineSpec, dict[str, Any]], None] = lambda engine, metadata: None
     """A stage's engine was built; its facts."""
     notice: Callable[[str], None] = lambda line: None
     """A line for the user: another build is waited for, files were lost, engines are stale."""

@@ -139,21 +139,21 @@ def compare_with_torch(
     if parity.relative_l2 <= limit:
         return parity
     where = f"stage {path.stem}{f' at {size} pixels' if size else ''}"
-    told = f"{where} differs from torch by {parity.relative_l2:.1e} relative L2 (allowed {limit:.0e}"
+    message = f"{where} differs from torch by {parity.relative_l2:.1e} relative L2 (allowed {limit:.0e}"
     if stage is None:
-        raise UserError(f"{told}): try other versions of torch or onnxruntime; no bundle was written.")
+        raise UserError(f"{message}): try other versions of torch or onnxruntime; no bundle was written.")
     exact = _float64_outputs(stage, reference)
     parity = Parity(parity.relative_l2, _distance(outputs, exact), _distance(reference.outputs, exact))
     assert parity.graph_noise is not None and parity.torch_noise is not None
-    told += f"; against float64, the graph {parity.graph_noise:.1e} and torch {parity.torch_noise:.1e})"
+    message += f"; against float64, the graph {parity.graph_noise:.1e} and torch {parity.torch_noise:.1e})"
     if not parity.torch_noise <= LARGEST_NOISE:
         raise UserError(
-            f"{told}: float32 does not hold this stage, which may differ by {LARGEST_NOISE:.0e} from float64; the "
+            f"{message}: float32 does not hold this stage, which may differ by {LARGEST_NOISE:.0e} from float64; the "
             "weights may be damaged, or the size too far from the one it was trained at. No bundle was written."
         )
     if not parity.graph_noise <= NOISE_FACTOR * parity.torch_noise:
         raise UserError(
-            f"{told}: this is no rounding, for which {NOISE_FACTOR:g} times torch's own would be allowed; try other "
+            f"{message}: this is no rounding, for which {NOISE_FACTOR:g} times torch's own would be allowed; try other "
             "versions of torch or onnxruntime. No bundle was written."
         )
     return parity

@@ -33,15 +33,15 @@ class VaeConfig:
                 not apply.
         """
         values = ConfigValues("VAE", config)
-        widths = values.wholes("block_out_channels", (64,), MAX_WIDTH)
-        layers = values.whole("layers_per_block", 1, 1, MAX_LAYERS)
-        latents = values.whole("latent_channels", 4, 1, 256)
-        groups = values.whole("norm_num_groups", 32, 1, MAX_WIDTH)
-        scaling = values.number("scaling_factor", 0.18215, 0, 1000)
+        widths = values.check_ints("block_out_channels", (64,), MAX_WIDTH)
+        layers = values.check_int("layers_per_block", 1, 1, MAX_LAYERS)
+        latents = values.check_int("latent_channels", 4, 1, 256)
+        groups = values.check_int("norm_num_groups", 32, 1, MAX_WIDTH)
+        scaling = values.check_float("scaling_factor", 0.18215, 0, 1000)
         for name in ("in_channels", "out_channels"):
-            values.whole(name, 3, 3, 3)
+            values.check_int(name, 3, 3, 3)
         for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            if len(values.names(name, (kind,), (kind,))) != len(widths):
+            if len(values.check_choices(name, (kind,), (kind,))) != len(widths):
                 raise UserError(f"VAE option {name} must have one entry for each of the {len(widths)} widths.")
         for name in ("shift_factor", "latents_mean", "latents_std"):
             if config.get(name) is not None:
@@ -75,16 +75,16 @@ class TextEncoderConfig:
         values = ConfigValues("text encoder", config)
         if config.get("model_type") not in (None, "clip_text_model"):
             raise UserError(f"text encoder option model_type={shown(config['model_type'])}: give 'clip_text_model'.")
-        width = values.whole("hidden_size", 512, 1, MAX_WIDTH)
-        inner = values.whole("intermediate_size", 2048, 1, 8 * MAX_WIDTH)
-        layers = values.whole("num_hidden_layers", 12, 1, 128)
-        heads = values.whole("num_attention_heads", 8, 1, MAX_WIDTH)
-        vocabulary = values.whole("vocab_size", 49408, 1, 2**20)
-        positions = values.whole("max_position_embeddings", TEXT_LENGTH, TEXT_LENGTH, 2**16)
-        values.whole("projection_dim", 512, 1, MAX_WIDTH)
-        values.number("layer_norm_eps", 1e-5, 0, 0.1)
+        width = values.check_int("hidden_size", 512, 1, MAX_WIDTH)
+        inner = values.check_int("intermediate_size", 2048, 1, 8 * MAX_WIDTH)
+        layers = values.check_int("num_hidden_layers", 12, 1, 128)
+        heads = values.check_int("num_attention_heads", 8, 1, MAX_WIDTH)
+        vocabulary = values.check_int("vocab_size", 49408, 1, 2**20)
+        positions = values.check_int("max_position_embeddings", TEXT_LENGTH, TEXT_LENGTH, 2**16)
+        values.check_int("projection_dim", 512, 1, MAX_WIDTH)
+        values.check_float("layer_norm_eps", 1e-5, 0, 0.1)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            values.whole(name, 0, 0, 2**20)
+            values.check_int(name, 0, 0, 2**20)
         if width % heads:
             raise UserError(f"text encoder width {width} cannot be split into num_attention_heads={heads}.")
         parameters = (vocabulary + positions) * width + layers * (4 * width**2 + 2 * width * inner)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..kernels.guidance import BRANCHES
-from ..runtime.bundle.manifest import DERIVED_FOLDERS, MANIFEST_NAME, TEXT_ATTENTIONS, Manifest
+from ..runtime.bundle.manifest import DERIVED_FOLDERS, TEXT_ATTENTIONS, Manifest
 from ..runtime.bundle.replaced_folder import recover_replaced
+from ..runtime.bundle.typed_json import MANIFEST_NAME
 from ..runtime.files.guarded_read import MANIFEST, read_text
 from ..runtime.request.option_table import MAX_SIDE
 from .unet.config import UNetConfig

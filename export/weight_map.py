@@ -82,7 +82,7 @@ def find_places(stage: str, graph: GraphSource, weights: Iterable[tuple[str, Arr
     """
     files = graph.weights()
     stored: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
-    for tensor in graph.facts.external:
+    for tensor in graph.metadata.external:
         if tensor.elem_type == _FLOAT32 and len(tensor.shape) >= 2:
             content = files[tensor.location][tensor.offset : tensor.offset + tensor.nbytes]
             stored.setdefault((tensor.shape, _digest(content)), []).append(tensor.name)

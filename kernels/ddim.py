@@ -198,16 +198,16 @@ def ddim_table(
     # At eta 1 and zero SNR the difference is 0 and may round below it.
     to_noise = np.sqrt(np.maximum(1 - abar_prev - sigma**2, 0))
 
-    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+    signal, sigma_t = np.sqrt(abar), np.sqrt(1 - abar)
     if config.prediction_type == "epsilon":  # x0 = (x - spread e) / signal
         sample_scale = to_clean / signal
-        output_scale = to_noise - to_clean * spread / signal
+        output_scale = to_noise - to_clean * sigma_t / signal
     elif config.prediction_type == "sample":  # e = (x - signal x0) / spread
-        sample_scale = to_noise / spread
-        output_scale = to_clean - to_noise * signal / spread
+        sample_scale = to_noise / sigma_t
+        output_scale = to_clean - to_noise * signal / sigma_t
     else:  # x0 = signal x - spread v; e = signal v + spread x
-        sample_scale = to_clean * signal + to_noise * spread
-        output_scale = to_noise * signal - to_clean * spread
+        sample_scale = to_clean * signal + to_noise * sigma_t
+        output_scale = to_noise * signal - to_clean * sigma_t
     rows = np.stack([sample_scale, output_scale, sigma], axis=1)
     return StepTable(timesteps, rows[:, None].astype(np.float32), needs_noise=eta > 0)
 

@@ -45,7 +45,7 @@ class StepTable:
         return state
 
 
-def linear_step(
+def sampler_step(
     state: FloatArray, model_output: FloatArray, matrix: FloatArray, noise: FloatArray | None = None
 ) -> FloatArray:
     """One denoising step of any sampler.

@@ -122,8 +122,8 @@ def _deis(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> S
     sample, *before, output, _ = np.eye(order + 2)
     matrices = []
     for step in range(steps):
-        (alpha, spread), (next_alpha, _) = (_alpha_and_spread(sigma) for sigma in sigmas[step : step + 2])
-        noise = (sample - alpha * _clean(config, sigmas[step], sample, output)) / spread
+        (alpha, sigma_t), (next_alpha, _) = (_alpha_and_sigma_t(sigma) for sigma in sigmas[step : step + 2])
+        noise = (sample - alpha * _clean(config, sigmas[step], sample, output)) / sigma_t
         known = [noise, *before][: 1 if step == steps - 1 else step + 1]
         # In units of this level: the integrals of log(s)^k ds from 1 to the next one are s times the polynomials below.
         nodes = [math.log(sigmas[step - n] / sigmas[step]) for n in range(len(known))]
@@ -183,9 +183,9 @@ def _euler(config: SchedulerConfig, timesteps: _Timesteps, sigmas: _Doubles) -> 
     sample, output, _ = np.eye(3)
     matrices = []
     for sigma, next_sigma in itertools.pairwise(sigmas):
-        unscaled = sample / _alpha_and_spread(sigma)[0]
+        unscaled = sample / _alpha_and_sigma_t(sigma)[0]
         derivative = (unscaled - _clean(config, sigma, sample, output)) / sigma
-        matrices.append([_alpha_and_spread(next_sigma)[0] * (unscaled + derivative * (next_sigma - sigma))])
+        matrices.append([_alpha_and_sigma_t(next_sigma)[0] * (unscaled + derivative * (next_sigma - sigma))])
     return StepTable(timesteps, np.array(matrices, np.float32), needs_noise=False)
 
 
@@ -208,13 +208,13 @@ def _lcm(config: SchedulerConfig, steps: int) -> StepTable:
     timesteps = grid[::-1][np.floor(np.linspace(0, most, steps, endpoint=False)).astype(np.int64)]
     check_epsilon(config, timesteps)
     abar = alphas_cumprod(config).astype(np.float64)[timesteps]
-    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+    signal, sigma_t = np.sqrt(abar), np.sqrt(1 - abar)
     scaled = timesteps * _TIMESTEP_SCALING
     c_skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
     c_out = scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2)
-    p, q = _clean_weights(config, signal, spread)
-    next_signal, next_spread = np.append(signal[1:], 1.0), np.append(spread[1:], 0.0)
-    rows = np.stack([next_signal * (c_skip + c_out * p), next_signal * c_out * q, next_spread], axis=1)
+    p, q = _clean_weights(config, signal, sigma_t)
+    next_signal, next_sigma_t = np.append(signal[1:], 1.0), np.append(sigma_t[1:], 0.0)
+    rows = np.stack([next_signal * (c_skip + c_out * p), next_signal * c_out * q, next_sigma_t], axis=1)
     return StepTable(timesteps, rows[:, None].astype(np.float32), needs_noise=steps > 1)
 
 
@@ -287,29 +287,29 @@ def _karras_levels(config: SchedulerConfig, steps: int) -> tuple[_Timesteps, _Do
 
 def _advance(sigmas: _Doubles, step: int, sample: _Doubles, clean: _Doubles, change: _Doubles) -> _Doubles:
     """x_t = spread_t / spread_s x - alpha_t (e^-h - 1) (m + change), from level `step` to the next."""
-    (_, spread), (next_alpha, next_spread) = (_alpha_and_spread(sigma) for sigma in sigmas[step : step + 2])
+    (_, sigma_t), (next_alpha, next_sigma_t) = (_alpha_and_sigma_t(sigma) for sigma in sigmas[step : step + 2])
     gain = next_alpha * (1 - sigmas[step + 1] / sigmas[step])
-    return next_spread / spread * sample + gain * (clean + change)
+    return next_sigma_t / sigma_t * sample + gain * (clean + change)
 
 
-def _alpha_and_spread(sigma: float) -> tuple[float, float]:
+def _alpha_and_sigma_t(sigma: float) -> tuple[float, float]:
     alpha = 1 / (1 + sigma**2) ** 0.5
     return alpha, sigma * alpha
 
 
 def _clean(config: SchedulerConfig, sigma: float, sample: _Doubles, output: _Doubles) -> _Doubles:
     """x0 at this noise level, as weights of the sample and of the model's output."""
-    p, q = _clean_weights(config, *_alpha_and_spread(sigma))
+    p, q = _clean_weights(config, *_alpha_and_sigma_t(sigma))
     return p * sample + q * output
 
 
-def _clean_weights(config: SchedulerConfig, alpha: _Number, spread: _Number) -> tuple[_Number, _Number]:
+def _clean_weights(config: SchedulerConfig, alpha: _Number, sigma_t: _Number) -> tuple[_Number, _Number]:
     """(p, q) of x0 = p x + q e, for x = alpha x0 + spread noise and e in the form that the config names."""
     if config.prediction_type == "epsilon":
-        return 1 / alpha, -spread / alpha
+        return 1 / alpha, -sigma_t / alpha
     if config.prediction_type == "sample":
         return 0 * alpha, 0 * alpha + 1
-    return alpha, -spread
+    return alpha, -sigma_t
 
 
 _SOLVERS: dict[str, Callable[[SchedulerConfig, _Timesteps, _Doubles], StepTable]] = {

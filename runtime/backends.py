@@ -79,16 +79,16 @@ def _load_onnx_cpu(
 _ENGINE_PRECISIONS = ("fp16", "bf16", "fp32", "fp8", "int8")
 
 
-def _engine_backend(flavour: str) -> Backend:
+def _engine_backend(backend: str) -> Backend:
     return Backend(
-        flavour,
-        f"{gpu.TITLES[flavour]} engine",
+        backend,
+        f"{gpu.TITLES[backend]} engine",
         "cuda",
         _ENGINE_PRECISIONS,
         True,
-        partial(gpu.probe_engines, flavour),
-        partial(gpu.fit_engines, flavour),
-        partial(gpu.load_engine, flavour),
+        partial(gpu.probe_engines, backend),
+        partial(gpu.fit_engines, backend),
+        partial(gpu.load_engine, backend),
     )
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..kernels.vae import posterior_sample
 from .loop.denoise import Latents
-from .media.fit import camera_motion_crops, fit_photo
+from .media.fit import camera_motion_crops, fit_image
 from .media.image import load_image
 from .request.request import Request
 from .stages import Stages
@@ -15,7 +15,7 @@ from .text import KeyValues, Texts
 from .timings import Timings
 
 
-def load_photos(request: Request, timings: Timings) -> list[NDArray[np.float32]]:
+def load_images(request: Request, timings: Timings) -> list[NDArray[np.float32]]:
     """Each photo as float32 [1 or f, 3, height, width] in [-1, 1]: one image, or the crops of a camera motion.
 
     Raises:
@@ -27,7 +27,7 @@ def load_photos(request: Request, timings: Timings) -> list[NDArray[np.float32]]
     with timings.measure("image"):
         images = [load_image(source) for source in request.images]
         if settings.camera_motion is None:
-            return [fit_photo(image, height, width, settings.fit) for image in images]
+            return [fit_image(image, height, width, settings.fit) for image in images]
         motion, frames = settings.camera_motion, settings.video_length
         return [camera_motion_crops(image, motion, frames, height, width, settings.fit) for image in images]
 

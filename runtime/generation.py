@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CancelledError
-from .conditioning import encode_images, encode_texts, load_photos
+from .conditioning import encode_images, encode_texts, load_images
 from .executor import Executor
 from .loop.denoise import Latents, OnStep
 from .request.request import Request
@@ -28,7 +28,7 @@ def generate(
     """Run a checked request; arguments as of :meth:`~.pipeline.ImageToVideo.__call__`."""
     stages, settings = executor.stages, request.settings
     executor.prepare(request, timings)
-    static: Any = encode_images(stages, load_photos(request, timings), request, timings)
+    static: Any = encode_images(stages, load_images(request, timings), request, timings)
     texts = encode_texts(stages, request, timings)
     clips: list[Any] = []
     for clip in range(settings.autoregress_steps):

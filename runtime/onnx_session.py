@@ -36,7 +36,7 @@ def make_session(source: GraphSource, options: Any, **others: Any) -> Any:
         )
     elif weights:
         kept = _tensors(source, weights)
-        options.add_external_initializers([tensor.name for tensor in source.facts.external], kept)
+        options.add_external_initializers([tensor.name for tensor in source.metadata.external], kept)
     session = onnxruntime.InferenceSession(source.model, sess_options=options, **others)
     # It would make the session again from what is gone by then.
     session.disable_fallback()
@@ -51,7 +51,7 @@ def _tensors(source: GraphSource, weights: dict[str, Bytes]) -> list[Any]:
     carriers = {1: np.float32, 10: np.float16, 11: np.float64, 7: np.int64, 6: np.int32, 12: np.uint32, 13: np.uint64}
     narrow = {4: np.uint16, 5: np.int16, 16: np.uint16}
     tensors = []
-    for tensor in source.facts.external:
+    for tensor in source.metadata.external:
         content = weights[tensor.location][tensor.offset : tensor.offset + tensor.nbytes]
         dtype = {**carriers, **narrow}.get(tensor.elem_type, np.uint8)
         array = np.array(content).view(dtype).reshape(tensor.shape)

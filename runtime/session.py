@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import UserError, first_line
 from .bundle.graph_source import GraphSource
-from .bundle.manifest import MANIFEST_NAME, StageSpec, TensorSpec
+from .bundle.manifest import StageSpec, TensorSpec
+from .bundle.typed_json import MANIFEST_NAME
 from .onnx_session import make_session
 from .stage_failure import stage_failures, stage_of
 

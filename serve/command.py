@@ -45,7 +45,7 @@ def serve(
         float | None, typer.Option(min=0.1, metavar="GIB", help="A worker that takes more is ended.")
     ] = None,
     max_upload: Annotated[float, typer.Option(min=0.01, metavar="MIB", help="Largest image file.")] = 32,
-    max_photo_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a photo.")] = 50_000_000,
+    max_image_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a photo.")] = 50_000_000,
     max_frame_pixels: Annotated[int, typer.Option(min=256, help="Most pixels of a frame of the video.")] = 1024 * 1024,
     max_steps: Annotated[int, typer.Option(min=1, help="Most denoising steps.")] = 200,
     max_clips: Annotated[int, typer.Option(min=1, help="Most clips of a long video.")] = 8,
@@ -121,7 +121,7 @@ def serve(
         time_limit=time_limit,
         memory_limit=None if memory_limit is None else memory_limit * GIB,
         max_upload=int(max_upload * MIB),
-        max_photo_pixels=max_photo_pixels,
+        max_image_pixels=max_image_pixels,
         max_frame_pixels=max_frame_pixels,
         max_steps=max_steps,
         max_clips=max_clips,

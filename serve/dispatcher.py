@@ -19,7 +19,7 @@ from .models import Model
 from .options import ServerOptions
 from .pace import Pace
 from .refusals import QueueFullError, StoppingError
-from .store import PHOTO, JobStore
+from .store import IMAGE, JobStore
 from .worker_process import WorkerEndedError, WorkerProcess, order_of
 from .workers import Workers
 
@@ -130,7 +130,7 @@ class Dispatcher:
     def is_ready(self) -> bool:
         return not self._is_stopping and any(worker.is_ready for worker in self._workers.all)
 
-    def submit(self, job: Job, photo: bytes) -> Job:
+    def submit(self, job: Job, image: bytes) -> Job:
         """Queue a job; a second request with the same key gets the first one's.
 
         Raises:
@@ -147,7 +147,7 @@ class Dispatcher:
         try:
             folder.mkdir()
             # A few hundred microseconds for a photo; a thread takes as long to start.
-            (folder / PHOTO).write_bytes(photo)
+            (folder / IMAGE).write_bytes(image)
             self._check_room()
             self.store.add(job)
         except BaseException:
@@ -227,9 +227,7 @@ class Dispatcher:
             await self._run(worker, jobs)
 
     async def _next(self, worker: WorkerProcess) -> list[Job]:
-        """The oldest job and those that fit it; none when the server stops, the idle worker has ended or is to go over
-        to other weights.
-        """
+        """The oldest job and those that fit it; none when the server stops, the worker has ended or changes weights."""
         while True:
             if self._is_stopping or not worker.is_running or self._workers.is_behind(worker):
                 return []

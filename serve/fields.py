@@ -70,7 +70,7 @@ def read_fields(fields: Mapping[str, Any], *, is_form: bool) -> tuple[dict[str, 
     return given, _image({name: given.pop(name) for name in IMAGE_FIELDS if name in given})
 
 
-def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], options: ServerOptions) -> Job:
+def make_job(given: dict[str, Any], image: bytes, models: Mapping[str, Model], options: ServerOptions) -> Job:
     """A request as a job; fields as :func:`read_fields` gives them.
 
     Raises:
@@ -87,7 +87,7 @@ def make_job(given: dict[str, Any], photo: bytes, models: Mapping[str, Model], o
         raise UserError(f"seed {shown(given['seed'])} is not possible: give one whole number, for one video.")
     _set_size(given)
     _set_length(given, model)
-    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given), photo)
+    settings, notices = model.resolve(prompt, GenerationSettings.from_options(given), image)
     _check_limits(settings, options)
     return Job(new_id(), model.name, prompt, asdict(settings), settings.total_frames, notices)
 

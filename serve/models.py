@@ -61,17 +61,17 @@ class Model:
         return cls(name, bundle, folder, opened.digest, opened.manifest, scheduler, created, opened.presets)
 
     def resolve(
-        self, prompt: str, settings: GenerationSettings, photo: bytes = b""
+        self, prompt: str, settings: GenerationSettings, image: bytes = b""
     ) -> tuple[ResolvedSettings, list[str]]:
         """Settings with everything filled in, and what the model does not know of the request.
 
         Args:
-            photo: its header is read for ``fit="auto"``, and nothing of it otherwise.
+            image: its header is read for ``fit="auto"``, and nothing of it otherwise.
 
         Raises:
             UserError: what the library would refuse, the photo left aside.
         """
-        request = check_request(photo, prompt, settings, self.manifest, self.scheduler, self.presets)
+        request = check_request(image, prompt, settings, self.manifest, self.scheduler, self.presets)
         return request.settings, list(request.notices.values())
 
     def shown(self) -> dict[str, Any]:

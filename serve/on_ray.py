@@ -28,7 +28,7 @@ from .logs import Log
 from .metrics import Metrics
 from .models import Model, open_models
 from .options import ServerOptions
-from .store import FRAMES, PHOTO, VIDEO, JobStore
+from .store import FRAMES, IMAGE, VIDEO, JobStore
 from .worker import Worker
 from .worker_process import WorkerEndedError
 
@@ -59,16 +59,16 @@ class ModelReplica:
         """What runs each model."""
         return self._devices
 
-    async def run(self, order: dict[str, Any], photos: list[bytes]) -> AsyncIterator[dict[str, Any]]:
+    async def run(self, order: dict[str, Any], images: list[bytes]) -> AsyncIterator[dict[str, Any]]:
         """Make the videos of an order: the messages of a worker, the last with the files of each job."""
         loop, token = asyncio.get_running_loop(), CancelToken()
         messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._send = lambda message: loop.call_soon_threadsafe(messages.put_nowait, message)  # type: ignore[assignment]
         with tempfile.TemporaryDirectory(prefix="consisti2v-") as work:
-            folders = [Path(work) / str(number) for number in range(len(photos))]
-            for folder, photo in zip(folders, photos, strict=True):
+            folders = [Path(work) / str(number) for number in range(len(images))]
+            for folder, image in zip(folders, images, strict=True):
                 folder.mkdir()
-                (folder / PHOTO).write_bytes(photo)
+                (folder / IMAGE).write_bytes(image)
             jobs = [job | {"folder": str(folder)} for job, folder in zip(order["jobs"], folders, strict=True)]
             running = asyncio.create_task(asyncio.to_thread(self._worker.run, order | {"jobs": jobs}, token))
             try:
@@ -137,7 +137,7 @@ class RayWorker:
     def _begin(self) -> None:
         self._stream = None
         try:
-            photos = [(Path(job["folder"]) / PHOTO).read_bytes() for job in self._order["jobs"]]
+            images = [(Path(job["folder"]) / IMAGE).read_bytes() for job in self._order["jobs"]]
         except OSError as error:
             self._ended_for = (
                 "storage",
@@ -145,7 +145,7 @@ class RayWorker:
             )
             return
         self._tries += 1
-        self._stream = self._handle.options(stream=True).run.remote(self._order, photos)
+        self._stream = self._handle.options(stream=True).run.remote(self._order, images)
 
     async def receive(self, deadline: float | None) -> dict[str, Any]:
         """The next message of the order; a lost replica's order begins again on another one.
@@ -291,7 +291,7 @@ def serve_on_ray(
                 uses_gpu = gpus > 0 and options.devices[0] in ("auto", "cuda")
                 slots = replicas or (gpus if uses_gpu else 1)
                 start: dict[str, Any] = {name: getattr(options, name) for name in ("precision", "threads", "verify")}
-                start |= {"previews": options.previews, "max_photo_pixels": options.max_photo_pixels}
+                start |= {"previews": options.previews, "max_photo_pixels": options.max_image_pixels}
                 start |= {"device": options.devices[0], "models": {n: str(m.folder) for n, m in models.items()}}
                 replica = serve.deployment(
                     name="models",

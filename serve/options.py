@@ -40,7 +40,7 @@ class ServerOptions:
     memory_limit: float | None = None
     """Bytes of a worker's resident memory."""
     max_upload: int = 32 * MIB
-    max_photo_pixels: int = 50_000_000
+    max_image_pixels: int = 50_000_000
     max_frame_pixels: int = 1024 * 1024
     max_steps: int = 200
     max_clips: int = 8

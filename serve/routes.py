@@ -27,7 +27,7 @@ from .loras import check_fields
 from .models import LoraUse
 from .options import MIB
 from .refusals import QueueFullError, StoppingError
-from .store import PHOTO
+from .store import IMAGE
 
 _LONGEST_TEXT = 1 * MIB
 _MAX_FIELDS = 100
@@ -110,7 +110,7 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
             raise UserError("variant is unknown: choose video, thumbnail or photo.")
         if variant == "photo":
             # The upload as it came: of whatever kind, so never shown as a page.
-            return FileResponse(store.folder(job.id) / PHOTO, media_type="application/octet-stream", filename="photo")
+            return FileResponse(store.folder(job.id) / IMAGE, media_type="application/octet-stream", filename="photo")
         if job.status != "completed":
             return refusal(404, "not_ready", f"the video is {job.status}: its content is there once it is completed.")
         form = FORMATS[format] if variant == "video" else THUMBNAIL
@@ -146,10 +146,9 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
 
     @router.post("/v1/models/{name}/reload", tags=["weights"], summary="Read a replaced bundle", responses=schema.LORAS)
     async def reload(name: str) -> Response:
-        await dispatcher.loras.reload(_model({"model": name}))
-        return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
+        return await _with_loras(_model({"model": name}), None)
 
-    async def _with_loras(name: str, uses: list[LoraUse]) -> Response:
+    async def _with_loras(name: str, uses: list[LoraUse] | None) -> Response:
         await dispatcher.loras.set(name, uses)
         return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
 
@@ -178,7 +177,7 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
                 "previews": options.previews,
                 "limits": {
                     "upload_bytes": options.max_upload,
-                    "photo_pixels": options.max_photo_pixels,
+                    "photo_pixels": options.max_image_pixels,
                     "frame_pixels": options.max_frame_pixels,
                     "steps": options.max_steps,
                     "clips": options.max_clips,

@@ -31,7 +31,7 @@ _COLUMNS = (
     "request_key",
 )
 _IN_BODY = ("model", "prompt", "settings", "frames", "notices", "error", "timings", "loras", "weights")
-PHOTO, VIDEO, FRAMES = "photo", "video.mp4", "frames.npy"
+IMAGE, VIDEO, FRAMES = "photo", "video.mp4", "frames.npy"
 """Files of a job's folder: the upload as it came, the video, and its frames, uint8 [frames, height, width, 3]."""
 
 

@@ -31,7 +31,7 @@ from ..runtime.pipeline import ImageToVideo
 from ..runtime.request.settings import GenerationSettings, StepProgress
 from ..runtime.video import GeneratedVideos
 from .preview import Preview
-from .store import FRAMES, PHOTO, VIDEO
+from .store import FRAMES, IMAGE, VIDEO
 
 Send = Callable[[dict[str, Any]], None]
 _PREVIEW_SECONDS = 0.1
@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, start: dict[str, Any], send: Send) -> None:
         self._send, self._models = send, dict[str, ImageToVideo]()
         self._previews: dict[str, Preview] = {}
-        self._max_photo_pixels, self._verify = int(start["max_photo_pixels"]), bool(start["verify"])
+        self._max_image_pixels, self._verify = int(start["max_photo_pixels"]), bool(start["verify"])
         self._has_previews = bool(start["previews"])
         engine: dict[str, Any] = {name: start[name] for name in ("device", "precision", "threads", "verify")}
         devices: dict[str, str] = {}
@@ -69,7 +69,7 @@ class Worker:
         model, device = self._models[name], self._device(order["model"])
         former = model.bundle.path
         try:
-            model.load_weights(order["folder"], verify=self._verify)
+            model.load_weights(order["folder"], verify=self._verify, expect_digest=order["digest"])
             if self._device(name) != device:
                 raise UserError(
                     f"the new weights would run on {self._device(name)}, not on {device}: the engines hold the weights "
@@ -100,8 +100,8 @@ class Worker:
         """Make the videos of an order, and say how it ended."""
         started = time.perf_counter()
         try:
-            photos = [self._photo(Path(job["folder"])) for job in order["jobs"]]
-            videos = self._generate(order, photos, token)
+            images = [self._image(Path(job["folder"])) for job in order["jobs"]]
+            videos = self._generate(order, images, token)
             saving = time.perf_counter()
             sizes = [self._save(Path(job["folder"]), videos, i) for i, job in enumerate(order["jobs"])]
         except CancelledError:
@@ -126,15 +126,15 @@ class Worker:
             timings = dict(videos.timings) | {"file": ended - saving}
             self._send({"say": "done", "timings": timings, "bytes": sizes, "seconds": ended - started})
 
-    def _photo(self, folder: Path) -> Any:
+    def _image(self, folder: Path) -> Any:
         try:
             # Bytes, not the path: no sentence is to show where the server keeps its files.
-            data = (folder / PHOTO).read_bytes()
+            data = (folder / IMAGE).read_bytes()
             size = check_image(data)
-            if size is not None and size[0] * size[1] > self._max_photo_pixels:
+            if size is not None and size[0] * size[1] > self._max_image_pixels:
                 raise UserError(
                     f"the image has {size[0] * size[1] / 1e6:.1f} megapixels: this server takes "
-                    f"{self._max_photo_pixels / 1e6:g}; scale it down first."
+                    f"{self._max_image_pixels / 1e6:g}; scale it down first."
                 )
             return load_image(data)
         except UserError as error:
@@ -143,7 +143,7 @@ class Worker:
             message = f"the uploaded image cannot be read any more ({error.strerror}): send it again."
             raise _JobFailedError("storage", message) from None
 
-    def _generate(self, order: dict[str, Any], photos: list[Any], token: CancelToken) -> GeneratedVideos:
+    def _generate(self, order: dict[str, Any], images: list[Any], token: CancelToken) -> GeneratedVideos:
         jobs = order["jobs"]
         options = dict(order["settings"])
         options["seed"] = [job["seed"] for job in jobs]
@@ -166,7 +166,7 @@ class Worker:
         prompts = [job["prompt"] for job in jobs]
         # Single ones as such: a call of one video takes the library's usual way.
         return model(
-            photos if len(jobs) > 1 else photos[0],
+            images if len(jobs) > 1 else images[0],
             prompts if len(jobs) > 1 else prompts[0],
             settings=settings,
             callback=on_step,

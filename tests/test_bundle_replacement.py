@@ -22,8 +22,8 @@ from consisti2v_rt.export.bundle_lock import building, exporting
 from consisti2v_rt.export.bundle_parts import rewrite_manifest
 from consisti2v_rt.export.request import check_output
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
 from consisti2v_rt.runtime.bundle.replaced_folder import replace_folder, replaced_folder
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
 # Replaces the first folder by the second and is killed just before the second rename.
 KILLED = """

@@ -17,7 +17,10 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, check_inner_path
+from consisti2v_rt.runtime.bundle.consistency import check_sizes
+from consisti2v_rt.runtime.bundle.inner_path import check_inner_path
+from consisti2v_rt.runtime.bundle.manifest import Manifest
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.session import OnnxCpuSession
 from consisti2v_rt.runtime.text import PromptTokenizer
 
@@ -57,7 +60,7 @@ BAD_NAMES = ["../x", "x", "", "a/b", "..", "unet\0", "UNET", "x" * 100_000, "\u2
 def test_names_are_the_known_ones(demo_bundle, name):
     text = (demo_bundle / MANIFEST_NAME).read_text()
     digest = "0" * 64
-    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "flavour": "tensorrt-rtx", "version": "1.7"}
+    engine = {"stage": "unet", "file": "engines/a", "target": "sm89", "backend": "tensorrt-rtx", "version": "1.7"}
     engine |= {"precision": "fp16", "compute_capabilities": ["8.9"], "onnx_sha256": digest}
     kernel = {"name": "guidance", "file": "engines/a", "compute_capability": "8.9", "source_sha256": digest}
     kernel |= {"entry_points": []}
@@ -84,7 +87,7 @@ def test_names_are_the_known_ones(demo_bundle, name):
         lambda data: with_kernel(data, source_sha256=name),
     ]
     if not name.isalnum() or len(name) > 64:
-        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "flavour")]
+        edits += [lambda data, entry=entry: with_engine(data, **{entry: name}) for entry in ("target", "backend")]
         edits.append(lambda data: with_kernel(data, name=name))
     for edit in edits:
         data = json.loads(text)
@@ -314,6 +317,12 @@ def test_tensors_that_are_missing_or_other_ones(copy):
 
     change(copy, rename)
     assert "vae_decoder.onnx has other outputs" in refusal(lambda: Bundle.open(copy))
+
+
+def test_a_decoder_that_takes_frames_and_gives_one(copy):
+    change(copy, lambda data: data["stages"]["vae_decoder"]["inputs"][0]["shape"].__setitem__(0, "frames"))
+    said = refusal(lambda: check_sizes(Manifest.from_json((copy / MANIFEST_NAME).read_text())))
+    assert "image of stage vae_decoder is [1, 3, " in said and "frames, or one is frames" in said
 
 
 # -- amounts -----------------------------------------------------------------------------------------------------------

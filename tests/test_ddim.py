@@ -15,7 +15,7 @@ from consisti2v_rt.kernels.ddim import (
     ddim_table,
     ddim_timesteps,
 )
-from consisti2v_rt.kernels.sampler import linear_step
+from consisti2v_rt.kernels.sampler import sampler_step
 
 CONFIGS = {
     "shipped": SchedulerConfig(),
@@ -71,7 +71,7 @@ def test_steps(tensors, relative_l2, name, eta):
     for key in keys:
         t = int(key.split(".")[1].removeprefix("step_t"))
         matrix = table.matrices[table.timesteps.tolist().index(t)]
-        result = linear_step(sample[None], output, matrix, noise)[0]
+        result = sampler_step(sample[None], output, matrix, noise)[0]
         assert result.dtype == np.float32
         assert relative_l2(result, tensors[key]) < 1e-6, key
 
@@ -99,7 +99,7 @@ def test_prediction_types_agree_on_the_same_clean_sample(relative_l2, prediction
         velocity = np.float32(np.sqrt(abar[t])) * noise - np.float32(np.sqrt(1 - abar[t])) * clean
         output = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[prediction]
         abar_prev = abar[t - 100] if t >= 100 else (1.0 if set_alpha_to_one else abar[0])
-        assert relative_l2(linear_step(sample[None], output, matrix)[0], add_noise(clean, noise, abar_prev)) < 2e-6
+        assert relative_l2(sampler_step(sample[None], output, matrix)[0], add_noise(clean, noise, abar_prev)) < 2e-6
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -123,7 +123,7 @@ def test_against_diffusers_in_float64(relative_l2, schedule, spacing, prediction
     x, e, z = (torch.from_numpy(array).double() for array in (sample, output, noise))
     for t, matrix in zip(table.timesteps, table.matrices, strict=True):
         expected = theirs.step(e, int(t), x, eta=1.0, variance_noise=z)
-        assert relative_l2(linear_step(sample[None], output, matrix, noise)[0], expected.prev_sample) < 1e-6
+        assert relative_l2(sampler_step(sample[None], output, matrix, noise)[0], expected.prev_sample) < 1e-6
 
 
 def test_from_dict_reads_a_diffusers_configuration():
@@ -182,4 +182,4 @@ def test_bad_runs_are_refused():
     matrix = ddim_table(SchedulerConfig(), 10, eta=0.5).matrices[0]
     x = np.zeros((1, 4, 3, 8, 8), np.float32)
     with pytest.raises(ValueError, match="got none"):
-        linear_step(x[None], x, matrix)
+        sampler_step(x[None], x, matrix)

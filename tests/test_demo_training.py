@@ -346,9 +346,9 @@ def test_a_training_writes_weights_that_load_and_sample(tmp_path: Path, clips: L
     videos = sample_videos(model.unet, model.vae, captions, pictures, ["pan left", "still"], settings)
     assert videos.shape == (2, 16, 3, TINY.size, TINY.size) and videos.isfinite().all()
 
-    facts = {"preset": "tiny", "size": 16, "clips": 4, "bytes": 1, "hardware": "no GPU", "note": "A test."}
+    metadata = {"preset": "tiny", "size": 16, "clips": 4, "bytes": 1, "hardware": "no GPU", "note": "A test."}
     part = {"steps": 3, "batch": 2, "minutes": 0.1, "loss": 1.0}
-    (folder / "training.json").write_text(json.dumps(facts | {"vae": part, "unet": part}))
+    (folder / "training.json").write_text(json.dumps(metadata | {"vae": part, "unet": part}))
     write_model_card(folder)
     card = (folder / "README.md").read_text()
     assert "license: apache-2.0" in card and "Blender Foundation" in card

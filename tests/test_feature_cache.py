@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.errors import UserError
-from consisti2v_rt.runtime.loop.batches import UNetRows
+from consisti2v_rt.runtime.loop.batches import BatchedUNet
 from consisti2v_rt.runtime.loop.feature_cache import FeatureCache
 from consisti2v_rt.runtime.request.settings import GenerationSettings
 from consisti2v_rt.runtime.timings import Timings
@@ -108,7 +108,7 @@ def rows(branches: int, batch: int, interval: int):
     whole = Recorder(["sample", "first_frame_latents", "a.key", "b.key"], batch)
     shallow = Recorder(["sample", "first_frame_latents", "a.key", "deep_features"], batch)
     texts = [[{"a.key": np.ones((1, 2)), "b.key": np.ones((1, 2))}]] * branches
-    unet = UNetRows(whole, texts, 3, Timings(), cache=FeatureCache(interval, lambda batch: shallow))
+    unet = BatchedUNet(whole, texts, 3, Timings(), cache=FeatureCache(interval, lambda batch: shallow))
     unet.start(np.zeros((branches, 1, 2), np.float32))
     return unet, whole, shallow
 

@@ -11,7 +11,7 @@ import pytest
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_table
 from consisti2v_rt.kernels.schedulers import SCHEDULERS
-from consisti2v_rt.runtime.loop.batches import UNetRows, guidance_saving, row_forwards
+from consisti2v_rt.runtime.loop.batches import BatchedUNet, batch_forwards, guidance_saving
 from consisti2v_rt.runtime.loop.denoise import Guidance, denoise_clip
 from consisti2v_rt.runtime.request.presets import PRESET_SETTINGS, PRESETS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
@@ -57,10 +57,10 @@ class FakeUNet:
         self.outputs["noise_pred"][...] = marks + 100 * self.inputs["sample"]
 
 
-def rows_over(session: FakeUNet, branches: int, videos: int, free: bool) -> UNetRows:
+def rows_over(session: FakeUNet, branches: int, videos: int, free: bool) -> BatchedUNet:
     """Text of branch b and video v: 1 + b + v / 8."""
     texts = [[{"text": np.full((1, 1), 1 + b + v / 8, np.float32)} for v in range(videos)] for b in range(branches)]
-    return UNetRows(session, texts, 3, Timings(), session.allocate if free else None)
+    return BatchedUNet(session, texts, 3, Timings(), session.allocate if free else None)
 
 
 @pytest.mark.parametrize(("rows", "free"), [(1, False), (2, False), (3, False), (4, False), (1, True), (2, True)])
@@ -187,7 +187,7 @@ def test_row_forwards_and_what_an_interval_saves(animate):
         changed = dataclasses.replace(manifest, model=model)
         options = {"num_inference_steps": 10, "guidance_scale_txt": 7.5, **options}
         settings = GenerationSettings.from_options(options).resolved(changed)
-        return row_forwards(settings, videos, changed), guidance_saving(settings, videos, changed)
+        return batch_forwards(settings, videos, changed), guidance_saving(settings, videos, changed)
 
     part = {"guidance_interval": (0.0, 0.6)}
     assert saving(None, 1) == (20, None)

@@ -21,8 +21,9 @@ from consisti2v_rt.export import bundle_lock
 from consisti2v_rt.export.bundle_lock import BUILD_LOCK, building, remove_abandoned_export
 from consisti2v_rt.export.bundle_parts import rewrite_manifest
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from consisti2v_rt.runtime.bundle.manifest import Manifest
 from consisti2v_rt.runtime.bundle.replaced_folder import recover_replaced
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.files import file_lock
 from consisti2v_rt.runtime.files.file_lock import locked
 

@@ -25,8 +25,8 @@ from consisti2v_rt.export.unet_stages import text_tensor_names, unet_export  # n
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod, ddim_table  # noqa: E402
 from consisti2v_rt.kernels.frame_init import frame_init, frame_init_mask  # noqa: E402
 from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode  # noqa: E402
-from consisti2v_rt.kernels.sampler import linear_step  # noqa: E402
-from consisti2v_rt.runtime.loop.batches import UNetRows  # noqa: E402
+from consisti2v_rt.kernels.sampler import sampler_step  # noqa: E402
+from consisti2v_rt.runtime.loop.batches import BatchedUNet  # noqa: E402
 from consisti2v_rt.runtime.loop.denoise import FrameInitPlan, Guidance, denoise_clip  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 from consisti2v_rt.runtime.timings import Timings  # noqa: E402
@@ -129,7 +129,7 @@ def test_loop_through_the_exported_graph(name, unet, unet_session, relative_l2):
         ]
         videos = len(rows) // branches
         texts = [rows[branch * videos : (branch + 1) * videos] for branch in range(branches)]
-        return UNetRows(unet_session, texts, stride, Timings())
+        return BatchedUNet(unet_session, texts, stride, Timings())
 
     got, expected = replay(name, predictor)
     assert relative_l2(got, expected) < 4e-6
@@ -164,5 +164,5 @@ def test_arithmetic_beside_the_unet(name, relative_l2):
         preds = data[f"chunk{chunk}.eps0"]
         preds = preds.reshape(BRANCHES[mode], -1, *preds.shape[1:])
         guided = combine_guidance(preds, mode, *scales, options["guidance_rescale"])
-        step = linear_step(initial[None, :, :, 1:], guided, table.matrices[0])[0]
+        step = sampler_step(initial[None, :, :, 1:], guided, table.matrices[0])[0]
         assert relative_l2(step, data[f"chunk{chunk}.step0.latents"]) < 5e-7

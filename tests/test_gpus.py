@@ -10,7 +10,7 @@ import pytest
 import consisti2v_rt
 from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.cost.gpus import ARCHITECTURES, describe_gpu
-from consisti2v_rt.export.engines.libraries import check_machine, find_flavour
+from consisti2v_rt.export.engines.libraries import check_machine, find_engine_backend
 from consisti2v_rt.export.engines.targets import TARGETS, check_precision, find_target
 from consisti2v_rt.runtime.gpu.cards import CARDS, FAMILIES, closest, find_card, is_data_centre, normalised, table
 from consisti2v_rt.runtime.gpu.device import GpuStatus
@@ -54,7 +54,7 @@ def test_what_is_no_card(name: str) -> None:
 
 
 def test_every_card_is_a_target_and_a_prediction_or_refused_by_name() -> None:
-    rtx = find_flavour("tensorrt-rtx")
+    rtx = find_engine_backend("tensorrt-rtx")
     for card in CARDS:
         for name in (card.name, card.target, card.slug, f"NVIDIA GeForce {card.name}"):
             target = find_target(name, NO_GPU)

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from consisti2v_rt.kernels.ddim import SchedulerConfig, ddim_table
 from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance, guidance_mode, guidance_weights, guided_steps
-from consisti2v_rt.kernels.sampler import linear_step
+from consisti2v_rt.kernels.sampler import sampler_step
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_first_step_of_the_published_loop(golden, golden_json, relative_l2, loop
     assert guided.dtype == np.float32
     table = ddim_table(SchedulerConfig.from_dict(record["scheduler"]), kwargs["num_inference_steps"], kwargs["eta"])
     assert table.timesteps.tolist() == record["timesteps"]
-    step = linear_step(latents[None], guided, table.matrices[0])[0]
+    step = sampler_step(latents[None], guided, table.matrices[0])[0]
     assert relative_l2(step, tensors["chunk0.step0.latents"]) < 1e-6
 
 

@@ -140,7 +140,7 @@ def assert_equal_weights(exported: Bundle, merged: Bundle) -> None:
     for stage in ("unet", "conditioning"):
         graphs = [bundle.graph(bundle.manifest.stages[stage]) for bundle in (exported, merged)]
         contents = [graph.weights() for graph in graphs]
-        tensors = [{tensor.name: tensor for tensor in graph.facts.external} for graph in graphs]
+        tensors = [{tensor.name: tensor for tensor in graph.metadata.external} for graph in graphs]
         assert tensors[0].keys() == tensors[1].keys()
         for name in tensors[0]:
             ours, theirs = (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from consisti2v_rt.runtime.bundle import onnx_walker
-from consisti2v_rt.runtime.bundle.onnx_walker import ExternalTensor, read_facts
+from consisti2v_rt.runtime.bundle.onnx_walker import ExternalTensor, read_metadata
 
 onnx = pytest.importorskip("onnx")
 helper, TensorProto = onnx.helper, onnx.TensorProto
@@ -33,19 +33,19 @@ def model(*arguments: Any, **others: Any) -> Any:
     return helper.make_model(graph(*arguments), opset_imports=[helper.make_opsetid("", 23)], **others)
 
 
-def facts(found: Any) -> onnx_walker.GraphFacts:
-    return read_facts(found.SerializeToString())
+def metadata(found: Any) -> onnx_walker.GraphMetadata:
+    return read_metadata(found.SerializeToString())
 
 
 def refusal(found: Any) -> str:
     with pytest.raises(ValueError) as caught:
-        read_facts(found if isinstance(found, bytes) else found.SerializeToString())
+        read_metadata(found if isinstance(found, bytes) else found.SerializeToString())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     return str(caught.value)
 
 
 def test_borders_and_weights():
-    found = facts(model([], [external(offset="64", length="24"), helper.make_tensor("small", 1, [1], [2.0])]))
+    found = metadata(model([], [external(offset="64", length="24"), helper.make_tensor("small", 1, [1], [2.0])]))
     assert [(t.name, t.dtype, t.shape) for t in found.inputs] == [("x", "float32", ("rows", 3, None))]
     assert [(t.name, t.dtype, t.shape) for t in found.outputs] == [("y", "float16", (1,))]
     (tensor,) = found.external
@@ -70,7 +70,7 @@ def test_sizes_that_are_not_those_of_the_values(dims, raw):
 @pytest.mark.parametrize("stage", ["text_encoder", "conditioning", "vae_encoder", "vae_decoder", "unet"])
 def test_same_as_onnx_on_real_graphs(demo_bundle, stage):
     path = demo_bundle / stage / f"{stage}.onnx"
-    expected, found = onnx.load(str(path), load_external_data=False).graph, read_facts(path.read_bytes())
+    expected, found = onnx.load(str(path), load_external_data=False).graph, read_metadata(path.read_bytes())
     assert {t.name for t in expected.input} == {t.name for t in found.inputs}
     assert found.initialisers == {t.name: tuple(t.dims) for t in expected.initializer}
     places = {t.name: {e.key: e.value for e in t.external_data} for t in expected.initializer if t.data_location}
@@ -174,7 +174,7 @@ def test_foreign_operators(domain):
     assert f"the domain {domain!r}" in refusal(model([helper.make_node("If", ["x"], ["y"], b=graph([node]))]))
     function = helper.make_function(domain, "f", ["x"], ["y"], [], [helper.make_opsetid("", 23)])
     assert f"the domain {domain!r}" in refusal(model(functions=[function]))
-    facts(model([helper.make_node("Identity", ["x"], ["y"], domain="ai.onnx")]))
+    metadata(model([helper.make_node("Identity", ["x"], ["y"], domain="ai.onnx")]))
 
 
 def test_no_graph_at_all():
@@ -225,7 +225,7 @@ def test_damaged_graphs_never_break_it(demo_bundle):
     for number, content in enumerate(contents):
         for changed in mutations(content, 300, number):
             try:
-                found = read_facts(changed)
+                found = read_metadata(changed)
             except ValueError as error:
                 refused += 1
                 assert "\n" not in str(error)

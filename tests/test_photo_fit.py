@@ -10,7 +10,7 @@ from PIL import Image
 
 from consisti2v_rt import GeneratedVideos, GenerationSettings, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle
-from consisti2v_rt.runtime.media.fit import camera_motion_crops, cropped_shares, fit_photo
+from consisti2v_rt.runtime.media.fit import camera_motion_crops, cropped_shares, fit_image
 from consisti2v_rt.runtime.media.image import preprocess
 from consisti2v_rt.runtime.media.video_file import scaled
 from consisti2v_rt.runtime.timings import Timings
@@ -26,20 +26,20 @@ def halves(width: int, height: int) -> Image.Image:
 
 def test_crop_is_the_published_preprocessing():
     photo = halves(120, 60)
-    np.testing.assert_array_equal(fit_photo(photo, 32, 32, "crop"), preprocess(photo, 32, 32))
+    np.testing.assert_array_equal(fit_image(photo, 32, 32, "crop"), preprocess(photo, 32, 32))
 
 
 def test_pad_keeps_everything_between_black_bars():
-    (fitted,) = fit_photo(halves(120, 60), 32, 32, "pad")
+    (fitted,) = fit_image(halves(120, 60), 32, 32, "pad")
     assert (fitted[:, :8] == -1).all() and (fitted[:, -8:] == -1).all()
     np.testing.assert_array_equal(fitted[:, 16, 0], [1, -1, -1])
     np.testing.assert_array_equal(fitted[:, 16, -1], [-1, -1, 1])
-    (upright,) = fit_photo(halves(60, 120), 32, 32, "pad")
+    (upright,) = fit_image(halves(60, 120), 32, 32, "pad")
     assert (upright[..., :8] == -1).all() and (upright[..., -8:] == -1).all()
 
 
 def test_stretch_fills_the_video_with_everything():
-    (fitted,) = fit_photo(halves(120, 60), 32, 48, "stretch")
+    (fitted,) = fit_image(halves(120, 60), 32, 48, "stretch")
     assert fitted.shape == (3, 32, 48)
     np.testing.assert_array_equal(fitted[:, 0, 0], [1, -1, -1])
     np.testing.assert_array_equal(fitted[:, -1, -1], [-1, -1, 1])
@@ -48,7 +48,7 @@ def test_stretch_fills_the_video_with_everything():
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_a_square_photo_needs_no_fit(fit):
     photo = halves(60, 60)
-    np.testing.assert_array_equal(fit_photo(photo, 32, 32, fit), preprocess(photo, 32, 32))
+    np.testing.assert_array_equal(fit_image(photo, 32, 32, fit), preprocess(photo, 32, 32))
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])

@@ -11,7 +11,8 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, TensorSpec
+from consisti2v_rt.runtime.bundle.manifest import TensorSpec
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "assets" / "example.jpg"

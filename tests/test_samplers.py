@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod
-from consisti2v_rt.kernels.sampler import StepTable, linear_step
+from consisti2v_rt.kernels.sampler import StepTable, sampler_step
 from consisti2v_rt.kernels.schedulers import SCHEDULERS, step_table
 
 SHAPE = (1, 4, 3, 6, 5)
@@ -38,7 +38,7 @@ def run(table: StepTable, latents: np.ndarray, outputs: np.ndarray, noises: np.n
     state, samples = table.start(latents), []
     for step in range(len(table.timesteps)):
         noise = noises[step % len(noises)] if table.needs_noise else None
-        state = linear_step(state, outputs[step % len(outputs)], table.matrices[step], noise)
+        state = sampler_step(state, outputs[step % len(outputs)], table.matrices[step], noise)
         samples.append(state[0])
     return samples
 
@@ -156,7 +156,7 @@ def gaussian_error(name: str, steps: int) -> float:
     state = table.start(np.ones((1,), np.float32))
     for timestep, matrix in zip(table.timesteps[:-1], table.matrices[:-1], strict=True):
         prediction = np.sqrt(1 - abar[timestep]) * state[0] / variance[timestep]
-        state = linear_step(state, prediction.astype(np.float32), matrix)
+        state = sampler_step(state, prediction.astype(np.float32), matrix)
     return abs(float(state[0, 0]) / np.sqrt(variance[table.timesteps[-1]] / variance[-1]) - 1)
 
 
@@ -177,7 +177,7 @@ def test_what_memory_starts_as_does_not_matter(name):
     state = table.start(latents)
     state[1:] = 1000
     for step, matrix in enumerate(table.matrices):
-        state = linear_step(state, outputs[step], matrix, noises[step] if table.needs_noise else None)
+        state = sampler_step(state, outputs[step], matrix, noises[step] if table.needs_noise else None)
         np.testing.assert_array_equal(state[0], expected[step])
 
 
@@ -193,7 +193,7 @@ def test_a_step_leaves_its_input_alone():
     table = step_table("unipc", SchedulerConfig(), 5)
     state = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
     before = state.copy()
-    new = linear_step(state, np.ones((2, 3), np.float32), table.matrices[2])
+    new = sampler_step(state, np.ones((2, 3), np.float32), table.matrices[2])
     np.testing.assert_array_equal(state, before)
     expected = np.tensordot(table.matrices[2][:, :-1], np.concatenate([state, np.ones((1, 2, 3), np.float32)]), axes=1)
     np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-5)
@@ -222,4 +222,4 @@ def test_bad_runs_are_refused():
     matrix = step_table("lcm", config, 4).matrices[0]
     x = np.zeros((1, 4), np.float32)
     with pytest.raises(ValueError, match="got none"):
-        linear_step(x[None], x, matrix)
+        sampler_step(x[None], x, matrix)

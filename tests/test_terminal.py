@@ -129,7 +129,7 @@ def test_a_record_with_hostile_names(consisti2v, tmp_path):
     results = Path(consoles.__file__).parents[2] / "benchmarks" / "results" / "latency_demo_cpu.json"
     data = json.loads(results.read_text(encoding="utf-8"))
     data["bundle"]["name"] = HOSTILE
-    for subject in data["subjects"]:
+    for subject in data["targets"]:
         subject["name"] = HOSTILE
     path = tmp_path / "record.json"
     path.write_text(json.dumps(data))

@@ -13,8 +13,8 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
 from consisti2v_rt.runtime.bundle.tokenizer_rules import check_tokenizer_json
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.text import PromptTokenizer
 
 FILE = "tokenizer/tokenizer.json"

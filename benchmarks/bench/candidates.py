@@ -19,16 +19,17 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from ...errors import UserError
 from ...kernels.guidance import BRANCHES
-from ...runtime.backends import BACKENDS, PRECISIONS, Availability, Backend, choose
+from ...runtime.backends import BACKENDS, Backend, choose
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.manifest import PRECISIONS, Manifest
+from ...runtime.bundle.stage_graphs import Availability
 from ...runtime.child_process import neutral_place
 from ...runtime.commands.console import make_console
 from ...runtime.commands.progress import leading_columns
 from ...runtime.install import install_hint
 from ...runtime.session import resolve_shape
 from .machine import has_bf16, require
-from .record import Subject
+from .record import Target
 from .worker import WorkerProcess, WorkFailedError
 
 TORCH = ("torch-eager", "torch-compile")
@@ -90,12 +91,12 @@ def default_candidates() -> list[Candidate]:
 
 
 @dataclass
-class Contestant:
-    """A subject of the record, what its child process is to be, and what that has measured so far."""
+class Runner:
+    """A target of the record, what its child process is to be, and what that has measured so far."""
 
-    subject: Subject
+    target: Target
     options: dict[str, Any]
-    """For :func:`.subjects.make_subject`."""
+    """For :func:`.targets.make_target`."""
     output: Path | None = None
     """Where its last run's result goes; None: nowhere."""
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -103,17 +104,15 @@ class Contestant:
 
     @property
     def able(self) -> bool:
-        return self.subject.unavailable is None
+        return self.target.unavailable is None
 
     @property
     def seconds(self) -> tuple[float, ...]:
         return tuple(run["seconds"] for run in self.runs)
 
 
-def session_contestant(
-    bundle: Bundle, candidate: Candidate, kind: str, output: Path | None = None, **work: Any
-) -> Contestant:
-    """A bundle in a session: `kind` "session" for a forward of its U-Net or "video", `work` being that subject's other
+def session_runner(bundle: Bundle, candidate: Candidate, kind: str, output: Path | None = None, **work: Any) -> Runner:
+    """A bundle in a session: `kind` "session" for a forward of its U-Net or "video", `work` being that target's other
     options.
     """
     backend, precision = candidate.session, candidate.precision
@@ -123,9 +122,9 @@ def session_contestant(
     elif found.usable:
         found = backend.fits(bundle, precision)
     reason = None if found.usable else found.reason
-    subject = Subject(candidate.name, candidate.backend, precision, backend.device, reason)
-    named = {"subject": kind, "bundle": str(bundle.path.absolute()), "backend": backend.name, "precision": precision}
-    return Contestant(subject, {**named, **work}, output)
+    target = Target(candidate.name, candidate.backend, precision, backend.device, reason)
+    named = {"target": kind, "bundle": str(bundle.path.absolute()), "backend": backend.name, "precision": precision}
+    return Runner(target, {**named, **work}, output)
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,9 @@ def probe_torch() -> TorchHere:
     return TorchHere(None, "cuda" if "True" in asked.stdout else "cpu")
 
 
-def published_contestant(
+def published_runner(
     torch: TorchHere, bundle: Bundle, checkpoint: str | None, candidate: Candidate, explicit: bool, **work: Any
-) -> Contestant:
+) -> Runner:
     """One forward of the published formulation with the bundle's own weights; `explicit`: it was asked for by name."""
     reason, random = torch.refusal(candidate.precision, explicit), _RANDOM.fullmatch(bundle.manifest.provenance.source)
     weights: dict[str, Any] = {}
@@ -170,9 +169,9 @@ def published_contestant(
         needed = "the published formulation needs the bundle's weights: give the --checkpoint it was exported from"
         reason = reason or needed
     compiled, output = candidate.backend == "torch-compile", work.pop("output")
-    options = {"subject": "published", "precision": candidate.precision, "device": torch.device, "compiled": compiled}
-    subject = Subject(candidate.name, candidate.backend, candidate.precision, torch.device, reason)
-    return Contestant(subject, {**options, **weights, **work}, output)
+    options = {"target": "published", "precision": candidate.precision, "device": torch.device, "compiled": compiled}
+    target = Target(candidate.name, candidate.backend, candidate.precision, torch.device, reason)
+    return Runner(target, {**options, **weights, **work}, output)
 
 
 # -- what they all compute ---------------------------------------------------------------------------------------------
@@ -231,7 +230,7 @@ class Plan:
     warmup: int
     """Runs of every new process that do not count."""
     rounds: int
-    """Measured runs of every contestant."""
+    """Measured runs of every runner."""
     resident: bool | None
     """All processes stay loaded and change places after every run. Otherwise one is loaded at a time, and the turns
     go round twice: for where memory does not hold all of them.
@@ -241,15 +240,15 @@ class Plan:
 
     @property
     def visits(self) -> list[int]:
-        """Measured runs of each turn of a contestant."""
+        """Measured runs of each turn of a runner."""
         if self.resident or self.rounds < 2:
             return [self.rounds]
         return [self.rounds - self.rounds // 2, self.rounds // 2]
 
 
-def measure_in_turns(contestants: Sequence[Contestant], plan: Plan) -> None:
-    """Fill in the runs, costs of the first run and memory of every contestant that can run; or why it could not."""
-    able = [contestant for contestant in contestants if contestant.able]
+def measure_interleaved(runners: Sequence[Runner], plan: Plan) -> None:
+    """Fill in the runs, costs of the first run and memory of every runner that can run; or why it could not."""
+    able = [runner for runner in runners if runner.able]
     console = make_console(stderr=True)
     left = (MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
     columns = (*leading_columns(console), *left)
@@ -258,62 +257,62 @@ def measure_in_turns(contestants: Sequence[Contestant], plan: Plan) -> None:
         progress.add_task("starting", total=runs)
         for number, rounds in enumerate(plan.visits):
             # All of them loaded, or one after the other.
-            for group in [able] if plan.resident else [[contestant] for contestant in able]:
+            for group in [able] if plan.resident else [[runner] for runner in able]:
                 with ExitStack() as stack:
-                    turns = [_Turn(contestant, progress, stack) for contestant in group]
+                    turns = [_Turn(runner, progress, stack) for runner in group]
                     for turn in turns:
                         turn.begin(plan.warmup)
                     for _ in range(rounds):
                         for turn in turns:
                             turn.run()
                     for turn in turns:
-                        if number == 0 and turn.contestant.output is not None:
-                            turn.ask("output", path=str(turn.contestant.output.absolute()))
+                        if number == 0 and turn.runner.output is not None:
+                            turn.ask("output", path=str(turn.runner.output.absolute()))
 
 
 class _Turn:
-    """A contestant's process, from its start to its end. Once it failed, the rest of its turn does nothing."""
+    """A runner's process, from its start to its end. Once it failed, the rest of its turn does nothing."""
 
-    def __init__(self, contestant: Contestant, progress: Progress, stack: ExitStack) -> None:
-        self.contestant, self._progress = contestant, progress
+    def __init__(self, runner: Runner, progress: Progress, stack: ExitStack) -> None:
+        self.runner, self._progress = runner, progress
         self._stack = stack.enter_context(ExitStack())
         self._worker: WorkerProcess | None = None
         self._number = 0
 
     def begin(self, warmup: int) -> None:
         """Start the process, load, and warm up."""
-        subject = self.contestant.subject
-        self._show(f"{subject.name}: loading")
-        if self.contestant.able:
+        target = self.runner.target
+        self._show(f"{target.name}: loading")
+        if self.runner.able:
             try:
-                self._worker = worker = WorkerProcess(self.contestant.options)
+                self._worker = worker = WorkerProcess(self.runner.options)
                 self._stack.callback(self._note_memory, worker)
                 self._stack.enter_context(worker)
             except WorkFailedError as error:
                 self._fail(str(error))
-        facts = self.ask("load")
-        if facts is not None:
+        metadata = self.ask("load")
+        if metadata is not None:
             assert self._worker is not None
-            subject.first.setdefault("start", self._worker.start_seconds)
-            subject.first.setdefault("load", facts.pop("seconds"))
-            subject.facts |= facts
+            target.first.setdefault("start", self._worker.start_seconds)
+            target.first.setdefault("load", metadata.pop("seconds"))
+            target.metadata |= metadata
         for _ in range(warmup):
             self.run(counts=False)
 
     def run(self, counts: bool = True) -> None:
-        """One run; the first of a contestant is also kept as such."""
-        contestant, worker = self.contestant, self._worker
-        self._show(contestant.subject.name if counts else f"{contestant.subject.name}: warming up")
+        """One run; the first of a runner is also kept as such."""
+        runner, worker = self.runner, self._worker
+        self._show(runner.target.name if counts else f"{runner.target.name}: warming up")
         before = worker.energy_joules() if worker else None
         run = self.ask("run", number=self._number)
         self._number += 1
         if run is not None:
-            contestant.first_run = contestant.first_run or run
+            runner.first_run = runner.first_run or run
             if counts:
-                contestant.runs.append(run)
+                runner.runs.append(run)
                 after = worker.energy_joules() if worker else None
                 if before is not None and after is not None:
-                    contestant.subject.energy_joules += (after - before,)
+                    runner.target.energy_joules += (after - before,)
         self._show(None, 1)
 
     def ask(self, what: str, **arguments: Any) -> Any:
@@ -334,14 +333,14 @@ class _Turn:
         self._progress.update(self._progress.task_ids[0], description=text, advance=runs)
 
     def _fail(self, reason: str) -> None:
-        self.contestant.subject.unavailable = reason
-        self.contestant.runs.clear()
+        self.runner.target.unavailable = reason
+        self.runner.runs.clear()
         self._worker = None
         # Its memory is for the others.
         self._stack.close()
 
     def _note_memory(self, worker: WorkerProcess) -> None:
-        subject = self.contestant.subject
-        subject.host_peak_bytes = max(subject.host_peak_bytes or 0, worker.host_peak_bytes)
+        target = self.runner.target
+        target.host_peak_bytes = max(target.host_peak_bytes or 0, worker.host_peak_bytes)
         if worker.device_peak_bytes is not None:
-            subject.device_peak_bytes = max(subject.device_peak_bytes or 0, worker.device_peak_bytes)
+            target.device_peak_bytes = max(target.device_peak_bytes or 0, worker.device_peak_bytes)

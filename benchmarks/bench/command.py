@@ -199,7 +199,7 @@ def compare(
     rows, left_out = compare_records(first, second)
     console = make_console(markup=True, soft_wrap=True)
     console.print(comparison_table(rows, forced=bool(differences)))
-    warnings = [f"Warning: not the same {part}: {'; '.join(told)}." for part, told in differences.items()]
+    warnings = [f"Warning: not the same {part}: {'; '.join(found)}." for part, found in differences.items()]
     if left_out:
         warnings.append(f"Not compared: {', '.join(left_out)}.")
     for line in (*warnings, *notes(first, second)):

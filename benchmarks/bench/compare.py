@@ -72,7 +72,7 @@ def check_comparable(before: Record, after: Record, names: tuple[str, str], *, f
         "settings": _differences({**before.settings, "rounds": 0}, {**after.settings, "rounds": 0}),
         "machine": _differences(before.machine, after.machine),
     }
-    found = {part: told for part, differences in parts.items() if (told := list(differences))}
+    found = {part: listed for part, differences in parts.items() if (listed := list(differences))}
     if lacking and not force:
         raise UserError(
             f"{'; '.join(lacking)}: it does not say what ran, so measure again with this version, or compare anyway "
@@ -88,15 +88,15 @@ def check_comparable(before: Record, after: Record, names: tuple[str, str], *, f
 
 def notes(before: Record, after: Record) -> list[str]:
     """Differences that a comparison is often made for, one sentence each: versions, and distance from the reference."""
-    told = [f"The versions differ: {difference}." for difference in _differences(before.versions, after.versions)]
-    now = {subject.name: subject.relative_l2 for subject in after.subjects}
-    for subject in before.subjects:
-        first, second = subject.relative_l2, now.get(subject.name)
+    warnings = [f"The versions differ: {difference}." for difference in _differences(before.versions, after.versions)]
+    now = {target.name: target.relative_l2 for target in after.targets}
+    for target in before.targets:
+        first, second = target.relative_l2, now.get(target.name)
         if first and second and second > 3 * first:
-            told.append(
-                f"{subject.name} is further from the published formulation: relative L2 {first:.1e}, now {second:.1e}."
+            warnings.append(
+                f"{target.name} is further from the published formulation: relative L2 {first:.1e}, now {second:.1e}."
             )
-    return told
+    return warnings
 
 
 def _bundle_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _short(value: object, most: int = 60) -> str:
 class Comparison:
     """One row in both records."""
 
-    subject: str
+    target: str
     row: str
     before: Row
     after: Row
@@ -156,7 +156,7 @@ def compare_records(before: Record, after: Record) -> tuple[list[Comparison], li
         UserError: without a common row.
     """
     firsts, seconds_ = (
-        {(subject.name, row.name): row for subject in record.subjects for row in subject.rows if row.seconds}
+        {(target.name, row.name): row for target in record.targets for row in target.rows if row.seconds}
         for record in (before, after)
     )
     rows, left_out = [], []
@@ -175,11 +175,11 @@ def compare_records(before: Record, after: Record) -> tuple[list[Comparison], li
 
 
 def comparison_table(rows: Sequence[Comparison], *, forced: bool) -> Table:
-    """One line a row, under the name of its subject; `forced` stands with every verdict."""
+    """One line a row, under the name of its target; `forced` stands with every verdict."""
     lines: list[list[str]] = []
     for index, row in enumerate(rows):
-        if index == 0 or row.subject != rows[index - 1].subject:
-            lines.append([f"[bold]{escape(row.subject)}[/]"])
+        if index == 0 or row.target != rows[index - 1].target:
+            lines.append([f"[bold]{escape(row.target)}[/]"])
         words, colour = f"{row.verdict}, forced" if forced else row.verdict, _COLOURS.get(row.verdict)
         medians = [statistics.median(side.seconds) for side in (row.before, row.after)]
         lines.append(
@@ -198,8 +198,8 @@ def comparison_table(rows: Sequence[Comparison], *, forced: bool) -> Table:
 def summary(rows: Sequence[Comparison], forced: Sequence[str] = ()) -> str:
     """``2 faster, 7 no difference shown``; and the parts that differ where the comparison was forced."""
     counts = Counter(row.verdict for row in rows)
-    told = ", ".join(f"{counts[word]} {word}" for word in (FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW) if counts[word])
-    return f"{told}; compared by force, not measured alike: {', '.join(forced)}" if forced else told
+    message = ", ".join(f"{counts[word]} {word}" for word in (FASTER, SLOWER, NO_DIFFERENCE, TOO_FEW) if counts[word])
+    return f"{message}; compared by force, not measured alike: {', '.join(forced)}" if forced else message
 
 
 def _change(ratio: float) -> str:

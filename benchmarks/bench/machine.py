@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ...errors import UserError
 from ...locations import ROOT
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.manifest import MANIFEST_NAME
+from ...runtime.bundle.typed_json import MANIFEST_NAME
 from ...runtime.install import install_hint
 
 _PACKAGE = "consisti2v-rt"
@@ -145,7 +145,7 @@ def file_sha256(path: Path) -> str | None:
         return None
 
 
-def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+def bundle_metadata(bundle: Bundle) -> dict[str, Any]:
     """Name, hash, sizes. The manifest's hash stands for the bundle: it holds the hash of every file."""
     manifest, model = bundle.manifest, bundle.manifest.model
     return {

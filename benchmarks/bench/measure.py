@@ -32,21 +32,21 @@ from .candidates import (
     REFERENCE,
     TORCH,
     Candidate,
-    Contestant,
     Plan,
+    Runner,
     all_fit,
     default_candidates,
     make_inputs,
-    measure_in_turns,
+    measure_interleaved,
     probe_torch,
-    published_contestant,
-    session_contestant,
+    published_runner,
     session_dims,
+    session_runner,
 )
-from .machine import bundle_facts, describe_machine, file_sha256, now, runtime_bytes, versions
-from .record import Record, Row, Subject
-from .subjects import FRAME_STRIDE, TIMESTEP
+from .machine import bundle_metadata, describe_machine, file_sha256, now, runtime_bytes, versions
+from .record import Record, Row, Target
 from .tables import AXES, STAGES, VIDEO
+from .targets import FRAME_STRIDE, TIMESTEP
 
 DEFAULTS: dict[str, tuple[int, ...]] = {
     "frames": (4, 8, 16, 24),
@@ -60,10 +60,10 @@ _GUIDANCE_WORDS = {"none": "no guidance", "text": "text guidance", "both": "text
 
 
 def _record(
-    kind: str, what: str, facts: dict[str, Any], settings: dict[str, Any], plan: Plan, subjects: list[Subject]
+    kind: str, what: str, metadata: dict[str, Any], settings: dict[str, Any], plan: Plan, targets: list[Target]
 ) -> Record:
     settings, sizes = {**settings, **dataclasses.asdict(plan)}, {} if kind == "scaling" else runtime_bytes()
-    return Record(kind, what, now(), describe_machine(), versions(), facts, settings, subjects, sizes)
+    return Record(kind, what, now(), describe_machine(), versions(), metadata, settings, targets, sizes)
 
 
 # -- whole videos ------------------------------------------------------------------------------------------------------
@@ -81,17 +81,17 @@ def measure_latency(
     settings = GenerationSettings.from_options(options).resolved(bundle.manifest)
     work: dict[str, Any] = {"image": str(image.absolute()), "prompt": prompt, "options": dict(options)}
     work["threads"] = plan.threads
-    contestants = [session_contestant(bundle, candidate, "video", **work) for candidate in candidates(bundle)]
-    measure_in_turns(contestants, plan)
-    for contestant in contestants:
-        if contestant.able:
-            _fill_stages(contestant, stage_runs(settings, bundle))
+    runners = [session_runner(bundle, candidate, "video", **work) for candidate in candidates(bundle)]
+    measure_interleaved(runners, plan)
+    for runner in runners:
+        if runner.able:
+            _fill_stages(runner, stage_runs(settings, bundle))
     size, steps = f"{settings.width}x{settings.height}", settings.num_inference_steps
     guidance = _GUIDANCE_WORDS[settings.guidance]
     what = f"one video of {bundle.manifest.model.frames} frames, {size}, {steps} steps, {guidance}"
-    photo = {"image": image.name, "image_sha256": file_sha256(image), "prompt": prompt}
-    used = {**dataclasses.asdict(settings), "guidance": settings.guidance, **photo}
-    return _record("latency", what, bundle_facts(bundle), used, plan, [entry.subject for entry in contestants])
+    image_facts = {"image": image.name, "image_sha256": file_sha256(image), "prompt": prompt}
+    used = {**dataclasses.asdict(settings), "guidance": settings.guidance, **image_facts}
+    return _record("latency", what, bundle_metadata(bundle), used, plan, [entry.target for entry in runners])
 
 
 def stage_runs(settings: ResolvedSettings, bundle: Bundle) -> dict[str, int]:
@@ -107,18 +107,18 @@ def stage_runs(settings: ResolvedSettings, bundle: Bundle) -> dict[str, int]:
     }
 
 
-def _fill_stages(contestant: Contestant, runs: Mapping[str, int]) -> None:
+def _fill_stages(runner: Runner, runs: Mapping[str, int]) -> None:
     """Rows of the record from the runs; what the first run spent beyond a later one was spent once."""
-    subject, first = contestant.subject, contestant.first_run
-    known = {stage for run in contestant.runs for stage in run["parts"]}
+    target, first = runner.target, runner.first_run
+    known = {stage for run in runner.runs for stage in run["parts"]}
     for stage in (*filter(known.__contains__, STAGES), *sorted(known - STAGES.keys())):
-        seconds = tuple(run["parts"].get(stage, 0.0) for run in contestant.runs)
+        seconds = tuple(run["parts"].get(stage, 0.0) for run in runner.runs)
         name = STAGES.get(stage, stage.replace("_", " "))
-        subject.rows.append(Row(name, seconds, runs.get(name, 1), first["parts"].get(stage)))
-    subject.rows.append(Row(VIDEO, contestant.seconds, 1, first["seconds"]))
-    opened, loading = subject.first.pop("load"), first["parts"].get("load", 0.0)
-    longer = max(0.0, first["seconds"] - loading - statistics.median(contestant.seconds))
-    subject.first |= {"open": opened, "load": loading, "first_run": longer}
+        target.rows.append(Row(name, seconds, runs.get(name, 1), first["parts"].get(stage)))
+    target.rows.append(Row(VIDEO, runner.seconds, 1, first["seconds"]))
+    opened, loading = target.first.pop("load"), first["parts"].get("load", 0.0)
+    longer = max(0.0, first["seconds"] - loading - statistics.median(runner.seconds))
+    target.first |= {"open": opened, "load": loading, "first_run": longer}
 
 
 # -- one forward side by side ------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def measure_side_by_side(
         UserError: the bundle cannot be used.
     """
     bundle = Bundle.open(path, verify=False)
-    dims, model, contestants = session_dims(bundle.manifest), bundle.manifest.model, []
+    dims, model, runners = session_dims(bundle.manifest), bundle.manifest.model, []
     wanted = dict.fromkeys([Candidate.parse("torch-eager:fp32"), *(candidates or default_candidates())])
     with tempfile.TemporaryDirectory() as name:
         inputs, torch = Path(name) / "inputs.npz", probe_torch()
@@ -152,18 +152,18 @@ def measure_side_by_side(
             }
             if candidate.backend in TORCH:
                 explicit = candidates is not None
-                contestants.append(published_contestant(torch, bundle, checkpoint, candidate, explicit, **work))
+                runners.append(published_runner(torch, bundle, checkpoint, candidate, explicit, **work))
             else:
-                contestants.append(session_contestant(bundle, candidate, "session", dims=dims, **work))
+                runners.append(session_runner(bundle, candidate, "session", dims=dims, **work))
         if plan.resident is None:
-            resident = all_fit(bundle, sum(contestant.able for contestant in contestants))
+            resident = all_fit(bundle, sum(runner.able for runner in runners))
             plan = dataclasses.replace(plan, resident=resident)
-        measure_in_turns(contestants, plan)
-        _compare(contestants)
+        measure_interleaved(runners, plan)
+        _compare(runners)
     what = f"one U-Net forward, batch {dims['rows']}, {model.frames} frames, {model.width}x{model.height}"
     settings = {"seed": seed, "timestep": TIMESTEP, "frame_stride": FRAME_STRIDE}
-    subjects = [contestant.subject for contestant in contestants]
-    return _record("side_by_side", what, bundle_facts(bundle), settings, plan, subjects)
+    targets = [runner.target for runner in runners]
+    return _record("side_by_side", what, bundle_metadata(bundle), settings, plan, targets)
 
 
 def relative_l2(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -172,19 +172,19 @@ def relative_l2(got: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
-def _compare(contestants: Sequence[Contestant]) -> None:
+def _compare(runners: Sequence[Runner]) -> None:
     """Rows, relative L2 and speed-up, from what was measured."""
-    able = {contestant.subject.name: contestant for contestant in contestants if contestant.able}
+    able = {runner.target.name: runner for runner in runners if runner.able}
     reference = able.get(REFERENCE)
-    for contestant in able.values():
-        subject, first = contestant.subject, contestant.first_run["seconds"]
-        device_seconds = tuple(run["device_seconds"] for run in contestant.runs if run["device_seconds"])
-        subject.rows.append(Row("forward", contestant.seconds, 1, first, device_seconds))
-        median = statistics.median(contestant.seconds)
-        subject.first["first_run"] = max(0.0, first - median)
-        if reference is not None and reference.output is not None and contestant.output is not None:
-            subject.relative_l2 = relative_l2(np.load(contestant.output), np.load(reference.output))
-            subject.speed_up = statistics.median(reference.seconds) / median
+    for runner in able.values():
+        target, first = runner.target, runner.first_run["seconds"]
+        device_seconds = tuple(run["device_seconds"] for run in runner.runs if run["device_seconds"])
+        target.rows.append(Row("forward", runner.seconds, 1, first, device_seconds))
+        median = statistics.median(runner.seconds)
+        target.first["first_run"] = max(0.0, first - median)
+        if reference is not None and reference.output is not None and runner.output is not None:
+            target.relative_l2 = relative_l2(np.load(runner.output), np.load(reference.output))
+            target.speed_up = statistics.median(reference.seconds) / median
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def measure_scaling(
         # First, because it may not take a point.
         bundle = _base(path, maker, points)
         candidate = Candidate.usual(bundle, *usual)
-        contestants: list[Contestant] = []
+        runners: list[Runner] = []
         models = {}
         for axis, value in [(name, number) for name in AXES for number in points.get(name, ())]:
             model = maker.model_of_frames(value) if axis == "frames" else bundle
@@ -313,34 +313,34 @@ def measure_scaling(
                 np.savez(inputs, **make_inputs(model.manifest, dims, 0))  # type: ignore[arg-type]
                 work = {"inputs": str(inputs), "dims": dims}
             kind = "video" if axis == "steps" else "session"
-            contestant = session_contestant(model, candidate, kind, threads=plan.threads, **work)
-            if contestant.subject.unavailable is not None:
-                raise UserError(f"{candidate.name} cannot run this: {contestant.subject.unavailable.rstrip('.')}.")
-            contestant.subject.name = f"{axis} {value}"
-            models[contestant.subject.name] = bundle_facts(model)["sha256"]
-            contestants.append(contestant)
-        plan = dataclasses.replace(plan, resident=all_fit(bundle, len(contestants)))
-        measure_in_turns(contestants, plan)
+            runner = session_runner(model, candidate, kind, threads=plan.threads, **work)
+            if runner.target.unavailable is not None:
+                raise UserError(f"{candidate.name} cannot run this: {runner.target.unavailable.rstrip('.')}.")
+            runner.target.name = f"{axis} {value}"
+            models[runner.target.name] = bundle_metadata(model)["sha256"]
+            runners.append(runner)
+        plan = dataclasses.replace(plan, resident=all_fit(bundle, len(runners)))
+        measure_interleaved(runners, plan)
         random_weights = None if path else Path(maker.random_weights).name
         settings = {"random_weights": random_weights, "image_sha256": file_sha256(image)}
-        subject = Subject(candidate.name, candidate.backend, candidate.precision, candidate.session.device)
+        target = Target(candidate.name, candidate.backend, candidate.precision, candidate.session.device)
         failed: dict[str, str] = {}
-        for contestant in contestants:
-            if contestant.subject.unavailable is not None:
-                failed[contestant.subject.name] = contestant.subject.unavailable
+        for runner in runners:
+            if runner.target.unavailable is not None:
+                failed[runner.target.name] = runner.target.unavailable
             else:
-                first = contestant.first_run["seconds"]
-                subject.rows.append(Row(contestant.subject.name, contestant.seconds, 1, first))
-                peak = contestant.subject.host_peak_bytes or 0
-                subject.host_peak_bytes = max(subject.host_peak_bytes or 0, peak)
-        subject.facts = {"failed": failed} if failed else {}
-        subject.unavailable = None if subject.rows else "; ".join(failed.values())
+                first = runner.first_run["seconds"]
+                target.rows.append(Row(runner.target.name, runner.seconds, 1, first))
+                peak = runner.target.host_peak_bytes or 0
+                target.host_peak_bytes = max(target.host_peak_bytes or 0, peak)
+        target.metadata = {"failed": failed} if failed else {}
+        target.unavailable = None if target.rows else "; ".join(failed.values())
         own = bundle.manifest.model
         what = (
             f"one U-Net forward and one video; where it does not vary: {own.frames} frames, "
             f"{own.width}x{own.height}, batch {session_dims(bundle.manifest)['rows']}"
         )
-        return _record("scaling", what, {**bundle_facts(bundle), "models": models}, settings, plan, [subject])
+        return _record("scaling", what, {**bundle_metadata(bundle), "models": models}, settings, plan, [target])
 
 
 def _base(path: Path | None, maker: ModelMaker, points: Mapping[str, Sequence[int]]) -> Bundle:

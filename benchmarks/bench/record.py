@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass
-class Subject:
+class Target:
     """One way to do the work: a formulation or a session, in a precision, on a device."""
 
     name: str
@@ -64,7 +64,7 @@ class Subject:
     """Of its output against the float32 published formulation's."""
     speed_up: float | None = None
     """Over the published formulation in torch eager, float32."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name), None)
@@ -83,19 +83,19 @@ class Record:
     versions: dict[str, str]
     bundle: dict[str, Any]
     settings: dict[str, Any]
-    subjects: list[Subject]
+    targets: list[Target]
     runtime_bytes: dict[str, int] = field(default_factory=dict)
     """Installed size of the runtime, by distribution."""
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def able(self) -> list[Subject]:
-        """The subjects that could run."""
-        return [subject for subject in self.subjects if subject.unavailable is None]
+    def able(self) -> list[Target]:
+        """The targets that could run."""
+        return [target for target in self.targets if target.unavailable is None]
 
     def to_json(self) -> str:
         data = asdict(self)
-        for row in (row for subject in data["subjects"] for row in subject["rows"]):
+        for row in (row for target in data["targets"] for row in target["rows"]):
             values = row["seconds"]
             row |= {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else {}
         return json.dumps(data, indent=1) + "\n"
@@ -111,7 +111,12 @@ class Record:
             data = _printable(parse_json(text))
             if data["schema_version"] != SCHEMA_VERSION or data["kind"] not in KINDS:
                 raise ValueError(f"schema version {data['schema_version']!r}, kind {data['kind']!r}")
-            for row in (row for subject in data["subjects"] for row in subject["rows"]):
+            if "subjects" in data:  # versions before 0.2
+                data["targets"] = [
+                    {"metadata" if name == "facts" else name: value for name, value in target.items()}
+                    for target in data.pop("subjects")
+                ]
+            for row in (row for target in data["targets"] for row in target["rows"]):
                 for made in ("median", "min", "max"):
                     row.pop(made, None)
             record: Record = _typed(cls, data, "record")
@@ -132,10 +137,10 @@ class Record:
             _typed(str, gpu["name"], "gpu")
         if self.kind == "latency":
             _typed(float, self.bundle["frames"], "bundle.frames")
-        for subject in self.subjects:
-            _typed(dict[str, str], subject.facts.get("failed", {}), "failed")
-            if min((row.runs for row in subject.rows), default=1) < 1:
-                raise ValueError(f"runs of {subject.name!r}")
+        for target in self.targets:
+            _typed(dict[str, str], target.metadata.get("failed", {}), "failed")
+            if min((row.runs for row in target.rows), default=1) < 1:
+                raise ValueError(f"runs of {target.name!r}")
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
@@ -205,7 +210,7 @@ def place_of(record: Record | None, output: Path | None) -> Path:
         return folder / "record.json"
     # A bundle may be called anything.
     name = re.sub(r"[^\w.-]+", "_", record.bundle["name"]).strip("._").removesuffix("_bundle") or "bundle"
-    device = "gpu" if any(subject.device == "cuda" for subject in record.able) else "cpu"
+    device = "gpu" if any(target.device == "cuda" for target in record.able) else "cpu"
     return folder / ("_".join([name, *([] if record.kind == "latency" else [record.kind]), device]) + ".json")
 
 

@@ -83,7 +83,7 @@ def _read_prediction(path: Path) -> dict[str, Any] | None:
 
 
 def _bars_words(record: Record) -> str:
-    rounds = sorted({len(row.seconds) for subject in record.subjects for row in subject.rows})
+    rounds = sorted({len(row.seconds) for target in record.targets for row in target.rows})
     return f"median of {' or '.join(map(str, rounds))} rounds; whiskers: min to max"
 
 
@@ -92,25 +92,25 @@ def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
 
 
 def _draw_bars(figure: Any, record: Record) -> None:
-    """Whole videos: one bar a stage and subject. Side by side: one bar a subject, with its speed-up and distance."""
+    """Whole videos: one bar a stage and target. Side by side: one bar a target, with its speed-up and distance."""
     able, title = record.able, f"{record.bundle['name']}: {record.what}"
     # Of every bar: place, row, label, colour.
     bars: list[tuple[float, Row, str, str]] = []
     if record.kind == "latency":
-        ticks = list(dict.fromkeys(row.name for subject in able for row in subject.rows if row.name != VIDEO))
+        ticks = list(dict.fromkeys(row.name for target in able for row in target.rows if row.name != VIDEO))
         height = 0.8 / max(1, len(able))
-        for index, subject in enumerate(able):
+        for index, target in enumerate(able):
             colour = _COLOURS[index % len(_COLOURS)]
-            shown = [(ticks.index(row.name), row) for row in subject.rows if row.name in ticks]
+            shown = [(ticks.index(row.name), row) for row in target.rows if row.name in ticks]
             bars += [(place + height * index, row, seconds(row.median), colour) for place, row in shown]
         title += "\n" + ", ".join(f"{s.name}: {seconds(row.median)}" for s in able if (row := s.row(VIDEO)) is not None)
     else:
-        ticks, height = [f"{subject.name}\n{subject.device}" for subject in able], 0.7
-        for index, subject in enumerate(able):
-            row, label = subject.rows[0], seconds(subject.rows[0].median)
-            if subject.speed_up is not None and subject.relative_l2 is not None and subject.name != REFERENCE:
-                label += f", {speed_up_words(record, subject)}, rel. L2 {subject.relative_l2:.0e}"
-            bars.append((index, row, label, _GREY if subject.backend.startswith("torch") else _COLOURS[0]))
+        ticks, height = [f"{target.name}\n{target.device}" for target in able], 0.7
+        for index, target in enumerate(able):
+            row, label = target.rows[0], seconds(target.rows[0].median)
+            if target.speed_up is not None and target.relative_l2 is not None and target.name != REFERENCE:
+                label += f", {speed_up_words(record, target)}, rel. L2 {target.relative_l2:.0e}"
+            bars.append((index, row, label, _GREY if target.backend.startswith("torch") else _COLOURS[0]))
     figure.set_size_inches(8, 1.2 + (0.34 if record.kind == "latency" else 0.45) * max(1, len(bars)))
     axes, rows = figure.add_subplot(), [bar[1] for bar in bars]
     axes.barh(
@@ -140,7 +140,7 @@ def _draw_bars(figure: Any, record: Record) -> None:
 def _draw_scaling(figure: Any, record: Record) -> None:
     """A panel an axis; the dashed line is what strict proportion to the first point would take."""
     points: dict[str, dict[int, Row]] = {}
-    for row in (row for subject in record.subjects for row in subject.rows):
+    for row in (row for target in record.targets for row in target.rows):
         axis, value = split_name(row.name)
         points.setdefault(axis, {})[value] = row
     shown = [axis for axis in AXES if axis in points]
@@ -159,7 +159,7 @@ def _draw_scaling(figure: Any, record: Record) -> None:
         panel.set(xticks=values, xlabel=unit, ylabel=f"seconds, {timed}", ylim=(0, None))
         panel.legend(frameon=False, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    title = f"{record.bundle['name']}, {record.subjects[0].name}; {_bars_words(record)}"
+    title = f"{record.bundle['name']}, {record.targets[0].name}; {_bars_words(record)}"
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
 
 

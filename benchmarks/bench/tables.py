@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .candidates import REFERENCE
-from .record import Record, Row, Subject
+from .record import Record, Row, Target
 from .statistics import (
     FEW_ROUNDS,
     FEWEST_ROUNDS,
@@ -58,28 +58,28 @@ def record_tables(record: Record) -> list[list[list[str]]]:
     measured = ["median", INTERVAL, "rounds"]
     if record.kind == "latency":
         return [
-            [[subject.name, *measured, "share", ""], *_stage_rows(subject)]
-            for subject in record.able
-            if subject.row(VIDEO) is not None
+            [[target.name, *measured, "share", ""], *_stage_rows(target)]
+            for target in record.able
+            if target.row(VIDEO) is not None
         ]
     if record.kind == "side_by_side":
         rows = [
             [
-                *(subject.name, *_measured(subject.rows[0])),
-                *(speed_up_words(record, subject), _distance(subject), _memory_words(subject)),
+                *(target.name, *_measured(target.rows[0])),
+                *(speed_up_words(record, target), _distance(target), _memory_words(target)),
             ]
-            for subject in record.able
+            for target in record.able
         ]
         return [[["", *measured, "speed-up", "relative L2", "peak memory"], *rows]]
-    points = [(*split_name(row.name), row) for subject in record.subjects for row in subject.rows]
+    points = [(*split_name(row.name), row) for target in record.targets for row in target.rows]
     rows = [[f"{AXES[axis][0]} {value} ({AXES[axis][1]})", *_measured(row)] for axis, value, row in points]
     return [[["", *measured], *rows]]
 
 
-def _stage_rows(subject: Subject) -> Iterable[list[str]]:
-    video = subject.row(VIDEO)
+def _stage_rows(target: Target) -> Iterable[list[str]]:
+    video = target.row(VIDEO)
     assert video is not None
-    for row in subject.rows:
+    for row in target.rows:
         runs = f"{row.runs} x {seconds(row.median / row.runs)}" if row.runs > 1 else ""
         yield [row.name, *_measured(row), f"{row.median / video.median:.1%}", runs]
 
@@ -88,43 +88,43 @@ def _measured(row: Row) -> list[str]:
     return [seconds(row.median), interval_words(row.seconds), rounds_words(row.seconds)]
 
 
-def speed_up_words(record: Record, subject: Subject) -> str:
+def speed_up_words(record: Record, target: Target) -> str:
     """``1.66x (1.52 to 1.80)`` over the published formulation; empty where that was not measured."""
-    if subject.speed_up is None:
+    if target.speed_up is None:
         return ""
-    if subject.name == REFERENCE:
+    if target.name == REFERENCE:
         return "1.00x"
     found = None
-    # Loaded together, round n of every subject followed on round n of the one before it.
+    # Loaded together, round n of every target followed on round n of the one before it.
     paired = bool(record.settings.get("resident"))
-    for reference in record.subjects:
+    for reference in record.targets:
         if reference.name == REFERENCE and reference.rows:
-            found = ratio_interval(reference.rows[0].seconds, subject.rows[0].seconds, paired=paired)
-    return f"{subject.speed_up:.2f}x ({ratio_words(found)})"
+            found = ratio_interval(reference.rows[0].seconds, target.rows[0].seconds, paired=paired)
+    return f"{target.speed_up:.2f}x ({ratio_words(found)})"
 
 
-def _distance(subject: Subject) -> str:
+def _distance(target: Target) -> str:
     """Relative L2 against the float32 published formulation; of that itself, its name."""
-    if subject.name == REFERENCE:
+    if target.name == REFERENCE:
         return "reference"
-    return "" if subject.relative_l2 is None else f"{subject.relative_l2:.1e}"
+    return "" if target.relative_l2 is None else f"{target.relative_l2:.1e}"
 
 
-def _memory_words(subject: Subject) -> str:
-    device = subject.device_peak_bytes
-    return gibibytes(subject.host_peak_bytes or 0) + ("" if device is None else f", {gibibytes(device)} on the device")
+def _memory_words(target: Target) -> str:
+    device = target.device_peak_bytes
+    return gibibytes(target.host_peak_bytes or 0) + ("" if device is None else f", {gibibytes(device)} on the device")
 
 
-def facts(record: Record) -> list[str]:
+def metadata(record: Record) -> list[str]:
     """Of whole videos: frames a second, cost of the first run, memory, energy and installed size, one sentence each."""
     lines = []
-    for subject, video in ((subject, subject.row(VIDEO)) for subject in record.subjects):
+    for target, video in ((target, target.row(VIDEO)) for target in record.targets):
         if record.kind != "latency" or video is None:
             continue
-        median, first, load = video.median, subject.first, subject.row("load")
+        median, first, load = video.median, target.first, target.row("load")
         rate = record.bundle["frames"] / median
         lines.append(
-            f"{subject.name}: {seconds(median)} a video ({interval_words(video.seconds)}), {rate:.2f} frames a second."
+            f"{target.name}: {seconds(median)} a video ({interval_words(video.seconds)}), {rate:.2f} frames a second."
         )
         lines.append(
             f"Spent once: start {seconds(first['start'])}, bundle opened and verified {seconds(first['open'])}, stages "
@@ -132,16 +132,16 @@ def facts(record: Record) -> list[str]:
         )
         if load is not None:
             lines.append(f"Loading in a later video: {seconds(load.median)}.")
-        unet, loop = subject.row("U-Net"), subject.row("guidance and scheduler")
+        unet, loop = target.row("U-Net"), target.row("guidance and scheduler")
         if unet is not None and loop is not None and unet.median + loop.median > 0:
             steps = [inside + outside for inside, outside in zip(unet.seconds, loop.seconds, strict=True)]
             share = loop.median / statistics.median(steps)
             words = ratio_words(ratio_interval(loop.seconds, steps, paired=True), "{:.2%}")
             lines.append(f"Of a step, {share:.2%} ({words}) is spent outside the U-Net's session.")
-        lines.append(f"Peak memory: {_memory_words(subject)}.")
-        if subject.energy_joules:
-            joules = interval_words(subject.energy_joules, lambda value: f"{value:.1f} J")
-            lines.append(f"Energy: {statistics.median(subject.energy_joules):.1f} J a video ({joules}).")
+        lines.append(f"Peak memory: {_memory_words(target)}.")
+        if target.energy_joules:
+            joules = interval_words(target.energy_joules, lambda value: f"{value:.1f} J")
+            lines.append(f"Energy: {statistics.median(target.energy_joules):.1f} J a video ({joules}).")
     if record.kind == "latency":
         total, *largest = (
             f"{three_digits(size / 2**20)} MiB"
@@ -155,14 +155,14 @@ def facts(record: Record) -> list[str]:
 def notes(record: Record) -> list[str]:
     """What was not measured and why, what few rounds mean, and the machine."""
     reasons: dict[str, list[str]] = {}
-    for subject in record.subjects:
-        if subject.unavailable is not None:
-            reasons.setdefault(subject.unavailable.rstrip("."), []).append(subject.name)
+    for target in record.targets:
+        if target.unavailable is not None:
+            reasons.setdefault(target.unavailable.rstrip("."), []).append(target.name)
         # Of a scaling, single points may fail: too large for the memory, for example.
-        for point, reason in subject.facts.get("failed", {}).items():
+        for point, reason in target.metadata.get("failed", {}).items():
             reasons.setdefault(reason.rstrip("."), []).append(point)
     lines = [f"Not measured: {', '.join(held)}: {reason}." for reason, held in reasons.items()]
-    if any(len(row.seconds) < FEWEST_ROUNDS for subject in record.subjects for row in subject.rows):
+    if any(len(row.seconds) < FEWEST_ROUNDS for target in record.targets for row in target.rows):
         lines.append(FEW_ROUNDS)
     machine, versions = record.machine, ", ".join(f"{name} {version}" for name, version in record.versions.items())
     gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
@@ -179,7 +179,7 @@ def show(record: Record, console: Console) -> None:
     console.print(f"[bold]{escape(record.bundle['name'])}[/]: {escape(record.what)}", highlight=False)
     for headers, *rows in record_tables(record):
         console.print(rich_table("", headers, ([escape(cell(text)) for text in row] for row in rows), pad=0))
-    for line in (*facts(record), *notes(record)):
+    for line in (*metadata(record), *notes(record)):
         console.print(escape(line), highlight=False)
 
 
@@ -200,7 +200,7 @@ def record_section(record: Record, link: str, picture: str) -> str:
     parts = [
         [f"**{title}** ([record]({link}))"],
         *map(_markdown, record_tables(record)),
-        *([[f"- {line}" for line in facts(record)]] if facts(record) else []),
+        *([[f"- {line}" for line in metadata(record)]] if metadata(record) else []),
         [f"- {line}" for line in notes(record)],
         [f"![{title}]({picture})"],
     ]

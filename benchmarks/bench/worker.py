@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import UserError, first_line
 from ...runtime.child_process import answer_in, neutral_place
 from .machine import GpuMeter, own_peak_bytes, require
-from .subjects import make_subject
+from .targets import make_target
 
 _SAMPLE_SECONDS = 0.2
 
@@ -28,10 +28,10 @@ class WorkFailedError(Exception):
 
 
 class WorkerProcess:
-    """A process around one subject, ended with the context.
+    """A process around one target, ended with the context.
 
     Args:
-        subject: what it is to be, as :func:`.subjects.make_subject` takes it; paths absolute.
+        target: what it is to be, as :func:`.targets.make_target` takes it; paths absolute.
 
     Attributes:
         start_seconds: until the child is ready to load: interpreter and imports.
@@ -40,7 +40,7 @@ class WorkerProcess:
         device_peak_bytes: the same on the first GPU; None without one.
     """
 
-    def __init__(self, subject: Mapping[str, Any]) -> None:
+    def __init__(self, target: Mapping[str, Any]) -> None:
         self._psutil, self._meter = require("psutil"), GpuMeter.open()
         self.host_peak_bytes = 0
         self.device_peak_bytes: int | None = None if self._meter is None else 0
@@ -63,7 +63,7 @@ class WorkerProcess:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
         try:
-            self.ask("subject", subject=dict(subject))
+            self.ask("target", target=dict(target))
             self.start_seconds = time.perf_counter() - started
         except BaseException:
             self._kill()
@@ -153,21 +153,21 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    subject: Any = None
+    target: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         what = request.pop("do")
         try:
-            if what == "subject":
-                subject = make_subject(request["subject"])
+            if what == "target":
+                target = make_target(request["target"])
                 send(answer=None)
             elif what == "peak":
                 send(answer=own_peak_bytes())
             else:
-                send(answer=getattr(subject, what)(**request, report=lambda share: send(progress=share)))
+                send(answer=getattr(target, what)(**request, report=lambda share: send(progress=share)))
         except UserError as error:
             send(error=str(error))
-        except Exception as error:  # whatever a library raises is why this subject cannot run
+        except Exception as error:  # whatever a library raises is why this target cannot run
             send(error=f"{type(error).__name__}: {first_line(error)}")
 
 

@@ -236,9 +236,9 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
     for case in ElementTree.parse(path).iter("testcase"):
         entry: dict[str, Any] = {"outcome": "passed", "seconds": float(case.get("time", 0))}
         for kind in ("skipped", "failure", "error"):
-            told = case.find(kind)
-            if told is not None:
-                entry |= {"outcome": kind, "reason": told.get("message", "")}
+            answer = case.find(kind)
+            if answer is not None:
+                entry |= {"outcome": kind, "reason": answer.get("message", "")}
         for stated in case.iter("property"):
             entry[stated.get("name", "")] = json.loads(stated.get("value", "null"))
         tests[f"{case.get('classname')}.{case.get('name')}"] = entry

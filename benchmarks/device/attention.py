@@ -20,7 +20,7 @@ import typer
 
 from ...errors import UserError, first_line
 from ...export.engines.kernels import cubin
-from ...export.engines.libraries import check_machine, find_flavour, load_library
+from ...export.engines.libraries import check_machine, find_engine_backend, load_library
 from ...export.engines.plan import PlanRequest, build_plan
 from ...export.engines.shapes import EngineShapes
 from ...export.engines.targets import find_target
@@ -28,9 +28,9 @@ from ...kernels.cuda.launch import Kernels
 from ...kernels.temporal_window import rotation_table, window_positions
 from ...runtime.bundle.manifest import EngineSpec, StageSpec, TensorSpec
 from ...runtime.commands.console import make_console, print_error
-from ...runtime.gpu.cards import flavour_for
+from ...runtime.gpu.cards import engine_backend_for
 from ...runtime.gpu.device import Gpu, open_gpu, probe
-from ...runtime.gpu.memory import DeviceArray, GpuMemory, SharedScratch, WeightTurns
+from ...runtime.gpu.memory import DeviceArray, GpuMemory, SharedWorkspace, WeightResidency
 from ...runtime.gpu.tensorrt_session import Engine, TensorRTSession, load_module
 from ..bench.record import check_writable, write_text
 from ..bench.statistics import ratio_interval, ratio_words
@@ -157,8 +157,8 @@ def attention_graph(clips: int, frames: int, side: int, heads: int, head_size: i
         nodes.append(helper.make_node(kind, names, made, name=label, **attributes))
         return made[0] if outputs == 1 else made
 
-    turns = rotation_table(frames, channels).astype(np.float16)
-    cos, sin = turns[None, :, None, :, 0], turns[None, :, None, :, 1]
+    residency = rotation_table(frames, channels).astype(np.float16)
+    cos, sin = residency[None, :, None, :, 0], residency[None, :, None, :, 1]
 
     def rotated(x: str) -> str:
         turning, still = op("Split", x, [channels // 2, channels // 2], outputs=2, axis=3)
@@ -202,21 +202,21 @@ def build_attention(graph: bytes, shape: tuple[int, ...], compute_capability: st
         UserError: the library is missing, or does not build for the card.
     """
     target = find_target("sm" + compute_capability.replace(".", ""), probe())
-    flavour = find_flavour(flavour_for(compute_capability))
-    check_machine(flavour, target, probe())
-    library: Any = load_library(flavour)
+    backend = find_engine_backend(engine_backend_for(compute_capability))
+    check_machine(backend, target, probe())
+    library: Any = load_library(backend)
     *inputs, output = (TensorSpec(name, "float16", shape) for name in TENSORS)
     shapes = EngineShapes(tuple(inputs), (output,), ())
     with tempfile.TemporaryDirectory() as folder:
         onnx, plan = Path(folder) / "unet.onnx", Path(folder) / "unet.plan"
         onnx.write_bytes(graph)
-        request = PlanRequest("unet", onnx, shapes, flavour, target)
+        request = PlanRequest("unet", onnx, shapes, backend, target)
         build_plan(library, request, plan, lambda phase, done, total: None)
         spec = EngineSpec(
             stage="unet",
             file=plan.name,
             target=target.name,
-            flavour=flavour.name,
+            backend=backend.name,
             version=library.__version__,
             precision="fp16",
             compute_capabilities=target.compute_capabilities,
@@ -233,9 +233,9 @@ def attention_session(gpu: Gpu, plan: bytes, spec: EngineSpec, arrays: Mapping[s
     Raises:
         BackendError: the library refuses the plan.
     """
-    module, stage = load_module(spec.flavour), StageSpec("unet.onnx", "fp16", spec.inputs, spec.outputs, 23)
-    engine = Engine(lambda: plan, spec, module, WeightTurns(gpu), Path(stage.file))
-    session = TensorRTSession(gpu, engine, stage, {}, SharedScratch(gpu))
+    module, stage = load_module(spec.backend), StageSpec("unet.onnx", "fp16", spec.inputs, spec.outputs, 23)
+    engine = Engine(lambda: plan, spec, module, WeightResidency(gpu), Path(stage.file))
+    session = TensorRTSession(gpu, engine, stage, {}, SharedWorkspace(gpu))
     for name, array in arrays.items():
         session.bind(name, array)
     return session

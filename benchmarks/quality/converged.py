@@ -62,7 +62,7 @@ EXACT = Way("exact", PUBLISHED["scheduler"], PUBLISHED["num_inference_steps"])
 class Case:
     """A photo, what happens in it, and the seed of the noise."""
 
-    photo: Path
+    image: Path
     prompt: str
     seed: int
 
@@ -174,7 +174,7 @@ class Yardstick:
         found = [
             distance(*(self._video(self.converged, case, guidance)["latents"] for case in (one, other)))
             for one, other in itertools.pairwise(cases)
-            if (one.photo, one.prompt) == (other.photo, other.prompt)
+            if (one.image, one.prompt) == (other.image, other.prompt)
         ]
         return float(np.median(found)) if found else None
 
@@ -200,7 +200,7 @@ class Yardstick:
         steps: list[NDArray[np.float32]] = []
         is_converged = way == self.converged
         video = self._animate(
-            case.photo,
+            case.image,
             case.prompt,
             seed=case.seed,
             guidance_scale_txt=guidance,
@@ -215,10 +215,10 @@ class Yardstick:
         return made
 
     def _key(self, way: Way, case: Case, guidance: float) -> str:
-        if case.photo not in self._hashes:
-            self._hashes[case.photo] = hashlib.sha256(case.photo.read_bytes()).hexdigest()
+        if case.image not in self._hashes:
+            self._hashes[case.image] = hashlib.sha256(case.image.read_bytes()).hexdigest()
         choice = self._animate.backend
-        parts = [self._animate.bundle.digest, choice.backend.name, choice.precision, self._hashes[case.photo]]
+        parts = [self._animate.bundle.digest, choice.backend.name, choice.precision, self._hashes[case.image]]
         text = json.dumps([*parts, case.prompt, case.seed, guidance, way.options])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

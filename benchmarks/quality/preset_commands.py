@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .converged import Case, Way, Yardstick
 
 _BUNDLE = typer.Argument(help="Folder made by 'consisti2v export', or a name such as demo.")
-_Photos = Annotated[Path, typer.Option("--photos", help="CSV or JSONL listing of photos and prompts.")]
+_Images = Annotated[Path, typer.Option("--images", help="CSV or JSONL listing of photos and prompts.")]
 _Seeds = Annotated[int, typer.Option(min=1, max=100, help="Seeds of each photo, from 0.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or openvino.")]
 _Precision = Annotated[str | None, typer.Option(help="As the bundle has it if absent.")]
@@ -28,7 +28,7 @@ _Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON recor
 
 def quality(
     bundle: Annotated[Path, _BUNDLE],
-    photos: _Photos,
+    images: _Images,
     seeds: _Seeds = 1,
     steps: Annotated[
         list[int] | None,
@@ -44,7 +44,7 @@ def quality(
     from .converged import Way
     from .tuning import ways
 
-    with _measuring(bundle, photos, seeds, (device, precision, threads), work, output) as job:
+    with _measuring(bundle, images, seeds, (device, precision, threads), work, output) as job:
         presets = job.animate.bundle.presets
         chosen = [Way.of_preset(name, preset) for name, preset in presets.items()]
         chosen += [way for count in steps or () for way in ways(job.yardstick, [], count)]
@@ -53,7 +53,7 @@ def quality(
 
 def tune(
     bundle: Annotated[Path, _BUNDLE],
-    photos: _Photos,
+    images: _Images,
     seeds: _Seeds = 1,
     device: _Device = "auto",
     precision: _Precision = None,
@@ -73,7 +73,7 @@ def tune(
     from ..bench.record import check_writable, write_text
     from .tuning import find_presets, split
 
-    with _measuring(bundle, photos, seeds, (device, precision, threads), work, output) as job:
+    with _measuring(bundle, images, seeds, (device, precision, threads), work, output) as job:
         target = job.animate.bundle.path / TUNED
         check_writable(target)
         found = find_presets(job.yardstick, job.cases, job.report)
@@ -118,7 +118,7 @@ class _Job:
 @contextmanager
 def _measuring(
     bundle: Path,
-    photos: Path,
+    images: Path,
     seeds: int,
     engine: tuple[str, str | None, int | None],
     work: Path | None,
@@ -138,7 +138,7 @@ def _measuring(
 
     if output is not None:
         check_writable(output)
-    rows = read_listing(photos)
+    rows = read_listing(images)
     for row in rows:
         load_image(row.path)
     device, precision, threads = engine

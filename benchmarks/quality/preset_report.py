@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ...runtime.pipeline import ImageToVideo
-from ..bench.machine import bundle_facts, describe_machine, now, versions
+from ..bench.machine import bundle_metadata, describe_machine, now, versions
 from ..bench.tables import rich_table
 from .converged import CONVERGED_STEPS, EXACT, GUIDANCES, Case, Summary, Way, Yardstick
 
@@ -37,11 +37,11 @@ def record_text(
         "created": now(),
         "machine": describe_machine(),
         "versions": versions(),
-        "bundle": bundle_facts(animate.bundle),
+        "bundle": bundle_metadata(animate.bundle),
         "task": {
             "backend": animate.backend.backend.name,
             "precision": animate.backend.precision,
-            "photos": [[name, prompt] for name, prompt in dict.fromkeys((c.photo.name, c.prompt) for c in cases)],
+            "photos": [[name, prompt] for name, prompt in dict.fromkeys((c.image.name, c.prompt) for c in cases)],
             "seeds": sorted({case.seed for case in cases}),
             "converged_steps": CONVERGED_STEPS,
         },

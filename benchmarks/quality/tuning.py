@@ -22,10 +22,10 @@ def split(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     """Cases of the first quarter of the photos, one seed each, to calibrate timesteps on; and all cases of the others,
     to judge by. A single photo serves for both.
     """
-    photos = list(dict.fromkeys((case.photo, case.prompt) for case in cases))
-    first = photos[: max(1, len(photos) // 4)]
-    calibration = [case for case in cases if (case.photo, case.prompt) in first]
-    judged = [case for case in cases if (case.photo, case.prompt) not in first] or list(cases)
+    images = list(dict.fromkeys((case.image, case.prompt) for case in cases))
+    first = images[: max(1, len(images) // 4)]
+    calibration = [case for case in cases if (case.image, case.prompt) in first]
+    judged = [case for case in cases if (case.image, case.prompt) not in first] or list(cases)
     return [case for case in calibration if case.seed == calibration[0].seed], judged
 
 

@@ -146,7 +146,7 @@ def _front_seconds(bundle: str, steps: int, videos: int) -> float:
     """Processor seconds of the server's process for each video, each followed by one client."""
     import psutil
 
-    from .running import PHOTO, events_of, serving
+    from .running import IMAGE, events_of, serving
 
     fields = {"prompt": "zoom in", "num_inference_steps": str(steps), "guidance_scale": "1"}
     options = ("--device", "cpu", "--threads", "1", "--no-previews")
@@ -158,7 +158,7 @@ def _front_seconds(bundle: str, steps: int, videos: int) -> float:
         own = psutil.Process(server.process.pid)
         before = own.cpu_times()
         for seed in range(videos):
-            files = {"input_reference": PHOTO.read_bytes()}
+            files = {"input_reference": IMAGE.read_bytes()}
             video = client.post("/v1/videos", data=fields | {"seed": str(seed)}, files=files).raise_for_status().json()
             for _ in events_of(client, video["id"]):
                 pass

@@ -28,7 +28,7 @@ import httpx
 
 from ...runtime.commands.console import PlainParser
 from ...runtime.pipeline import ImageToVideo
-from .running import PHOTO, RunningServer, events_of, frames_of, serving, write_record
+from .running import IMAGE, RunningServer, events_of, frames_of, serving, write_record
 
 _PROMPTS = ("zoom in", "zoom out", "pan left", "pan right", "")
 _WAYS = ("poll", "events", "dropped events", "sync", "dropped request", "cancel", "delete")
@@ -109,13 +109,13 @@ class Load:
 
     def _body(self, number: int) -> tuple[dict[str, str], bytes]:
         fields = self._requests[number % len(self._requests)]
-        return {name: str(value) for name, value in fields.items()}, PHOTO.read_bytes()
+        return {name: str(value) for name, value in fields.items()}, IMAGE.read_bytes()
 
     def _post(self, client: httpx.Client, path: str, number: int, key: str) -> httpx.Response:
         """Until the server takes the request: a full queue or disk says when to come again."""
-        fields, photo = self._body(number)
+        fields, image = self._body(number)
         while True:
-            files = {"input_reference": ("photo.jpg", photo)}
+            files = {"input_reference": ("photo.jpg", image)}
             answer = client.post(path, data=fields, files=files, headers={"Idempotency-Key": key})
             if answer.status_code not in (429, 503, 507):
                 return answer
@@ -133,9 +133,9 @@ class Load:
 
     def _drop(self, number: int, key: str) -> None:
         """Send a whole request and leave before the answer; the same key is sent again afterwards."""
-        fields, photo = self._body(number)
+        fields, image = self._body(number)
         request = httpx.Request(
-            "POST", f"{self._server.address}/v1/videos", data=fields, files={"input_reference": photo}
+            "POST", f"{self._server.address}/v1/videos", data=fields, files={"input_reference": image}
         )
         body = request.read()
         lines = [f"POST /v1/videos HTTP/1.1\r\nIdempotency-Key: {key}\r\n"]
@@ -248,7 +248,7 @@ def main() -> None:
     with ImageToVideo.from_bundle(asked.bundle) as model:
         expected = []
         for fields in requests:
-            video = model(PHOTO, **fields).frames[0]
+            video = model(IMAGE, **fields).frames[0]
             expected.append(hashlib.sha256(video.tobytes()).hexdigest())
     started, memory = time.perf_counter(), list[int]()
     options = ("--max-queue", "24", "--max-batch", "4", "--keep", "0.1GB", "--log-format", "json")

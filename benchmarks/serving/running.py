@@ -24,7 +24,7 @@ from ...locations import ASSETS
 from ...runtime.bundle.home import find_bundle
 from ...runtime.child_process import neutral_place
 
-PHOTO = ASSETS / "example.jpg"
+IMAGE = ASSETS / "example.jpg"
 _START_SECONDS = 300
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle
-from ...runtime.bundle.engines import FACTS_VERSION, staleness
+from ...runtime.bundle.engines import METADATA_VERSION, staleness
 from ...runtime.bundle.manifest import EngineSpec, KernelSpec, Manifest
 from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.install import install_hint
@@ -36,7 +36,7 @@ def build_engines(
     bundle: str | os.PathLike[str],
     target: str,
     *,
-    flavour: str = "tensorrt-rtx",
+    backend: str = "tensorrt-rtx",
     precision: str = "fp16",
     stages: Sequence[str] | None = None,
     dynamic: Sequence[str] = (),
@@ -49,14 +49,14 @@ def build_engines(
     """Build engines of a bundle's stages, and our kernels, for a target.
 
     Everything is written to a temporary folder and put in place when complete; engines of other targets stay, those of
-    the same target, flavour, precision and stage are replaced, unless they are whole and what would be built: then they
-    stay, and where all is so, nothing is written. No GPU is needed but by flavour "tensorrt". Another
+    the same target, backend, precision and stage are replaced, unless they are whole and what would be built: then they
+    stay, and where all is so, nothing is written. No GPU is needed but by backend "tensorrt". Another
     build into the bundle is waited for; what is lost or damaged of an earlier one leaves the manifest first.
 
     Args:
         bundle: folder or name of a bundle.
         target: a name of :data:`TARGETS`, "current", or a card.
-        flavour: tensorrt-rtx or tensorrt.
+        backend: tensorrt-rtx or tensorrt.
         precision: fp32, fp16, bf16, int8 or fp8; graphs that the bundle lacks are made from its float32 ones first.
         stages: names; None: all.
         dynamic: ranges such as "height=256:320:512"; sizes not named are fixed.
@@ -75,7 +75,7 @@ def build_engines(
         UserError: anything unknown, missing or impossible, or a graph that does not build for the target. Nothing is
             left then.
     """
-    job = settle(bundle, target, flavour, precision, stages, dynamic, stripped, batches, accumulate)
+    job = settle(bundle, target, backend, precision, stages, dynamic, stripped, batches, accumulate)
     if precision == "fp32" and variant is not None:
         raise UserError(
             "float32 graphs are the bundle's own, and nothing is made or checked: calibration, largest loss and quick "
@@ -84,7 +84,7 @@ def build_engines(
     options = variant or VariantOptions()
     if job.outdated_stages() or not job.kernels_are_current() or not _graphs_are_current(job, options):
         # The slow imports, only where there is something to build.
-        load_library(job.flavour)
+        load_library(job.backend)
         if stripped and not job.gpu.found:
             # The builder ends the whole process there (TensorRT for RTX 1.7).
             raise UserError(f"--strip needs a GPU with its driver ({job.gpu.reason}): build without --strip here.")
@@ -123,13 +123,13 @@ def _write_graphs(job: Job, options: VariantOptions, events: Events) -> None:
         # Those in this job's own folder are about to be replaced.
         others = engine.precision == job.precision and not engine.file.startswith(f"{job.folder}/")
         if others and engine.stage in written and staleness(engine, bundle.manifest) is not None:
-            old.setdefault((engine.target, engine.flavour, engine.stripped, engine.accumulate), []).append(engine.stage)
+            old.setdefault((engine.target, engine.backend, engine.stripped, engine.accumulate), []).append(engine.stage)
     if old:
         commands = [
-            f"consisti2v build {bundle.path} --target {target} --flavour {flavour} --precision {job.precision} "
+            f"consisti2v build {bundle.path} --target {target} --backend {backend} --precision {job.precision} "
             f"--stages {','.join(names)}{' --strip' if stripped else ''}"
             f"{' --accumulate fp32' if accumulate == 'fp32' else ''}"
-            for (target, flavour, stripped, accumulate), names in old.items()
+            for (target, backend, stripped, accumulate), names in old.items()
         ]
         events.notice(
             f"engines for {', '.join(dict.fromkeys(target for target, *_ in old))} were built from the old "
@@ -152,7 +152,7 @@ def _build(job: Job, options: VariantOptions, events: Events) -> None:
         def add(manifest: Manifest) -> Manifest:
             return replace(manifest, engines=(*manifest.engines, *engines), kernels=(*manifest.kernels, *kernels))
 
-        names = [name for engine in engines for name in (engine.file, engine.facts)]
+        names = [name for engine in engines for name in (engine.file, engine.metadata)]
         names += [kernel.file for kernel in kernels]
         if names:
             replace_parts(root, temporary, names, add)
@@ -171,7 +171,7 @@ def _build_stage(job: Job, stage: str, temporary: Path, options: VariantOptions,
     order = {
         "bundle": str(job.bundle.path.resolve()),
         "target": job.target.name,
-        "flavour": job.flavour.name,
+        "backend": job.backend.name,
         "precision": job.precision,
         "stages": [stage],
         "dynamic": job.dynamic,
@@ -194,15 +194,15 @@ def _build_stage(job: Job, stage: str, temporary: Path, options: VariantOptions,
             events.notice(built["warnings"][-1])
     engine, graph, files = job.engine(stage, built["version"]), job.graph(stage), job.bundle.manifest.files
     described = dataclasses.asdict(engine)
-    told = ("stage", "target", "compute_capabilities", "flavour", "precision", "stripped", "platform", "accumulate")
+    fields = ("stage", "target", "compute_capabilities", "backend", "precision", "stripped", "platform", "accumulate")
     size = sum(files[name].bytes for name in graph_files(graph) if name in files)
-    facts: dict[str, Any] = {
-        "facts_version": FACTS_VERSION,
-        **{name: described[name] for name in (*told, "inputs", "outputs", "profiles")},
+    metadata: dict[str, Any] = {
+        "metadata_version": METADATA_VERSION,
+        **{name: described[name] for name in (*fields, "inputs", "outputs", "profiles")},
         "onnx": {"file": graph.file, "sha256": engine.onnx_sha256, "bytes": size},
         **built,
         "gpu": {"name": job.gpu.name, "compute_capability": job.gpu.compute_capability} if job.gpu.found else None,
     }
-    plan.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    events.engine(engine, facts)
+    plan.with_suffix(".json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    events.engine(engine, metadata)
     return engine

@@ -30,7 +30,7 @@ def build(
             "Ampere); a compute capability, such as sm89; or current."
         ),
     ],
-    flavour: Annotated[
+    backend: Annotated[
         str, typer.Option(help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU).")
     ] = "tensorrt-rtx",
     precision: Annotated[
@@ -110,11 +110,11 @@ def build(
         def on_progress(what: str, done: int, total: int) -> None:
             progress.update(task, description=f"{doing}: {what[:40]}", completed=done, total=max(total, 1))
 
-        def on_engine(engine: EngineSpec, facts: dict[str, Any]) -> None:
+        def on_engine(engine: EngineSpec, metadata: dict[str, Any]) -> None:
             nonlocal built, decomposed
             built += 1
-            decomposed = decomposed or bool(facts["attentions"]["decomposed"])
-            for line in _engine_lines(engine.stage, facts):
+            decomposed = decomposed or bool(metadata["attentions"]["decomposed"])
+            for line in _engine_lines(engine.stage, metadata):
                 say(line)
 
         def on_variant(report: StageVariant) -> None:
@@ -124,7 +124,7 @@ def build(
         engines = build_engines(
             bundle,
             target,
-            flavour=flavour,
+            backend=backend,
             precision=precision,
             stages=None if stages is None else [name.strip() for name in stages.split(",") if name.strip()],
             dynamic=dynamic or (),
@@ -196,11 +196,11 @@ def _variant_line(report: StageVariant) -> str:
     return line
 
 
-def _engine_lines(stage: str, facts: dict[str, Any]) -> list[str]:
-    fused, decomposed = facts["attentions"]["fused"], facts["attentions"]["decomposed"]
-    line = f"{stage:<13} {facts['build_seconds']:6.1f} s  {facts['plan_bytes'] / 2**20:8.1f} MiB"
-    if facts["peak_host_bytes"] is not None:
-        line += f"  peak memory {facts['peak_host_bytes'] / 2**30:.1f} GiB"
+def _engine_lines(stage: str, metadata: dict[str, Any]) -> list[str]:
+    fused, decomposed = metadata["attentions"]["fused"], metadata["attentions"]["decomposed"]
+    line = f"{stage:<13} {metadata['build_seconds']:6.1f} s  {metadata['plan_bytes'] / 2**20:8.1f} MiB"
+    if metadata["peak_host_bytes"] is not None:
+        line += f"  peak memory {metadata['peak_host_bytes'] / 2**30:.1f} GiB"
     if fused or decomposed:
         line += f"  {len(fused)} of {len(fused) + len(decomposed)} attentions fused"
     lines, reasons = [line], dict[str, list[str]]()

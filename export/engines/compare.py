@@ -95,15 +95,15 @@ def _run_onnxruntime(graph: GraphSource, inputs: Arrays) -> dict[str, NDArray[An
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def choose_library(flavour: str) -> None:
+def choose_library(backend: str) -> None:
     """Which TensorRT polygraphy runs: its part for that asks once, when it is imported."""
     from polygraphy import config
 
-    config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"
+    config.USE_TENSORRT_RTX = backend == "tensorrt-rtx"
 
 
 def _run_engine(bundle: Bundle, engine: EngineSpec, profile: int, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    choose_library(engine.flavour)
+    choose_library(engine.backend)
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     load = EngineFromBytes(bundle.read(engine.file, hashed=True).tobytes())

@@ -33,7 +33,7 @@ _WAITING = ("wait", "signal")
 _KINDS: tuple[tuple[str, str], ...] = (
     ("attention", r"mha"),
     ("product", r"Fc|Corr"),
-    ("group norm", r"Gnor|Inor"),
+    ("group norm", r"Gnor|Inor|MulMeanMean|ReluAddSqrtDiv"),
     ("layer norm", r"MeanSub|SqrtDivMul"),
     ("rotary", r"MulMulSlic"),
     ("concatenation", r"Conc"),

@@ -18,7 +18,7 @@ from ...runtime.bundle.manifest import ACCUMULATORS, PRECISIONS, EngineSpec, Sta
 from ...runtime.bundle.stage_graphs import graph_files
 from ...runtime.gpu.device import GpuStatus, probe
 from .kernels import kernel_specs
-from .libraries import Flavour, check_machine, find_flavour
+from .libraries import EngineBackend, check_machine, find_engine_backend
 from .shapes import EngineShapes, check_batches, engine_shapes, parse_ranges
 from .targets import Target, check_precision, find_target
 
@@ -29,7 +29,7 @@ class Job:
 
     bundle: Bundle
     target: Target
-    flavour: Flavour
+    backend: EngineBackend
     gpu: GpuStatus
     precision: str
     stages: tuple[str, ...]
@@ -42,7 +42,7 @@ class Job:
     @property
     def folder(self) -> str:
         """Place of the engines in the bundle."""
-        return f"engines/{self.target.name}-{self.flavour.name}-{self.precision}"
+        return f"engines/{self.target.name}-{self.backend.name}-{self.precision}"
 
     def has_graph(self, stage: str) -> bool:
         """Whether what the stage's engine is built from is written."""
@@ -66,7 +66,7 @@ class Job:
             stage=stage,
             file=f"{self.folder}/{stage}.plan",
             target=self.target.name,
-            flavour=self.flavour.name,
+            backend=self.backend.name,
             version=version,
             precision=self.precision,
             compute_capabilities=self.target.compute_capabilities,
@@ -74,15 +74,15 @@ class Job:
             inputs=shapes.inputs,
             outputs=shapes.outputs,
             profiles=shapes.profiles,
-            facts=f"{self.folder}/{stage}.json",
+            metadata=f"{self.folder}/{stage}.json",
             stripped=self.stripped,
-            platform=("windows" if sys.platform == "win32" else "linux") if self.flavour.needs_gpu else "",
+            platform=("windows" if sys.platform == "win32" else "linux") if self.backend.needs_gpu else "",
             accumulate=self.accumulate,
         )
 
     def outdated_stages(self) -> tuple[str, ...]:
         """The stages whose engine is not there, not whole, or not what this build would make, in their order."""
-        version = _installed_version(self.flavour)
+        version = _installed_version(self.backend)
         return tuple(stage for stage in self.stages if version is None or not self._is_current(stage, version))
 
     def kernels_are_current(self) -> bool:
@@ -97,7 +97,7 @@ class Job:
             return False
         manifest, engine = self.bundle.manifest, self.engine(stage, version)
         # A stripped engine takes its weights from the graph.
-        names = (engine.file, engine.facts, *(graph_files(self.graph(stage)) if self.stripped else ()))
+        names = (engine.file, engine.metadata, *(graph_files(self.graph(stage)) if self.stripped else ()))
         return engine in manifest.engines and all(
             self.bundle.fault(name, hashed=True) is None for name in names if name in manifest.files
         )
@@ -106,7 +106,7 @@ class Job:
 def settle(
     bundle: str | os.PathLike[str],
     target: str,
-    flavour: str,
+    backend: str,
     precision: str,
     stages: Sequence[str] | None,
     dynamic: Sequence[str],
@@ -122,7 +122,7 @@ def settle(
     gpu = probe()
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
-    found, chosen = find_target(target, gpu), find_flavour(flavour)
+    found, chosen = find_target(target, gpu), find_engine_backend(backend)
     check_precision(found, precision)
     _check_accumulate(accumulate, precision, stripped)
     opened = Bundle.open(bundle, verify=False)
@@ -152,9 +152,9 @@ def _check_accumulate(accumulate: str, precision: str, stripped: bool) -> None:
         )
 
 
-def _installed_version(flavour: Flavour) -> str | None:
+def _installed_version(backend: EngineBackend) -> str | None:
     """The library's, without loading it: that takes longer than all else."""
     try:
-        return metadata.version(flavour.name).partition(".post")[0]
+        return metadata.version(backend.name).partition(".post")[0]
     except Exception:  # not installed, or damaged: the import that follows tells
         return None

@@ -1,4 +1,4 @@
-"""The two engine libraries, by flavour, and what each needs to build for a target.
+"""The two engine libraries, by backend name, and what each needs to build for a target.
 
 Their Python interfaces are the same but for this: TensorRT for RTX takes compute capabilities and needs no GPU;
 TensorRT builds for the GPU it runs on, or for every later one in its hardware-compatible mode. NVIDIA ships no
@@ -19,8 +19,8 @@ from .targets import Target
 
 
 @dataclass(frozen=True)
-class Flavour:
-    """What ``--flavour`` names."""
+class EngineBackend:
+    """What ``--backend`` names."""
 
     name: str
     title: str
@@ -31,96 +31,96 @@ class Flavour:
     """Such plans run on the operating system they were built on; the others on Linux and Windows."""
 
 
-FLAVOURS = {
-    "tensorrt-rtx": Flavour("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", False),
-    "tensorrt": Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", True),
+ENGINE_BACKENDS = {
+    "tensorrt-rtx": EngineBackend("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", False),
+    "tensorrt": EngineBackend("tensorrt", "TensorRT", "tensorrt", "tensorrt", True),
 }
 
 
-def find_flavour(name: str) -> Flavour:
-    """The flavour of a name.
+def find_engine_backend(name: str) -> EngineBackend:
+    """The engine library of a name.
 
     Raises:
         UserError: unknown.
     """
-    if name not in FLAVOURS:
-        raise UserError(f"flavour {name!r} is unknown: choose {', '.join(FLAVOURS)}.")
-    return FLAVOURS[name]
+    if name not in ENGINE_BACKENDS:
+        raise UserError(f"backend {name!r} is unknown: choose {', '.join(ENGINE_BACKENDS)}.")
+    return ENGINE_BACKENDS[name]
 
 
-def load_library(flavour: Flavour) -> Any:
+def load_library(backend: EngineBackend) -> Any:
     """Import the library.
 
     Raises:
         UserError: it is not installed, or too old for this program.
     """
     try:
-        library: Any = importlib.import_module(flavour.module)
+        library: Any = importlib.import_module(backend.module)
     except ImportError as error:
-        raise UserError(f"{flavour.title} cannot be imported ({error}): {install_hint(flavour.extra)}.") from None
+        raise UserError(f"{backend.title} cannot be imported ({error}): {install_hint(backend.extra)}.") from None
     if not hasattr(library, "IAttentionInputLayer"):
         raise UserError(
-            f"{flavour.title} {library.__version__} does not know the Attention operator: "
-            f"{install_hint(flavour.extra)} --upgrade."
+            f"{backend.title} {library.__version__} does not know the Attention operator: "
+            f"{install_hint(backend.extra)} --upgrade."
         )
     return library
 
 
-def check_machine(flavour: Flavour, target: Target, gpu: GpuStatus) -> None:
+def check_machine(backend: EngineBackend, target: Target, gpu: GpuStatus) -> None:
     """Refuse what this machine cannot build.
 
     Raises:
-        UserError: the flavour does not build for the target, or needs a GPU, or another one than there is.
+        UserError: the library does not build for the target, or needs a GPU, or another one than there is.
     """
     held = ", ".join(target.compute_capabilities)
-    if flavour.needs_gpu:
+    if backend.needs_gpu:
         if not gpu.found:
             raise UserError(
-                f"flavour {flavour.name} builds on the GPU itself, and there is none ({gpu.reason}): "
+                f"backend {backend.name} builds on the GPU itself, and there is none ({gpu.reason}): "
                 f"build there{_or_rtx(target)}."
             )
         if not target.is_portable and target.compute_capabilities != (gpu.compute_capability,):
             raise UserError(
-                f"flavour {flavour.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), "
+                f"backend {backend.name} builds for this machine's GPU (compute capability {gpu.compute_capability}), "
                 f"not for {held}: use --target current{_or_rtx(target)}."
             )
     elif not target.runs_rtx_engines:
         raise UserError(
-            f"{flavour.title} builds no engines for {target.words} (target {target.name}, compute capability "
-            f"{held}): build on such a machine with --flavour tensorrt --target current, or let ONNX Runtime's CUDA "
+            f"{backend.title} builds no engines for {target.words} (target {target.name}, compute capability "
+            f"{held}): build on such a machine with --backend tensorrt --target current, or let ONNX Runtime's CUDA "
             "provider run the bundle there."
         )
     elif target.oldest < (8, 0):
         # Found by building: "FP32 GEMM is not supported" of the U-Net's time embedding, with version 1.7.
         raise UserError(
-            f"{flavour.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
+            f"{backend.title} 1.7 builds no float32 products for Turing ({target.words}), and the U-Net has some "
             "in every precision: let ONNX Runtime run the bundle there, or build for an RTX card since Ampere."
         )
 
 
 def _or_rtx(target: Target) -> str:
-    """The other flavour, where it builds for the target."""
-    return ", or use --flavour tensorrt-rtx" if target.runs_rtx_engines else ""
+    """The other library, where it builds for the target."""
+    return ", or use --backend tensorrt-rtx" if target.runs_rtx_engines else ""
 
 
-def set_target(library: Any, config: Any, flavour: Flavour, target: Target) -> None:
+def set_target(library: Any, config: Any, backend: EngineBackend, target: Target) -> None:
     """Tell the builder which GPUs to build for.
 
     Raises:
         UserError: this version of the library does not know one of them.
     """
     if target.is_portable:
-        if flavour.needs_gpu:  # the other library's default
+        if backend.needs_gpu:  # the other library's default
             config.hardware_compatibility_level = library.HardwareCompatibilityLevel.AMPERE_PLUS
         return
-    if flavour.needs_gpu:
+    if backend.needs_gpu:
         return
     config.num_compute_capabilities = len(target.compute_capabilities)
     for index, capability in enumerate(target.compute_capabilities):
         known = getattr(library.ComputeCapability, "SM" + capability.replace(".", ""), None)
         if known is None or not config.set_compute_capability(known, index):
-            other = "build there with --flavour tensorrt" if is_data_centre(capability) else "choose --target rtx"
+            other = "build there with --backend tensorrt" if is_data_centre(capability) else "choose --target rtx"
             raise UserError(
-                f"{flavour.title} {library.__version__} builds no engines for compute capability {capability}: {other}"
+                f"{backend.title} {library.__version__} builds no engines for compute capability {capability}: {other}"
                 ", or let ONNX Runtime's CUDA provider run the bundle."
             )

@@ -17,7 +17,7 @@ from ...runtime.bundle.graph_source import GraphSource
 from ...runtime.gpu.engine_refit import load_graph
 from .attention import settle_attentions
 from .contents import Contents, read_accumulation, read_product_accumulation
-from .libraries import Flavour, set_target
+from .libraries import EngineBackend, set_target
 from .shapes import EngineShapes
 from .targets import Target
 
@@ -39,7 +39,7 @@ class PlanRequest:
     onnx: GraphSource | Path
     """Of a bundle, or a file with its weights beside it."""
     shapes: EngineShapes
-    flavour: Flavour
+    backend: EngineBackend
     target: Target
     stripped: bool = False
     accumulate: str = "auto"
@@ -68,14 +68,15 @@ def build_plan(
     """
     started, source = time.perf_counter(), GraphSource.of(request.onnx)
     parsed = _Network(library, request, source)
-    model, fused = _spelled_out(library, source, parsed)
+    forms = _rewritten(library, request, source, parsed)
     if request.accumulate == "fp32":
         from .accumulate import accumulate_in_float32  # loads onnx, as spelled.py does
 
-        source, model = source.with_model(accumulate_in_float32(source.model)), accumulate_in_float32(model)
-    if fused:
+        source = source.with_model(accumulate_in_float32(source.model))
+        forms = [replace(form, model=accumulate_in_float32(form.model)) for form in forms]
+    if forms:
         del parsed  # its weights need not be held twice
-        built = _build_spelled_out(library, request, source, source.with_model(model), fused, on_progress)
+        built = _build_forms(library, request, source, forms, on_progress)
     else:
         built = _build(parsed if request.accumulate == "auto" else _Network(library, request, source), on_progress)
     data = built.data
@@ -111,43 +112,66 @@ def build_plan(
     }
 
 
-def _spelled_out(library: Any, source: GraphSource, parsed: _Network) -> tuple[bytes, list[str]]:
-    """The graph with its fused attentions spelled out, whose scores accumulate in float32; and the names of all fused
-    ones. No names: the graph stays as it is.
+@dataclass(frozen=True)
+class _Form:
+    """A graph in place of a bundle's."""
+
+    model: bytes
+    fused: list[str]
+    """Names of the attentions that are to be one kernel each."""
+    spelled_out: bool
+    """The builder is free to make several kernels of one attention: they are counted. The operator is one, or fails."""
+
+
+def _rewritten(library: Any, request: PlanRequest, source: GraphSource, parsed: _Network) -> list[_Form]:
+    """Graphs to build in place of the bundle's, the best first: rewritten and with attentions spelled out, whose scores
+    accumulate in float32; rewritten alone; the bundle's own. None: there is nothing to rewrite.
     """
     fused, types = parsed.attentions["fused"], parsed.attentions["types"]
     if not fused or not hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX has it
-        return source.model, []
-    from .spelled import spell_out  # loads onnx, which a build that has nothing to do does not need
+        return []
+    from .rewrites import rewrite  # loads onnx, which a build that has nothing to do does not need
+    from .spelled import spell_out
 
-    model, count = spell_out(source.model, types)
-    return model, fused if count else []
+    # An engine without weights is filled from the bundle's graph: its constants stay as that has them.
+    model, joined = (source.model, frozenset[str]()) if request.stripped else rewrite(source.model)
+    kept = [name for name in fused if name not in joined]
+    spelled, count = spell_out(model, types)
+    forms = [_Form(spelled, kept, spelled_out=True)] if count else []
+    if model is not source.model:
+        forms.append(_Form(model, kept, spelled_out=False))
+    return [*forms, _Form(source.model, fused, spelled_out=False)] if forms else []
 
 
-def _build_spelled_out(
+def _build_forms(
     library: Any,
     request: PlanRequest,
     source: GraphSource,
-    spelled: GraphSource,
-    fused: list[str],
+    forms: list[_Form],
     on_progress: Callable[[str, int, int], None],
 ) -> _Built:
-    """Build the graph whose attentions are spelled out; `source`, the one with operators, where not all of `fused` are
-    one kernel in it. For float32 accumulators only where the operators make more of them one kernel: those that they
-    do not have products that choose for themselves.
+    """Build the first form that builds, and has one kernel for each of its attentions. For float32 accumulators one of
+    which some do not fuse, unless another has more of them in one kernel: what an operator is taken apart to has
+    products that choose for themselves.
     """
-    try:
-        built = _build(_Network(library, request, spelled), on_progress)
-    except UserError as error:
-        _log.info("stage %s is built with the Attention operator: %s", request.stage, error)
-        return _build(_Network(library, request, source), on_progress)
-    attentions = built.messages.contents.attentions
-    if attentions != max(len(request.shapes.profiles), 1) * len(fused):
-        plain = _build(_Network(library, request, source), on_progress)
-        if request.accumulate == "auto" or plain.messages.contents.attentions > attentions:
-            _log.info("stage %s is built with the Attention operator: some do not fuse spelled out", request.stage)
-            return plain
-    return replace(built, attentions={**built.attentions, "fused": fused})
+    partial: _Built | None = None
+    for form in forms:
+        try:
+            built = _build(_Network(library, request, source.with_model(form.model)), on_progress)
+        except UserError as error:
+            if form is forms[-1] and partial is None:
+                raise
+            _log.info("stage %s is built in another form: %s", request.stage, error)
+            continue
+        built = replace(built, attentions={**built.attentions, "fused": form.fused})
+        kernels = built.messages.contents.attentions
+        if form.spelled_out and kernels != max(len(request.shapes.profiles), 1) * len(form.fused):
+            _log.info("stage %s is built in another form: some attentions do not fuse spelled out", request.stage)
+            partial = built if request.accumulate == "fp32" else None
+        else:
+            return built if partial is None or kernels > partial.messages.contents.attentions else partial
+    assert partial is not None  # the last form is not spelled out
+    return partial
 
 
 @dataclass(frozen=True)
@@ -173,7 +197,7 @@ class _Network:
         if weights is None or not parser.parse_model_proto():
             reason = parser.get_error(0).desc() if parser.num_errors else messages.reason()
             raise UserError(
-                f"{request.flavour.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
+                f"{request.backend.title} cannot read {PurePath(request.onnx.name).name} ({plain_words(reason)})."
             )
         _check_tensors(self.network, request)
         # First: a size that the graph leaves open and the engine has fixed decides what fuses.
@@ -212,7 +236,7 @@ def _check_tensors(network: Any, request: PlanRequest) -> None:
 
 def _configure(library: Any, builder: Any, request: PlanRequest) -> Any:
     config = builder.create_builder_config()
-    set_target(library, config, request.flavour, request.target)
+    set_target(library, config, request.backend, request.target)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     # On by default, and float32 with ten bits of mantissa is not float32.
     config.clear_flag(library.BuilderFlag.TF32)
@@ -241,7 +265,7 @@ def _failure(library: Any, request: PlanRequest, messages: Messages, fused: list
     else:
         what = plain_words(messages.reason())
     return (
-        f"{request.flavour.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
+        f"{request.backend.title} {library.__version__} cannot build stage {request.stage} for {request.target.name} "
         f"({what}): try another --precision or --target."
     )
 

@@ -93,8 +93,8 @@ def main(orders: TextIO, answers: TextIO) -> None:
         graph = job.graph(stage)
         # Hashed as it is read: a damaged graph would give a damaged engine.
         onnx = job.bundle.graph(graph, hashed=True)
-        request = PlanRequest(stage, onnx, job.shapes(graph), job.flavour, job.target, job.stripped, job.accumulate)
-        answer("plan", build_plan(load_library(job.flavour), request, path, lambda *at: answer("progress", at)))
+        request = PlanRequest(stage, onnx, job.shapes(graph), job.backend, job.target, job.stripped, job.accumulate)
+        answer("plan", build_plan(load_library(job.backend), request, path, lambda *at: answer("progress", at)))
     except UserError as error:
         answer("refused", str(error))
     except OSError as error:

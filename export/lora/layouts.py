@@ -75,10 +75,10 @@ def deltas(lora: LoraTensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
             raise UserError(f"{lora.path} changes {target} twice (the second time as {key[:120]!r}): give one of them.")
         layer.parts[part] = tensor
     if unknown or not layers:
-        told = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         raise UserError(
             f"{lora.path} is no LoRA for this model: "
-            + (f"its keys {told} fit no layer. " if unknown else "it holds no layer. ")
+            + (f"its keys {names} fit no layer. " if unknown else "it holds no layer. ")
             + "Give one of ConsistI2V's U-Net or text encoder, in the layout of diffusers or kohya."
         )
     settings = _peft_settings(lora)

@@ -18,7 +18,6 @@ from ...errors import UserError
 from ...runtime.bundle.bundle import Bundle, hash_files
 from ...runtime.bundle.home import named_bundles
 from ...runtime.bundle.manifest import (
-    MANIFEST_NAME,
     LoraFileSpec,
     LoraSpec,
     Manifest,
@@ -27,6 +26,7 @@ from ...runtime.bundle.manifest import (
     graphs_sha256,
 )
 from ...runtime.bundle.stage_graphs import graph_files
+from ...runtime.bundle.typed_json import MANIFEST_NAME
 from ...runtime.files.guarded_read import MANIFEST, read_text
 from ..bundle_parts import without_files
 from ..new_bundle import new_bundle_folder
@@ -165,7 +165,7 @@ def _changes(
     changes: Changes = {}
     for stage in bundle.manifest.stages:
         graph = bundle.graph(bundle.manifest.stages[stage])
-        tensors = {tensor.name: tensor for tensor in graph.facts.external}
+        tensors = {tensor.name: tensor for tensor in graph.metadata.external}
         contents: dict[str, Any] | None = None
         for layer, delta in added.items():
             for place in mapped[layer].places:
@@ -186,7 +186,7 @@ def _changes(
 
 def _write_stage(bundle: Bundle, graph: StageSpec, values: Mapping[str, NDArray[Any]], folder: Path) -> None:
     """Put initialisers into the copy of a graph's file of weights."""
-    for tensor in bundle.graph(graph).facts.external:
+    for tensor in bundle.graph(graph).metadata.external:
         if tensor.name in values:
             with (folder / Path(graph.file).parent / tensor.location).open("r+b") as file:
                 file.seek(tensor.offset)
@@ -205,7 +205,7 @@ def _write_variant(
     if precision in _EIGHT_BITS:
         return "whose 8-bit scales were chosen for the weights without LoRA"
     source, original = bundle.graph(graph), bundle.graph(bundle.manifest.stages[stage])
-    tensors, plain = ({tensor.name: tensor for tensor in one.facts.external} for one in (source, original))
+    tensors, plain = ({tensor.name: tensor for tensor in one.metadata.external} for one in (source, original))
     contents, originals = source.weights(), original.weights()
     rounded: dict[str, NDArray[Any]] = {}
     found = set()
@@ -255,4 +255,6 @@ def _with_fitting_engines(manifest: Manifest, on_notice: Callable[[str], None]) 
             f"not taken over: the engines of {stages} for {target}, which hold the weights without LoRA; make them "
             f"again with 'consisti2v build BUNDLE --target {target}' (with --strip they take new weights as they are)"
         )
-    return without_files(manifest, {engine.file for engine in lost} | {engine.facts for engine in lost if engine.facts})
+    return without_files(
+        manifest, {engine.file for engine in lost} | {engine.metadata for engine in lost if engine.metadata}
+    )

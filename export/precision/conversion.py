@@ -16,7 +16,7 @@ from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class ConversionFacts:
+class ConversionReport:
     """What was done to a graph."""
 
     scales_in_weights: int
@@ -41,7 +41,7 @@ def convert(
     *,
     wide_sums: bool = False,
     wide_scores: bool = False,
-) -> tuple[ConversionFacts, dict[str, str]]:
+) -> tuple[ConversionReport, dict[str, str]]:
     """Write the graph `source` to the file `target` in another precision, with its weights beside it.
 
     `scales` are those of calibrated activations, by name, for a recipe with 8-bit weights; with `wide_sums` the
@@ -60,7 +60,7 @@ def convert(
     weights, activations = quantise(graph, recipe, scales)
     graph.write(target)
     types = {value.name: str(value.dtype.numpy()) for value in (*graph.body.inputs, *graph.body.outputs)}
-    return ConversionFacts(folded, at_operands, decomposed, weights, activations, sums, scores), types
+    return ConversionReport(folded, at_operands, decomposed, weights, activations, sums, scores), types
 
 
 def variant_spec(spec: StageSpec, file: str, precision: str, types: dict[str, str]) -> StageSpec:

@@ -23,7 +23,7 @@ from ..bundle_parts import drop_lost, lost_graph, replace_parts
 from ..events import Events
 from .calibration import Calibration, calibrate
 from .cases import Cases
-from .conversion import ConversionFacts, convert, variant_spec
+from .conversion import ConversionReport, convert, variant_spec
 from .recipe import (
     ACCUMULATED,
     CALIBRATED_STAGE,
@@ -186,7 +186,7 @@ def _keep_calibration(manifest: Manifest, precision: str, stage: str, options: V
 class _Attempt:
     """A graph as it was written, and how far it strays."""
 
-    facts: ConversionFacts
+    metadata: ConversionReport
     spec: StageSpec
     losses: list[Loss]
 
@@ -212,12 +212,12 @@ def _write_stage(
         events.progress(f"run {number + 1} of {runs}", number, runs)
 
     def attempt(scales: Mapping[str, float], *, wide_sums: bool = False, wide_scores: bool = False) -> _Attempt:
-        facts, types = convert(source, path, rules, scales, wide_sums=wide_sums, wide_scores=wide_scores)
+        metadata, types = convert(source, path, rules, scales, wide_sums=wide_sums, wide_scores=wide_scores)
         changed = variant_spec(spec, f"variants/{rules.name}/{stage}/{stage}.onnx", rules.name, types)
         # After the conversion: a weight that does not fit is refused before anything is run.
         expected.extend(() if expected else run_cases(source, spec, trials, on_run))
         got = run_variant(path, changed, rules, trials, lambda number: on_run(number + len(trials)))
-        return _Attempt(facts, changed, losses(stage, spec, rules, trials, expected, got))
+        return _Attempt(metadata, changed, losses(stage, spec, rules, trials, expected, got))
 
     record: dict[str, Any] = {"source": source_of(bundle.manifest, stage)}
     if options.quick_check:
@@ -249,7 +249,7 @@ def _write_stage(
             record["fp16_accumulators"] = asdict(summed)
     record |= {
         "bytes": sum(file.stat().st_size for file in path.parent.iterdir()),
-        "graph": asdict(made.facts),
+        "graph": asdict(made.metadata),
         "losses": [asdict(loss) for loss in made.losses],
     }
     return made.spec, record

@@ -24,9 +24,10 @@ from .consistency import check_graph, check_sizes
 from .digest import check_digest
 from .graph_source import GraphSource
 from .home import find_bundle
-from .manifest import DERIVED_FOLDERS, MANIFEST_NAME, FileRecord, Manifest, StageSpec, graph_sha256
+from .manifest import DERIVED_FOLDERS, FileRecord, Manifest, StageSpec, graph_sha256
 from .recommended import check_recommended
 from .tuned import TUNED, read_tuned
+from .typed_json import MANIFEST_NAME
 
 T = TypeVar("T")
 _CHUNK = 1 << 22

@@ -13,8 +13,9 @@ from ...errors import UserError
 from ...kernels.ddim import SchedulerConfig
 from ..request.option_table import MAX_SIDE
 from .graph_source import GraphSource
-from .manifest import MANIFEST_NAME, Manifest, ModelSpec, StageSpec, TensorSpec
+from .manifest import Manifest, ModelSpec, StageSpec, TensorSpec
 from .onnx_walker import GraphTensor
+from .typed_json import MANIFEST_NAME
 
 # What a generation gives each stage, and takes from it.
 _NEEDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -36,8 +37,11 @@ def check_graph(source: GraphSource, stage: StageSpec) -> None:
     Raises:
         UserError: it does not.
     """
-    facts = source.facts
-    for kind, tensors, specs in (("inputs", facts.inputs, stage.inputs), ("outputs", facts.outputs, stage.outputs)):
+    metadata = source.metadata
+    for kind, tensors, specs in (
+        ("inputs", metadata.inputs, stage.inputs),
+        ("outputs", metadata.outputs, stage.outputs),
+    ):
         found = {tensor.name: tensor for tensor in tensors}
         if found.keys() != {spec.name for spec in specs} or not all(_same(found[spec.name], spec) for spec in specs):
             raise _refusal(f"{source.file_name} has other {kind} than {MANIFEST_NAME} says")
@@ -71,21 +75,22 @@ def check_sizes(manifest: Manifest) -> None:
         "model.rows": model.rows or "rows",
         "model.latent_channels": model.latent_channels,
         "model.frames less the first": model.frames - 1,
+        "frames, or one": _decoded_at_once(manifest),
         "tokenizer.max_length": manifest.tokenizer.max_length,
     }
     for name, size in (("height", model.height), ("width", model.width)):
         is_fixed = model.dynamic_size_multiple is None
         sizes[f"model.{name}"] = size if is_fixed else name
         sizes[f"model.{name} over model.vae_scale_factor"] = size // factor if is_fixed else f"latent_{name}"
-    one, three, rows, channels, moving, length, high, latent_high, wide, latent_wide = sizes
+    one, three, rows, channels, moving, decoded, length, high, latent_high, wide, latent_wide = sizes
     latents = (one, channels, latent_high, latent_wide)
     expected: dict[tuple[str, str], tuple[str, ...]] = {
         ("text_encoder", "input_ids"): (one, length),
         ("vae_encoder", "image"): (one, three, high, wide),
         ("vae_encoder", "mean"): latents,
         ("vae_encoder", "logvar"): latents,
-        ("vae_decoder", "latents"): latents,
-        ("vae_decoder", "image"): (one, three, high, wide),
+        ("vae_decoder", "latents"): (decoded, *latents[1:]),
+        ("vae_decoder", "image"): (decoded, three, high, wide),
     }
     for unet in ("unet", "unet_shallow"):
         expected[unet, "sample"] = expected[unet, "noise_pred"] = (rows, channels, moving, latent_high, latent_wide)
@@ -96,14 +101,21 @@ def check_sizes(manifest: Manifest) -> None:
         shape = next((tensor.shape for tensor in tensors if tensor.name == name), None)
         if shape is None:
             continue
-        told = f"{MANIFEST_NAME}: {name} of stage {stage}"
+        message = f"{MANIFEST_NAME}: {name} of stage {stage}"
         if len(shape) != len(entries):
-            raise _refusal(f"{told} has {len(shape)} sizes, not {len(entries)}")
+            raise _refusal(f"{message} has {len(shape)} sizes, not {len(entries)}")
         for found, entry in zip(shape, entries, strict=True):
             if found != sizes[entry]:
-                raise _refusal(f"{told} is {list(shape)}, and {entry} is {sizes[entry]}")
+                raise _refusal(f"{message} is {list(shape)}, and {entry} is {sizes[entry]}")
     _check_handover(manifest.stages)
     _check_scheduler(manifest)
+
+
+def _decoded_at_once(manifest: Manifest) -> int | str:
+    """The decoder's first size: open, or one frame as in bundles of earlier versions."""
+    decoder = manifest.stages.get("vae_decoder")
+    sizes = () if decoder is None else [tensor.shape[0] for tensor in decoder.inputs if tensor.shape]
+    return "frames" if "frames" in sizes else 1
 
 
 def _check_choice_of_sizes(model: ModelSpec) -> None:
@@ -175,11 +187,11 @@ def check_complete(manifest: Manifest, graph: Callable[[StageSpec], GraphSource]
             f"{padding.pad_token[:40]!r}"
         )
     # The table that the token numbers select from, where the graph has one.
-    facts = graph(manifest.stages["text_encoder"]).facts
+    metadata = graph(manifest.stages["text_encoder"]).metadata
     tables = [
-        facts.initialisers[table]
-        for rows, table in facts.lookups.items()
-        if rows not in facts.initialisers and len(facts.initialisers.get(table, ())) == 2
+        metadata.initialisers[table]
+        for rows, table in metadata.lookups.items()
+        if rows not in metadata.initialisers and len(metadata.initialisers.get(table, ())) == 2
     ]
     if len(tables) != 1:
         return None

@@ -15,7 +15,7 @@ from ..gpu.cards import is_data_centre
 from .manifest import STAGES, EngineSpec, Manifest, StageSpec, TensorSpec, graph_sha256
 from .stage_graphs import Availability
 
-FACTS_VERSION = 1
+METADATA_VERSION = 1
 """Of the file beside an engine with what its build found."""
 _LIBRARIES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 
@@ -27,7 +27,7 @@ class Machine:
     compute_capability: str
     """Of the GPU, as "8.9"."""
     versions: Mapping[str, str]
-    """Flavour -> version of its installed library; a flavour that is not installed is missing."""
+    """Backend -> version of its installed library; one that is not installed is missing."""
     platform: str = "windows" if sys.platform == "win32" else "linux"
 
 
@@ -39,13 +39,13 @@ def runs_on(capabilities: tuple[str, ...], compute_capability: str) -> bool:
 
 def refusal(engine: EngineSpec, machine: Machine) -> str | None:
     """Why the engine does not run here, in one sentence without its end; None: it does."""
-    library = _LIBRARIES.get(engine.flavour, engine.flavour)
-    version = machine.versions.get(engine.flavour)
+    library = _LIBRARIES.get(engine.backend, engine.backend)
+    version = machine.versions.get(engine.backend)
     if version is None:
         return f"{library} is not installed"
     if version != engine.version:
         return f"engines for {engine.target} were built by {library} {engine.version}, installed is {version}"
-    if _knows_no_such_card(engine.flavour, machine):
+    if _knows_no_such_card(engine.backend, machine):
         return f"{library} runs no engines on compute capability {machine.compute_capability}"
     if engine.platform and engine.platform != machine.platform:
         return f"engines for {engine.target} were built for {engine.platform}, this is {machine.platform}"
@@ -55,44 +55,43 @@ def refusal(engine: EngineSpec, machine: Machine) -> str | None:
     return None
 
 
-def _knows_no_such_card(flavour: str, machine: Machine) -> bool:
-    return flavour == "tensorrt-rtx" and is_data_centre(machine.compute_capability)
+def _knows_no_such_card(backend: str, machine: Machine) -> bool:
+    return backend == "tensorrt-rtx" and is_data_centre(machine.compute_capability)
 
 
-def _flavour_for(flavour: str, machine: Machine) -> str:
-    """The library that builds engines for this machine's GPU where `flavour` was looked for."""
-    return "tensorrt" if _knows_no_such_card(flavour, machine) else flavour
+def _engine_backend_for(backend: str, machine: Machine) -> str:
+    """The library that builds engines for this machine's GPU where `backend` was looked for."""
+    return "tensorrt" if _knows_no_such_card(backend, machine) else backend
 
 
-def find_engine(manifest: Manifest, stage: str, flavour: str, precision: str, machine: Machine) -> EngineSpec | None:
+def find_engine(manifest: Manifest, stage: str, backend: str, precision: str, machine: Machine) -> EngineSpec | None:
     """The engine of a stage that fits; one built for this very card before one for a range of cards."""
     fitting = [
         engine
         for engine in manifest.engines
-        if (engine.stage, engine.flavour, engine.precision) == (stage, flavour, precision)
+        if (engine.stage, engine.backend, engine.precision) == (stage, backend, precision)
         and refusal(engine, machine) is None
     ]
     exact = [engine for engine in fitting if machine.compute_capability in engine.compute_capabilities]
     return next(iter([*exact, *fitting]), None)
 
 
-def engines_fit(manifest: Manifest, flavour: str, precision: str, machine: Machine) -> Availability:
+def engines_fit(manifest: Manifest, backend: str, precision: str, machine: Machine) -> Availability:
     """Whether every stage has an engine that fits, and if not, why and which command mends it."""
-    mend = (
-        f"consisti2v build BUNDLE --target current --flavour {_flavour_for(flavour, machine)} --precision {precision}"
-    )
-    if _knows_no_such_card(flavour, machine):
+    wanted = _engine_backend_for(backend, machine)
+    mend = f"consisti2v build BUNDLE --target current --backend {wanted} --precision {precision}"
+    if _knows_no_such_card(backend, machine):
         return Availability(
             False,
-            f"{_LIBRARIES[flavour]} runs no engines on compute capability {machine.compute_capability}: TensorRT does "
+            f"{_LIBRARIES[backend]} runs no engines on compute capability {machine.compute_capability}: TensorRT does "
             f"({mend}), and ONNX Runtime's CUDA provider runs the bundle's graphs",
         )
-    candidates = [e for e in manifest.engines if (e.flavour, e.precision) == (flavour, precision)]
+    candidates = [e for e in manifest.engines if (e.backend, e.precision) == (backend, precision)]
     if not candidates:
-        others = sorted({engine.precision for engine in manifest.engines if engine.flavour == flavour})
+        others = sorted({engine.precision for engine in manifest.engines if engine.backend == backend})
         held = f"it has {', '.join(others)}" if others else "it has none"
-        return Availability(False, f"the bundle holds no {precision} engines of {flavour} ({held}): {mend}")
-    missing = [stage for stage in STAGES if find_engine(manifest, stage, flavour, precision, machine) is None]
+        return Availability(False, f"the bundle holds no {precision} engines of {backend} ({held}): {mend}")
+    missing = [stage for stage in STAGES if find_engine(manifest, stage, backend, precision, machine) is None]
     if not missing:
         return Availability(True, f"{precision} engines for {candidates[0].target}")
     reasons = (refusal(engine, machine) for engine in candidates if engine.stage in missing)
@@ -116,7 +115,7 @@ def check_engine(
     """
     reason = refusal(engine, machine) or staleness(engine, manifest)
     if reason is not None:
-        built = replace(engine, flavour=_flavour_for(engine.flavour, machine))
+        built = replace(engine, backend=_engine_backend_for(engine.backend, machine))
         raise UserError(f"{reason}: {build_command(built)}.")
     reason = None if dims is None else _size_mismatch(engine, manifest, dims)
     if reason is not None:
@@ -131,7 +130,7 @@ def build_command(engine: EngineSpec, dims: Mapping[str, int] | None = None, inp
         inputs: of its graph; a size that they do not leave open can have no range. Empty: the engine's own.
     """
     sizes = {str(size).partition("/")[0] for spec in inputs or engine.inputs for size in spec.shape}
-    command = f"consisti2v build BUNDLE --target current --flavour {engine.flavour} --precision {engine.precision}"
+    command = f"consisti2v build BUNDLE --target current --backend {engine.backend} --precision {engine.precision}"
     if engine.accumulate != "auto":
         command += f" --accumulate {engine.accumulate}"
     for name in ("height", "width", "rows"):

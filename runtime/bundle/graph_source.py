@@ -13,8 +13,8 @@ import numpy as np
 
 from ...errors import UserError
 from ..files.opened_file import Bytes, FileError, OpenedFile
-from .manifest import check_inner_path
-from .onnx_walker import MAX_BYTES, GraphFacts, read_facts
+from .inner_path import check_inner_path
+from .onnx_walker import MAX_BYTES, GraphMetadata, read_metadata
 
 
 class GraphSource:
@@ -65,7 +65,7 @@ class GraphSource:
         return self._read(self.name, MAX_BYTES).tobytes()
 
     @cached_property
-    def facts(self) -> GraphFacts:
+    def metadata(self) -> GraphMetadata:
         """What the graph takes, gives and refers to; every file that it refers to is known.
 
         Raises:
@@ -74,19 +74,19 @@ class GraphSource:
         """
         model = self.model
         try:
-            facts = read_facts(model)
+            metadata = read_metadata(model)
         except ValueError as error:
             raise self._refusal(str(error)) from None
-        for location in facts.locations:
+        for location in metadata.locations:
             self._resolve(location)
-        return facts
+        return metadata
 
     def weights(self) -> dict[str, Bytes]:
         """Contents of the files that the graph refers to, by the location as the graph spells it. Read anew at each
         call: whoever loads them decides how long they stay.
         """
-        contents = {location: self._read(self._resolve(location), None) for location in self.facts.locations}
-        for tensor in self.facts.external:
+        contents = {location: self._read(self._resolve(location), None) for location in self.metadata.locations}
+        for tensor in self.metadata.external:
             if tensor.offset + tensor.nbytes > len(contents[tensor.location]):
                 raise self._refusal(f"takes {tensor.name[:80]!r} from behind the end of {tensor.location!r}")
         return contents

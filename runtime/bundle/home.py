@@ -12,8 +12,8 @@ import platformdirs
 
 from ...errors import UserError
 from ...locations import ASSETS
-from .manifest import MANIFEST_NAME
 from .replaced_folder import recover_replaced
+from .typed_json import MANIFEST_NAME
 
 HOME_VARIABLE = "CONSISTI2V_HOME"
 DEMO = "demo"

@@ -30,7 +30,9 @@ OPTIONAL_STAGES = ("unet_shallow",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 EXPERIMENTAL = ("int8", "fp8")
 """Until engines in these precisions are timed on a card."""
-DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
+_FORMER_ENGINE_NAMES = {"flavour": "backend", "facts": "metadata"}
+"""Entries of engines as bundles before 0.2 name them."""
+DYNAMIC_SIZES = ("rows", "frames", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 ACCUMULATORS = ("auto", "fp32")
 """What an engine's float16 products accumulate in: what the library takes, or float32."""
@@ -113,7 +115,7 @@ class EngineSpec:
     file: _InnerPath
     target: _Word
     """As it was asked for: rtx4060, sm89, rtx, ..."""
-    flavour: _Word
+    backend: _Word
     """tensorrt-rtx or tensorrt."""
     version: _Word
     """Of the library that built it; no other can load it."""
@@ -126,7 +128,7 @@ class EngineSpec:
     outputs: tuple[TensorSpec, ...] = ()
     """As the engine was built, dynamic sizes by name; a profile says what they may be."""
     profiles: tuple[ProfileSpec, ...] = ()
-    facts: str = ""
+    metadata: str = ""
     """File with what was known at build time: layers, attentions, seconds, memory."""
     stripped: bool = False
     """Without weights: they are taken from the ONNX when it is loaded."""
@@ -312,11 +314,15 @@ class Manifest:
                 "export the bundle again, or install the version of consisti2v-rt that wrote it."
             )
         said = data.pop("digest", None)
+        for engine in data.get("engines") or ():
+            for former, name in _FORMER_ENGINE_NAMES.items():
+                if isinstance(engine, dict) and former in engine and name not in engine:
+                    engine[name] = engine.pop(former)
         manifest: Manifest = parse_typed(cls, data, "")
         manifest._check()
         if said is not None and said != manifest.digest:
-            told = f"says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}"
-            raise UserError(f"{MANIFEST_NAME} {told}: {NEVER}.")
+            message = f"says that its digest is {str(said)[:80]!r}, and it is {manifest.digest}"
+            raise UserError(f"{MANIFEST_NAME} {message}: {NEVER}.")
         return manifest
 
     def _check(self) -> None:
@@ -346,7 +352,7 @@ class Manifest:
         """
         built = [kernel.file for kernel in self.kernels]
         for engine in self.engines:
-            built += [engine.file, *([engine.facts] if engine.facts else [])]
+            built += [engine.file, *([engine.metadata] if engine.metadata else [])]
         for path in (self.tokenizer.file, *(stage.file for stage in self._graphs().values()), *built):
             if path not in self.files:
                 raise UserError(f"{MANIFEST_NAME} names {path!r} without a hash: export the bundle again.")

@@ -60,7 +60,7 @@ class ExternalTensor:
 
 
 @dataclass
-class GraphFacts:
+class GraphMetadata:
     """What was found."""
 
     inputs: list[GraphTensor] = field(default_factory=list)
@@ -81,7 +81,7 @@ class GraphFacts:
         return tuple(dict.fromkeys(tensor.location for tensor in self.external))
 
 
-def read_facts(data: bytes) -> GraphFacts:
+def read_metadata(data: bytes) -> GraphMetadata:
     """Look through a serialised ``onnx.ModelProto``.
 
     Raises:
@@ -95,10 +95,10 @@ def read_facts(data: bytes) -> GraphFacts:
         raise ValueError("it is a graph in ONNX Runtime's own format, not in ONNX")
     walker = _Walker(data)
     walker.model()
-    foreign = sorted(walker.facts.domains - set(DOMAINS))
+    foreign = sorted(walker.metadata.domains - set(DOMAINS))
     if foreign:
         raise ValueError(f"it uses operators of the domain {foreign[0][:80]!r}, and only ONNX's own are allowed")
-    return walker.facts
+    return walker.metadata
 
 
 @dataclass
@@ -117,7 +117,7 @@ class _Walker:
         self._data, self._left = data, MAX_FIELDS
         self._begin = 0
         """Where the field that was read last begins."""
-        self.facts = GraphFacts()
+        self.metadata = GraphMetadata()
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class _Walker:
         for number, _, start, end in self._fields(0, len(self._data), {7: _BYTES, 20: None, 25: _BYTES}, {7: "graph"}):
             if number == 7:
                 found = True
-                self.facts.place = (self._begin, start, end)
+                self.metadata.place = (self._begin, start, end)
                 self._graph(start, end, 0)
             elif number == 20:
                 raise ValueError("it holds a training graph")
@@ -140,7 +140,7 @@ class _Walker:
             if number == 7:
                 self._node(at, to, 1)
             elif number == 10:
-                self.facts.domains.add(self._text(at, to))
+                self.metadata.domains.add(self._text(at, to))
             else:
                 self._attribute(at, to, 1)
 
@@ -161,13 +161,13 @@ class _Walker:
             elif depth == 0:
                 borders[number].append(self._value(at, to))
         if depth == 0:
-            self.facts.inputs = [value for value in borders[11] if value.name not in self.facts.initialisers]
-            self.facts.outputs = borders[12]
+            self.metadata.inputs = [value for value in borders[11] if value.name not in self.metadata.initialisers]
+            self.metadata.outputs = borders[12]
 
     def _node(self, start: int, end: int, depth: int) -> None:
         inputs: list[tuple[int, int]] = []
         is_lookup = False
-        self.facts.domains.add("")
+        self.metadata.domains.add("")
         for number, wire, at, to in self._fields(start, end, {1: _BYTES, 4: None, 5: _BYTES, 7: _BYTES}):
             if number == 1:
                 inputs.append((at, to))
@@ -176,10 +176,10 @@ class _Walker:
             elif number == 5:
                 self._attribute(at, to, depth)
             else:
-                self.facts.domains.add(self._text(at, to))
+                self.metadata.domains.add(self._text(at, to))
         if is_lookup and depth == 0 and len(inputs) == 2:
             table, rows = (self._text(*place) for place in inputs)
-            self.facts.lookups[rows] = table
+            self.metadata.lookups[rows] = table
 
     def _attribute(self, start: int, end: int, depth: int) -> None:
         wanted, once = dict.fromkeys((5, 6, 10, 11, 22, 23), _BYTES), dict.fromkeys((5, 6, 22), "attribute")
@@ -204,11 +204,11 @@ class _Walker:
 
     def _initialiser(self, begin: int, start: int, end: int) -> None:
         tensor = self._tensor(start, end)
-        if tensor.name in self.facts.initialisers:
+        if tensor.name in self.metadata.initialisers:
             raise ValueError(f"initialiser {tensor.name[:80]!r} is there twice")
-        self.facts.initialisers[tensor.name] = tensor.dims
+        self.metadata.initialisers[tensor.name] = tensor.dims
         if tensor.entries is not None:
-            self.facts.external.append(_external(tensor, (begin, end)))
+            self.metadata.external.append(_external(tensor, (begin, end)))
 
     def _tensor(self, start: int, end: int) -> _Tensor:
         tensor, dims, external, raw = _Tensor(), list[int](), False, None

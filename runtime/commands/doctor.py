@@ -52,10 +52,10 @@ def _verdict(used: Row | None, device: str, runtime: Part) -> str:
     if used is None:
         which = "any device" if device == "auto" else f"device {device}"
         return f"verdict: no, nothing can run on {which}; the reasons are in the table of sessions below"
-    told = f"verdict: yes, it runs on {_DEVICES[used.backend.device]}, by {used.backend.title} in {used.precision}"
+    message = f"verdict: yes, it runs on {_DEVICES[used.backend.device]}, by {used.backend.title} in {used.precision}"
     if runtime.faults:
-        return f"{told}; but the installation is incomplete ({'; '.join(runtime.faults)}): {install_line('')}"
-    return told
+        return f"{message}; but the installation is incomplete ({'; '.join(runtime.faults)}): {install_line('')}"
+    return message
 
 
 def _line(extra: str, part: Part) -> str:

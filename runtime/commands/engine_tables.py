@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ...errors import UserError
 from ..bundle.bundle import Bundle
-from ..bundle.engines import FACTS_VERSION, build_command, staleness
+from ..bundle.engines import METADATA_VERSION, build_command, staleness
 from ..bundle.manifest import EngineSpec
 from ..files.guarded_read import parse_json
 from ..gpu.device import probe
@@ -39,34 +39,34 @@ def engine_facts(bundle: Bundle, engine: EngineSpec) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, or another version's.
     """
-    facts: dict[str, Any] = {}
-    if engine.facts:
+    metadata: dict[str, Any] = {}
+    if engine.metadata:
         try:
-            facts = parse_json(bundle.read(engine.facts).tobytes())
-            _check_facts(facts)
+            metadata = parse_json(bundle.read(engine.metadata).tobytes())
+            _check_metadata(metadata)
         except UserError:
             raise
         except ValueError as error:
             again = f"--target {engine.target} --precision {engine.precision} --stages {engine.stage}"
             raise UserError(
-                f"{engine.facts} cannot be read ({str(error).rstrip('.')}): build the engine again with "
+                f"{engine.metadata} cannot be read ({str(error).rstrip('.')}): build the engine again with "
                 f"'consisti2v build BUNDLE {again}'."
             ) from None
     if probe().found:
-        facts["inspector"] = inspect_on_gpu(bundle, engine)
-    return facts
+        metadata["inspector"] = inspect_on_gpu(bundle, engine)
+    return metadata
 
 
-def _check_facts(facts: Any) -> None:
-    """Refuse, with a ValueError, facts of another version, or that lack what is shown."""
-    if not isinstance(facts, dict):
+def _check_metadata(metadata: Any) -> None:
+    """Refuse, with a ValueError, metadata of another version, or that lack what is shown."""
+    if not isinstance(metadata, dict):
         raise ValueError("it holds no JSON object")
-    version = facts.get("facts_version")
-    if version != FACTS_VERSION or isinstance(version, bool):
-        raise ValueError(f"facts version {version!r}, this program knows {FACTS_VERSION}")
+    version = metadata.get("metadata_version")
+    if version != METADATA_VERSION or isinstance(version, bool):
+        raise ValueError(f"metadata version {version!r}, this program knows {METADATA_VERSION}")
 
     def get(*path: str) -> Any:
-        value: Any = facts
+        value: Any = metadata
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         return value
@@ -75,20 +75,20 @@ def _check_facts(facts: Any) -> None:
         return isinstance(values, list) and all(map(is_entry, values))
 
     later = {"product_accumulation", "value_accumulation"}  # not read by the first versions
-    kinds, seconds = get("layers", "kinds"), facts.get("build_seconds")
+    kinds, seconds = get("layers", "kinds"), metadata.get("build_seconds")
     sound = {
         "layers": _is_count(get("layers", "total")) and isinstance(kinds, dict) and are([*kinds.values()], _is_count),
         "attentions": are(get("attentions", "fused"), lambda name: isinstance(name, str))
         and are(get("attentions", "decomposed"), _is_decomposed),
         "build_seconds": _is_count(seconds) or (isinstance(seconds, float) and 0 <= seconds < math.inf),
-        "weight_bytes": facts.get("weight_bytes", "") is None or _is_count(facts.get("weight_bytes")),
-        "peak_host_bytes": facts.get("peak_host_bytes", "") is None or _is_count(facts.get("peak_host_bytes")),
-        "activation_bytes": are(facts.get("activation_bytes"), _is_count),
+        "weight_bytes": metadata.get("weight_bytes", "") is None or _is_count(metadata.get("weight_bytes")),
+        "peak_host_bytes": metadata.get("peak_host_bytes", "") is None or _is_count(metadata.get("peak_host_bytes")),
+        "activation_bytes": are(metadata.get("activation_bytes"), _is_count),
         # Of TensorRT for RTX, and not of engines built before it was read.
-        "contents": "contents" not in facts
+        "contents": "contents" not in metadata
         or all(
             isinstance(get("contents", name), dict) and are([*get("contents", name).values()], _is_count)
-            for name in ("kernels", "bytes", "score_accumulation", *later & facts["contents"].keys())
+            for name in ("kernels", "bytes", "score_accumulation", *later & metadata["contents"].keys())
         ),
     }
     for name, holds in sound.items():
@@ -113,10 +113,10 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     from ..gpu.tensorrt_session import load_module
 
     try:
-        library = load_module(engine.flavour)
+        library = load_module(engine.backend)
     except ImportError as error:
         raise UserError(
-            f"{engine.flavour} cannot be imported ({error}): install it to look into its engines."
+            f"{engine.backend} cannot be imported ({error}): install it to look into its engines."
         ) from None
     bundle.require([engine.file], build_command(engine))
     runtime = library.Runtime(library.Logger(library.Logger.ERROR))
@@ -129,12 +129,12 @@ def inspect_on_gpu(bundle: Bundle, engine: EngineSpec) -> Any:
     return json.loads(loaded.create_engine_inspector().get_engine_information(library.LayerInformationFormat.JSON))
 
 
-def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, facts: dict[str, Any]) -> Table:
+def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, metadata: dict[str, Any]) -> Table:
     """One engine for people."""
     cards = ", ".join(engine.compute_capabilities)
     rows: list[tuple[str, str]] = [
         ("runs on", f"compute capability {cards}, {engine.platform or 'Linux and Windows'}"),
-        ("built by", f"{engine.flavour} {engine.version}, {engine.precision}{', stripped' if engine.stripped else ''}"),
+        ("built by", f"{engine.backend} {engine.version}, {engine.precision}{', stripped' if engine.stripped else ''}"),
         ("graph", staleness(engine, bundle.manifest) or "the one in the bundle"),
         ("plan", f"{engine.file}, {size_text(bundle.manifest.files[engine.file].bytes)}"),
     ]
@@ -151,26 +151,26 @@ def engine_table(console: PlainConsole, bundle: Bundle, engine: EngineSpec, fact
         )
         rows.append((f"profile {number}", shown or f"{profile.rows} rows, every size fixed"))
     table = make_table(console, f"{engine.stage} for {engine.target}")
-    for name, value in rows + (_fact_rows(facts) if facts else []):
+    for name, value in rows + (_metadata_rows(metadata) if metadata else []):
         table.add_row(name, value)
     return table
 
 
-def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    attentions, kinds, peak = facts["attentions"], facts["layers"]["kinds"], facts["peak_host_bytes"]
+def _metadata_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    attentions, kinds, peak = metadata["attentions"], metadata["layers"]["kinds"], metadata["peak_host_bytes"]
     memory = "" if peak is None else f", peak memory {size_text(peak)}"
     rows = [
-        ("layers", f"{facts['layers']['total']}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
+        ("layers", f"{metadata['layers']['total']}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
         ("attentions", f"{len(attentions['fused'])} fused, {len(attentions['decomposed'])} decomposed"),
         *(
             ("decomposed", f"as expected: {reason}")
             for reason in dict.fromkeys(entry["reason"] for entry in attentions["decomposed"])
         ),
-        ("build", f"{facts['build_seconds']:.1f} s{memory}"),
+        ("build", f"{metadata['build_seconds']:.1f} s{memory}"),
     ]
-    contents = facts.get("contents")
+    contents = metadata.get("contents")
     if contents and contents["kernels"]:
-        profiles = max(len(facts["activation_bytes"]), 1)
+        profiles = max(len(metadata["activation_bytes"]), 1)
         kernels, moved = sum(contents["kernels"].values()), sum(contents["bytes"].values())
         shown = f"{kernels}, {size_text(moved)} of tensors" + (f", for {profiles} profiles" if profiles > 1 else "")
         rows.append(("kernels", shown))
@@ -179,10 +179,10 @@ def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             held = contents.get(f"{what}_accumulation", {})
             found = ", ".join(f"{kind} in {count} kernels" for kind, count in held.items())
             rows.append((f"{what}s add up in", found or "not told"))
-    if facts["weight_bytes"] is not None:
-        rows.append(("weights", size_text(facts["weight_bytes"])))
-    if facts["activation_bytes"]:
-        rows.append(("GPU memory", "working " + ", ".join(map(size_text, facts["activation_bytes"]))))
-    if "inspector" in facts:
-        rows.append(("inspector", f"{len(facts['inspector'].get('Layers', []))} layers as built; all of it: --json"))
+    if metadata["weight_bytes"] is not None:
+        rows.append(("weights", size_text(metadata["weight_bytes"])))
+    if metadata["activation_bytes"]:
+        rows.append(("GPU memory", "working " + ", ".join(map(size_text, metadata["activation_bytes"]))))
+    if "inspector" in metadata:
+        rows.append(("inspector", f"{len(metadata['inspector'].get('Layers', []))} layers as built; all of it: --json"))
     return rows

@@ -230,10 +230,10 @@ def _cropped(photos: Sequence[Image.Image], settings: GenerationSettings) -> Ite
     assert settings.height is not None and settings.width is not None
     for width, height in dict.fromkeys(photo.size for photo in photos):
         shares = zip(("height", "width"), cropped_shares(height, width, settings.height, settings.width), strict=True)
-        told = " and ".join(f"{share:.0%} of its {side}" for side, share in shares if share >= 0.01)
-        if told:
+        cut = " and ".join(f"{share:.0%} of its {side}" for side, share in shares if share >= 0.01)
+        if cut:
             yield (
-                f"the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {told} is cut off; "
+                f"the {width}x{height} photo is cropped to {settings.width}x{settings.height}: {cut} is cut off; "
                 "--fit pad or --fit stretch keeps it"
             )
 

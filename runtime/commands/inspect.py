@@ -61,8 +61,8 @@ def inspect(
         echo(f"digest {manifest.digest}")
     lost = {} if verify else opened.lost_files()
     if lost:
-        told = ", ".join(f"{name} {fault}" for name, fault in lost.items())
-        echo(f"lost or damaged: {plain(told)}; make it again with 'consisti2v build'", err=True)
+        faults = ", ".join(f"{name} {fault}" for name, fault in lost.items())
+        echo(f"lost or damaged: {plain(faults)}; make it again with 'consisti2v build'", err=True)
     if verify:
         started = time.perf_counter()
         opened.verify()
@@ -115,10 +115,10 @@ def _lora(lora: LoraSpec) -> str:
 def _stage_table(console: PlainConsole, manifest: Manifest) -> Table:
     table = make_table(console, "stages", "stage", "", "tensors", show_lines=True)
     for name, stage in manifest.stages.items():
-        facts = f"{stage.precision}, opset {stage.opset}\n{_folder_size(manifest, stage.file)}"
-        table.add_row(name, facts, f"{_tensors('in ', stage.inputs)}\n{_tensors('out', stage.outputs)}")
+        metadata = f"{stage.precision}, opset {stage.opset}\n{_folder_size(manifest, stage.file)}"
+        table.add_row(name, metadata, f"{_tensors('in ', stage.inputs)}\n{_tensors('out', stage.outputs)}")
     for engine in manifest.engines:
-        table.add_row(engine.stage, f"{engine.precision}, {engine.target}", f"{engine.flavour} {engine.version}")
+        table.add_row(engine.stage, f"{engine.precision}, {engine.target}", f"{engine.backend} {engine.version}")
     return table
 
 

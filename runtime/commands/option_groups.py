@@ -9,6 +9,9 @@ from typer.core import TyperCommand
 from ...errors import UserError
 from ..request.option_table import ALIASES, PANELS, command_name, similar_names
 
+_FORMER_NAMES = {"flavour": "backend", "max_photo_pixels": "max_image_pixels", "photos": "images"}
+"""Options as versions before 0.2 name them."""
+
 
 class Command(TyperCommand):
     """Replaces other names of an option before the command line is parsed; help shows the command's own names only."""
@@ -72,4 +75,5 @@ def _own_name(name: str) -> str:
     """``--num-frames``, ``--num_frames``: ``--frames``; ``--no-use-frameinit``: ``--no-frameinit``."""
     word = _word(name)
     no, word = ("--no-", word[3:]) if word.startswith("no_") else ("--", word)
+    word = _FORMER_NAMES.get(word, word)
     return no + command_name(ALIASES.get(word, word)).removeprefix("--")

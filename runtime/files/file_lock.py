@@ -51,7 +51,7 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> 
 
 def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
     pause = _FIRST_PAUSE
-    told = False
+    is_reported = False
     while True:
         file = _open(path)
         try:
@@ -63,8 +63,8 @@ def _acquire(path: Path, on_wait: Callable[[str], None]) -> BinaryIO:
                     file.flush()
                     return file
                 pause = 0.0
-            elif not told:
-                told = True
+            elif not is_reported:
+                is_reported = True
                 on_wait(_holder(file))
         except BaseException:
             file.close()

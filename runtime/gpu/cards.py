@@ -202,7 +202,7 @@ def is_data_centre(compute_capability: str) -> bool:
     return compute_capability.partition(".")[0] in ("9", "10")
 
 
-def flavour_for(compute_capability: str) -> str:
+def engine_backend_for(compute_capability: str) -> str:
     """The library that builds and runs engines for a card: tensorrt-rtx, or tensorrt where that knows no such card."""
     return "tensorrt" if is_data_centre(compute_capability) else "tensorrt-rtx"
 

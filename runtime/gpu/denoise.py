@@ -14,10 +14,10 @@ from ..loop.denoise import FrameInitPlan, Guidance, Latents, OnStep
 from ..timings import Timings
 from .device import Gpu
 from .frame_init import DeviceFrameInit
+from .in_flight import IN_FLIGHT, InFlightLimiter
 from .kept import Kept
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory
-from .pacing import IN_FLIGHT, Pacer
 from .step_work import StepKey, StepWork
 from .unet_on_device import DeviceUNet
 
@@ -122,10 +122,10 @@ class DeviceLoop:
             if on_step is not None:
                 on_step(step, timesteps[step], previews[step % IN_FLIGHT].array)
 
-        pacer = Pacer(self._gpu, finished)
-        pacer.start()
+        limiter = InFlightLimiter(self._gpu, finished)
+        limiter.start()
         for step in range(len(timesteps)):
-            pacer.make_room()
+            limiter.make_room()
             self._check_cancelled()
             if from_host is not None and work.noise is not None:
                 fresh[step % IN_FLIGHT].array[...] = from_host(shape)
@@ -133,9 +133,9 @@ class DeviceLoop:
             work.run(guidance.acts_in(step))
             if on_step is not None:
                 self._memory.copy(previews[step % IN_FLIGHT], work.latents)
-            pacer.enqueued(step)
-        pacer.drain()
-        return pacer.seconds()
+            limiter.enqueued(step)
+        limiter.drain()
+        return limiter.seconds()
 
     def _work_for(
         self,

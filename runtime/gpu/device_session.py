@@ -30,6 +30,8 @@ class DeviceSession(ABC):
         self._memory = GpuMemory(gpu)
         self._specs = {"in": tuple(inputs), "out": tuple(outputs)}
         self._dims: dict[str, int] | None = None
+        self._allocations = 0
+        """How often the buffers were made."""
         self._cancelled = False
         self.device_inputs: dict[str, DeviceArray] = {}
         self.device_outputs: dict[str, DeviceArray] = {}
@@ -74,13 +76,18 @@ class DeviceSession(ABC):
 
     @property
     @abstractmethod
-    def address_version(self) -> tuple[int, ...]:
-        """Changes when something moved in memory, so that work captured before must not be replayed."""
+    def _backend_version(self) -> tuple[int, ...]:
+        """Changes when memory of the backend moved: weights, workspace."""
 
     @property
     @abstractmethod
     def context_version(self) -> int:
         """Changes when :meth:`prepare` made a context anew: its first run may compile, and must not be captured."""
+
+    @property
+    def address_version(self) -> tuple[int, ...]:
+        """Changes when anything moved in memory, so that work captured before must not be replayed."""
+        return self._allocations, *self._backend_version
 
     # -- the device side -----------------------------------------------------------------------------------------------
 
@@ -95,6 +102,7 @@ class DeviceSession(ABC):
         self._host_inputs = self._host_outputs = None
         self._pinned.clear()
         self._bound.clear()
+        self._allocations += 1
         self.device_inputs = self._make("in", wanted)
         self.device_outputs = self._make("out", wanted)
         self._dims = wanted

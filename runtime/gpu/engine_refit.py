@@ -49,7 +49,7 @@ def load_graph(parser: Any, source: GraphSource) -> dict[str, Bytes] | None:
     weights = source.weights()
     if not parser.load_model_proto(source.model):
         return None
-    for tensor in source.facts.external:
+    for tensor in source.metadata.external:
         address = int(weights[tensor.location].ctypes.data) + tensor.offset
         if not parser.load_initializer(tensor.name, address, tensor.nbytes):
             return None

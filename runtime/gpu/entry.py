@@ -18,7 +18,7 @@ from . import onnx_cuda_start
 from .cards import is_data_centre
 from .device import Gpu, open_gpu, probe
 from .jit_cache import CacheKey, JitCache
-from .memory import SharedScratch, WeightTurns
+from .memory import SharedWorkspace, WeightResidency
 from .preflight import Need, need_of_engines, need_of_graphs
 
 if TYPE_CHECKING:
@@ -29,52 +29,52 @@ _EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 
 
 @lru_cache(maxsize=1)
-def shared() -> tuple[Gpu, SharedScratch, WeightTurns]:
+def shared() -> tuple[Gpu, SharedWorkspace, WeightResidency]:
     """What all sessions of the process share: the GPU with its stream, the scratch block, the turns of weights."""
     gpu = open_gpu()
-    return gpu, SharedScratch(gpu), WeightTurns(gpu)
+    return gpu, SharedWorkspace(gpu), WeightResidency(gpu)
 
 
-def probe_engines(flavour: str) -> Availability:
+def probe_engines(backend: str) -> Availability:
     """Is the library installed, and a GPU there?"""
     from .tensorrt_session import MODULES, load_module
 
-    title, install = TITLES[flavour], install_hint(_EXTRAS[flavour])
+    title, install = TITLES[backend], install_hint(_EXTRAS[backend])
     status = probe()
-    if status.found and flavour == "tensorrt-rtx" and is_data_centre(status.compute_capability):
+    if status.found and backend == "tensorrt-rtx" and is_data_centre(status.compute_capability):
         # Whether it is installed does not matter then.
         return Availability(
             False,
             f"{title} runs no engines on compute capability {status.compute_capability}; TensorRT does: "
-            f"{install_hint(_EXTRAS['tensorrt'])}, then consisti2v build BUNDLE --target current --flavour tensorrt",
+            f"{install_hint(_EXTRAS['tensorrt'])}, then consisti2v build BUNDLE --target current --backend tensorrt",
         )
     # Its libraries are not loaded where there is no GPU: that would cost every start a second.
-    if importlib.util.find_spec(MODULES[flavour]) is None:
+    if importlib.util.find_spec(MODULES[backend]) is None:
         return Availability(False, f"{title} is not installed: {install}")
     if not status.found:
         return Availability(False, status.reason)
     try:
-        module = load_module(flavour)
+        module = load_module(backend)
     except Exception as error:
         # Beside ImportError: the module may be there and its libraries not.
         return Availability(False, f"{title} cannot be imported ({error}): {install}")
     return Availability(True, f"{title} {module.__version__}; {status.reason}")
 
 
-def machine(flavour: str) -> Machine:
-    """This machine, as an engine of the flavour sees it; after a usable probe."""
+def machine(backend: str) -> Machine:
+    """This machine, as an engine of the backend sees it; after a usable probe."""
     from .tensorrt_session import load_module
 
-    return Machine(probe().compute_capability, {flavour: load_module(flavour).__version__})
+    return Machine(probe().compute_capability, {backend: load_module(backend).__version__})
 
 
-def fit_engines(flavour: str, bundle: Bundle, precision: str) -> Availability:
+def fit_engines(backend: str, bundle: Bundle, precision: str) -> Availability:
     """Does the bundle hold engines for this machine, built from the graphs it holds?"""
-    found = engines_fit(bundle.manifest, flavour, precision, machine(flavour))
+    found = engines_fit(bundle.manifest, backend, precision, machine(backend))
     if not found.usable:
         return found
     for stage in STAGES:
-        engine = find_engine(bundle.manifest, stage, flavour, precision, machine(flavour))
+        engine = find_engine(bundle.manifest, stage, backend, precision, machine(backend))
         assert engine is not None
         reason = staleness(engine, bundle.manifest)
         if reason is not None:
@@ -94,7 +94,7 @@ def _require_engine(bundle: Bundle, engine: EngineSpec) -> None:
 
 
 def load_engine(
-    flavour: str, bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str
+    backend: str, bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int | None, precision: str
 ) -> Session:
     """One stage from its engine.
 
@@ -103,19 +103,19 @@ def load_engine(
     """
     from .tensorrt_session import Engine, TensorRTSession, load_module
 
-    module = load_module(flavour)
-    spec = find_engine(bundle.manifest, stage, flavour, precision, machine(flavour))
+    module = load_module(backend)
+    spec = find_engine(bundle.manifest, stage, backend, precision, machine(backend))
     if spec is None:
-        raise UserError(f"{engines_fit(bundle.manifest, flavour, precision, machine(flavour)).reason}.")
+        raise UserError(f"{engines_fit(bundle.manifest, backend, precision, machine(backend)).reason}.")
     sizes = with_nearest_rows(spec, dims)
-    check_engine(spec, bundle.manifest, machine(flavour), sizes)
+    check_engine(spec, bundle.manifest, machine(backend), sizes)
     _require_engine(bundle, spec)
-    gpu, scratch, turns = shared()
+    gpu, workspace, residency = shared()
     gpu.make_current()
     graph = engine_graph(spec, bundle.manifest) or bundle.manifest.stages[stage]
     onnx, cache = bundle.graph(graph), _jit_cache(bundle, spec, gpu)
-    engine = Engine(partial(bundle.read, spec.file), spec, module, turns, onnx, cache)
-    return TensorRTSession(gpu, engine, graph, sizes, scratch)
+    engine = Engine(partial(bundle.read, spec.file), spec, module, residency, onnx, cache)
+    return TensorRTSession(gpu, engine, graph, sizes, workspace)
 
 
 def with_nearest_rows(spec: EngineSpec, dims: Mapping[str, int]) -> dict[str, int]:
@@ -130,9 +130,9 @@ def with_nearest_rows(spec: EngineSpec, dims: Mapping[str, int]) -> dict[str, in
 
 def _jit_cache(bundle: Bundle, spec: EngineSpec, gpu: Gpu) -> JitCache | None:
     """What this GPU compiled before, beside the engine; TensorRT compiles when it builds and has none."""
-    if spec.flavour != "tensorrt-rtx":
+    if spec.backend != "tensorrt-rtx":
         return None
-    library = f"{spec.flavour} {spec.version}"
+    library = f"{spec.backend} {spec.version}"
     key = CacheKey(bundle.manifest.files[spec.file].sha256, gpu.name, gpu.driver_version(), library)
     return JitCache(bundle.file(spec.file).with_name(key.file_name(spec.stage)))
 
@@ -167,10 +167,10 @@ def load_onnx(bundle: Bundle, stage: str, dims: Mapping[str, int], threads: int 
     """One stage in ONNX Runtime's CUDA provider."""
     from .onnx_cuda_session import OnnxCudaGraph, OnnxCudaSession
 
-    gpu, _, turns = shared()
+    gpu, _, residency = shared()
     gpu.make_current()
     spec = stage_graph(bundle, stage, precision)
-    return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, turns, bundle.graph(spec), precision), spec, dims)
+    return OnnxCudaSession(gpu, OnnxCudaGraph(gpu, residency, bundle.graph(spec), precision), spec, dims)
 
 
 def need(bundle: Bundle, choice: Choice, stages: tuple[str, ...], dims: Mapping[str, int], rows: int) -> Need:

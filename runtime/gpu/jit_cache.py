@@ -29,7 +29,7 @@ class CacheKey:
     """Its name, as the driver gives it."""
     driver: str
     library: str
-    """Flavour and version."""
+    """EngineBackend and version."""
 
     def file_name(self, stage: str) -> str:
         """Readable, and different for every key."""

@@ -148,7 +148,7 @@ class Weighted(Protocol):
         """Free them; they come back when they are next used."""
 
 
-class WeightTurns:
+class WeightResidency:
     """Whose weights are on the GPU: all that were ever used or, for ``--low-vram``, those of one stage at a time."""
 
     def __init__(self, gpu: Gpu) -> None:
@@ -171,7 +171,7 @@ class WeightTurns:
             self._current = None
 
 
-class SharedScratch:
+class SharedWorkspace:
     """One block of working memory for engines that run in turn on one stream, as large as the largest asks for.
 
     It only grows. Growing moves it: :attr:`version` then counts up, and whoever keeps the address asks again.

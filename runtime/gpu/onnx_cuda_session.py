@@ -19,7 +19,7 @@ from ..onnx_session import make_session
 from ..stage_failure import stage_failures, stage_of
 from .device import Gpu
 from .device_session import DeviceSession
-from .memory import STORAGE, DeviceArray, WeightTurns
+from .memory import STORAGE, DeviceArray, WeightResidency
 from .onnx_cuda_start import PROVIDER, missing_library, preload_libraries
 
 _log = logging.getLogger("consisti2v_rt")
@@ -34,7 +34,7 @@ class OnnxCudaGraph:
 
     Args:
         gpu: where it runs.
-        turns: whose weights may be on the GPU.
+        residency: whose weights may be on the GPU.
         graph: of a bundle, or an ONNX file with its weights beside it; read again when the weights come back.
         precision: of the graph; in fp32 the tensor cores' shortened float32 (TF32) is switched off.
 
@@ -42,8 +42,8 @@ class OnnxCudaGraph:
         BackendError: the provider cannot be had, or cannot load the graph.
     """
 
-    def __init__(self, gpu: Gpu, turns: WeightTurns, graph: GraphSource | Path, precision: str) -> None:
-        self._gpu, self._turns, self.source, self._precision = gpu, turns, GraphSource.of(graph), precision
+    def __init__(self, gpu: Gpu, residency: WeightResidency, graph: GraphSource | Path, precision: str) -> None:
+        self._gpu, self._residency, self.source, self._precision = gpu, residency, GraphSource.of(graph), precision
         self._session: Any | None = None
         self.weights_version = 0
         """Counts up when the weights leave the GPU or come back, each time to another place."""
@@ -54,14 +54,14 @@ class OnnxCudaGraph:
     @property
     def session(self) -> Any:
         """ONNX Runtime's session, its weights on the GPU."""
-        self._turns.use(self)
+        self._residency.use(self)
         if self._session is None:
             self._load()
         return self._session
 
     def release(self) -> None:
         """Free the weights. Nothing may be under way."""
-        self._turns.leave(self)
+        self._residency.leave(self)
         if self._session is not None:
             self._session = None
             self.bindings.clear()  # they keep the session alive
@@ -71,7 +71,7 @@ class OnnxCudaGraph:
         import onnxruntime
 
         preload_libraries(onnxruntime)
-        self._turns.use(self)
+        self._residency.use(self)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -159,7 +159,7 @@ class OnnxCudaSession(DeviceSession):
         self._graph.release()
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return (self._graph.weights_version,)
 
     @property

@@ -90,7 +90,7 @@ class StepWork:
 
     def run(self, guided: bool) -> None:
         """Enqueue the next step, with guidance or the prompt's branch alone, whole or shallow; returns at once."""
-        reuse = self._unet.cache.reuses(guided)
+        reuse = self._unet.cache.count_step(guided)
         graph = self._graph(guided, reuse).graph
         if graph is None:
             self._enqueue(guided, reuse)

@@ -24,7 +24,7 @@ from .device import Gpu
 from .device_session import DeviceSession, check_same_tensors
 from .engine_refit import refit_from_onnx
 from .jit_cache import JitCache
-from .memory import DeviceArray, SharedScratch, WeightTurns
+from .memory import DeviceArray, SharedWorkspace, WeightResidency
 
 _log = logging.getLogger("consisti2v_rt")
 
@@ -46,7 +46,7 @@ class Engine:
         plan: the plan's file, or what reads it; it is read again when the weights come back.
         spec: what the manifest says about it.
         module: tensorrt_rtx or tensorrt.
-        turns: whose weights may be on the GPU.
+        residency: whose weights may be on the GPU.
         onnx: the graph it was built from, of a bundle or a file; a stripped engine takes its weights from there.
         jit_cache: kernels compiled on this machine before; None: compiled anew.
 
@@ -59,13 +59,13 @@ class Engine:
         plan: Path | Callable[[], Any],
         spec: EngineSpec,
         module: Any,
-        turns: WeightTurns,
+        residency: WeightResidency,
         onnx: GraphSource | Path,
         jit_cache: JitCache | None = None,
     ) -> None:
         self.name = plan.name if isinstance(plan, Path) else PurePosixPath(spec.file).name
         self._read = plan.read_bytes if isinstance(plan, Path) else plan
-        self.spec, self.module, self._turns, self._onnx = spec, module, turns, GraphSource.of(onnx)
+        self.spec, self.module, self._residency, self._onnx = spec, module, residency, GraphSource.of(onnx)
         self._jit_cache = jit_cache
         self.sessions: WeakSet[TensorRTSession] = WeakSet()
         self._logger = _collecting_logger(module)
@@ -78,7 +78,7 @@ class Engine:
         self._load()
 
     def _load(self) -> None:
-        self._turns.use(self)
+        self._residency.use(self)
         # Apart from the kernels, so that release() can drop the weights alone (TensorRT for RTX 1.7).
         # A stripped engine has none to load.
         self._deferred = hasattr(self._runtime, "defer_weights_loading") and not self.spec.stripped
@@ -119,7 +119,7 @@ class Engine:
     @property
     def engine(self) -> Any:
         """The deserialised engine with its weights on the GPU."""
-        self._turns.use(self)
+        self._residency.use(self)
         if self._engine is None:
             self._load()
         assert self._engine is not None
@@ -130,7 +130,7 @@ class Engine:
 
     def release(self) -> None:
         """Free the weights; kernels and contexts stay where the library can keep them. Nothing may be under way."""
-        self._turns.leave(self)
+        self._residency.leave(self)
         if self._engine is None:
             return
         self.weights_version += 1
@@ -191,13 +191,13 @@ class Engine:
         return str(self._logger.last() or "no reason given")
 
 
-def load_module(flavour: str) -> Any:
-    """The library of a flavour.
+def load_module(backend: str) -> Any:
+    """The library of a backend.
 
     Raises:
         ImportError: it is not installed.
     """
-    return importlib.import_module(MODULES[flavour])
+    return importlib.import_module(MODULES[backend])
 
 
 class TensorRTSession(DeviceSession):
@@ -208,21 +208,21 @@ class TensorRTSession(DeviceSession):
         engine: the plan.
         stage: the bundle's stage the engine was built from.
         dims: sizes of dynamic dimensions.
-        scratch: working memory, shared with every engine on the same stream.
+        workspace: working memory, shared with every engine on the same stream.
     """
 
     def __init__(
-        self, gpu: Gpu, engine: Engine, stage: StageSpec, dims: Mapping[str, int], scratch: SharedScratch
+        self, gpu: Gpu, engine: Engine, stage: StageSpec, dims: Mapping[str, int], workspace: SharedWorkspace
     ) -> None:
         inputs, outputs = engine.tensors()
         check_same_tensors(engine.spec.stage, (*inputs, *outputs), stage, engine.name)
         super().__init__(gpu, inputs, outputs)
-        self._engine, self._stage, self._scratch = engine, stage, scratch
+        self._engine, self._stage, self._workspace = engine, stage, workspace
         self._context: Any | None = None
         self._contexts = 0
         """How many were made."""
         self._made_for = -1
-        self._scratch_set = -1
+        self._workspace_version = -1
         self._profile = 0
         self._sizes: dict[str, int] = {}
         engine.sessions.add(self)
@@ -231,7 +231,7 @@ class TensorRTSession(DeviceSession):
     def _set_sizes(self, dims: Mapping[str, int]) -> None:
         self._profile = choose_profile(self._engine.spec, dims)
         self._sizes = dict(dims)
-        self._scratch.reserve(int(self._engine.engine.get_device_memory_size_for_profile_v2(self._profile)))
+        self._workspace.reserve(int(self._engine.engine.get_device_memory_size_for_profile_v2(self._profile)))
         self._context = None
 
     def _set_address(self, name: str, array: DeviceArray) -> None:
@@ -246,7 +246,7 @@ class TensorRTSession(DeviceSession):
         if self._context is None or self._made_for != self._engine.context_version:
             self._context = self._engine.create_context()
             self._contexts += 1
-            self._made_for, self._scratch_set = self._engine.context_version, -1
+            self._made_for, self._workspace_version = self._engine.context_version, -1
             if self._profile and not self._context.set_optimization_profile_async(
                 self._profile, int(self._gpu.stream.handle)
             ):
@@ -270,14 +270,14 @@ class TensorRTSession(DeviceSession):
     def enqueue(self) -> None:
         with self._failures():
             context = self._ready_context()
-            if self._scratch_set != self._scratch.version:
-                context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-                self._scratch_set = self._scratch.version
+            if self._workspace_version != self._workspace.version:
+                context.set_device_memory(self._workspace.address, self._workspace.nbytes)
+                self._workspace_version = self._workspace.version
             if not context.execute_async_v3(int(self._gpu.stream.handle)):
                 raise RuntimeError(f"{self._engine.name} did not run: {self._engine.failure()}")
 
     def with_dims(self, dims: Mapping[str, int]) -> TensorRTSession:
-        return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._scratch)
+        return TensorRTSession(self._gpu, self._engine, self._stage, dims, self._workspace)
 
     def forget_context(self) -> None:
         """Let go of the engine's context; the next run makes another."""
@@ -290,8 +290,8 @@ class TensorRTSession(DeviceSession):
         self._engine.save_jit_cache()
 
     @property
-    def address_version(self) -> tuple[int, ...]:
-        return self._engine.weights_version, self._scratch.version
+    def _backend_version(self) -> tuple[int, ...]:
+        return self._engine.weights_version, self._workspace.version
 
     @property
     def context_version(self) -> int:

@@ -55,7 +55,7 @@ class DeviceUNet:
                 "version."
             )
         self.suffix = ELEMENT_SUFFIX[sample.dtype]
-        self._all = _Turns(branches * videos, sample.shape[0])
+        self._all = _MicroBatches(branches * videos, sample.shape[0])
         # Zeros, so that the rows that fill up a turn are numbers.
         self.rows = self.memory.zeros((self._all.padded, *sample.shape[1:]), sample.dtype)
         self.predictions = self.memory.zeros((self._all.padded, *prediction.shape[1:]), prediction.dtype)
@@ -66,11 +66,11 @@ class DeviceUNet:
         self._frame_suffix = ELEMENT_SUFFIX[frame.dtype]
         self.timestep = self.memory.zeros((1,), "int64")
         self._guided = self._row_set(session, self._all, 0)
-        self._alone: _RowSet | None = self._guided if branches == 1 else None
+        self._alone: _BatchedSession | None = self._guided if branches == 1 else None
         self._texts: tuple[Texts, int] | None = None
         self._checked: set[Any] = set()
 
-    def _prompt_rows(self) -> _RowSet:
+    def _prompt_rows(self) -> _BatchedSession:
         """The prompt's rows, the last ones, for steps without guidance; in a batch of their own where there is one.
 
         Made when a step first needs them: a context for another batch takes memory and time to compile.
@@ -81,20 +81,20 @@ class DeviceUNet:
                 self._alone.set_texts(self.memory, *self._texts)
         return self._alone
 
-    def _make_prompt_rows(self) -> _RowSet:
+    def _make_prompt_rows(self) -> _BatchedSession:
         session, first = self._session, (self.branches - 1) * self.videos
         batch = session.device_inputs["sample"].shape[0]
         if batch > self.videos and "rows" in session.dims:
             # Where no such batch was built, a turn of the larger one does it, with rows to spare.
             with suppress(UserError):
                 session = session.with_dims({**session.dims, "rows": self.videos})
-        return self._row_set(session, _Turns(self.videos, session.device_inputs["sample"].shape[0]), first)
+        return self._row_set(session, _MicroBatches(self.videos, session.device_inputs["sample"].shape[0]), first)
 
-    def _row_set(self, session: DeviceSession, turns: _Turns, first: int) -> _RowSet:
+    def _row_set(self, session: DeviceSession, micro_batches: _MicroBatches, first: int) -> _BatchedSession:
         shallow = self._shallow
-        if shallow is not None and shallow.device_inputs["sample"].shape[0] != turns.batch:
-            shallow = shallow.with_dims({**shallow.dims, "rows": turns.batch})
-        return _RowSet(self.memory, session, turns, first, shallow)
+        if shallow is not None and shallow.device_inputs["sample"].shape[0] != micro_batches.batch:
+            shallow = shallow.with_dims({**shallow.dims, "rows": micro_batches.batch})
+        return _BatchedSession(self.memory, session, micro_batches, first, shallow)
 
     def set_texts(self, texts: Texts, frame_stride: int) -> None:
         """Keys and values of every branch and video, and the frame stride of all rows; kept until set again."""
@@ -148,64 +148,69 @@ class DeviceUNet:
     def _check_key(self, guided: bool, kind: Any) -> tuple[Any, ...]:
         return (guided, kind, *(session.context_version for session in self._rows(guided).sessions()))
 
-    def _rows(self, guided: bool) -> _RowSet:
+    def _rows(self, guided: bool) -> _BatchedSession:
         return self._guided if guided else self._prompt_rows()
 
 
-class _Turns:
+class _MicroBatches:
     def __init__(self, count: int, batch: int) -> None:
         self.count, self.batch = count, batch
-        self.turns = -(-count // batch)
-        self.padded = self.turns * batch
+        self.total = -(-count // batch)
+        self.padded = self.total * batch
 
 
-class _RowSet:
+class _BatchedSession:
     """A range of rows and the sessions that run them: the whole step's, and with feature caching the shallow one's."""
 
     def __init__(
-        self, memory: GpuMemory, session: DeviceSession, turns: _Turns, first: int, shallow: DeviceSession | None
+        self,
+        memory: GpuMemory,
+        session: DeviceSession,
+        micro_batches: _MicroBatches,
+        first: int,
+        shallow: DeviceSession | None,
     ) -> None:
-        self._session, self._shallow, self._turns, self._first = session, shallow, turns, first
+        self._session, self._shallow, self._micro_batches, self._first = session, shallow, micro_batches, first
         self._texts: list[dict[str, DeviceArray]] = []
         self._features: list[DeviceArray] = []
         if shallow is not None:
             features = session.device_outputs["deep_features"]
-            self._features = [memory.zeros(features.shape, features.dtype) for _ in range(turns.turns)]
+            self._features = [memory.zeros(features.shape, features.dtype) for _ in range(micro_batches.total)]
 
     def sessions(self) -> tuple[DeviceSession, ...]:
         return (self._session,) if self._shallow is None else (self._session, self._shallow)
 
     def set_texts(self, memory: GpuMemory, texts: Texts, frame_stride: int) -> None:
         flat = [text for branch in texts for text in branch]
-        last = self._first + self._turns.count - 1
-        batch = self._turns.batch
+        last = self._first + self._micro_batches.count - 1
+        batch = self._micro_batches.batch
         fresh = not self._texts
-        for turn in range(self._turns.turns):
-            chosen = [min(self._first + turn * batch + row, last) for row in range(batch)]
+        for micro_batch in range(self._micro_batches.total):
+            chosen = [min(self._first + micro_batch * batch + row, last) for row in range(batch)]
             arrays = {name: np.concatenate([flat[row][name] for row in chosen]) for name in flat[0]}
             if fresh:
                 specs = self._session.device_inputs
                 self._texts.append({name: memory.empty(specs[name].shape, specs[name].dtype) for name in arrays})
             for name, array in arrays.items():
-                memory.upload(array, self._texts[turn][name])
+                memory.upload(array, self._texts[micro_batch][name])
         for session in (self._session, self._shallow):
             if session is not None and "frame_stride" in session.device_inputs:
                 memory.upload(np.array([frame_stride], np.int64), session.device_inputs["frame_stride"])
 
     def enqueue(self, unet: DeviceUNet, reuse: bool) -> None:
-        session, batch = (self._shallow if reuse else self._session), self._turns.batch
+        session, batch = (self._shallow if reuse else self._session), self._micro_batches.batch
         assert session is not None
         session.bind("timestep", unet.timestep)
-        for turn in range(self._turns.turns):
-            for name, array in self._texts[turn].items():
+        for micro_batch in range(self._micro_batches.total):
+            for name, array in self._texts[micro_batch].items():
                 # A shallow step reads the text of its own layers only.
                 if name in session.device_inputs:
                     session.bind(name, array)
             if self._features:
-                session.bind("deep_features", self._features[turn])
+                session.bind("deep_features", self._features[micro_batch])
             # All branches hold the same sample, so the prompt's rows may read from the front.
-            part = slice(turn * batch, (turn + 1) * batch)
-            start = self._first + turn * batch
+            part = slice(micro_batch * batch, (micro_batch + 1) * batch)
+            start = self._first + micro_batch * batch
             read = {"sample": unet.rows[part], "first_frame_latents": unet.first_frames[start : start + batch]}
             for name, array in read.items():
                 _bind_or_copy(unet.memory, session, name, array)

@@ -19,7 +19,7 @@ from .denoise import Latents
 from .feature_cache import FeatureCache
 
 
-class UNetRows:
+class BatchedUNet:
     """A :class:`NoisePredictor` over a session.
 
     Branches and videos are rows, branch-major as in the published batch, and independent of each other. Where there
@@ -51,10 +51,10 @@ class UNetRows:
         self._frame_stride = frame_stride
         self._prompts = texts[-1:]
         self._videos = len(texts[0])
-        self._guided = _Turns(texts, session.inputs["sample"].shape[0])
+        self._guided = _MicroBatches(texts, session.inputs["sample"].shape[0])
         self._prompt_alone = self._guided if len(texts) == 1 else None
         self._first_frames: Latents | None = None
-        self._bound: dict[int, tuple[_Turns, int]] = {}
+        self._bound: dict[int, tuple[_MicroBatches, int]] = {}
         self._prepare(session)
 
     def start(self, first_frames: Latents) -> None:
@@ -71,20 +71,20 @@ class UNetRows:
             raise UserError(
                 "the latents are no longer finite (NaN or infinity): lower the guidance scales, or take more steps."
             )
-        turns = self._guided if guided else self._unguided()
-        if self._resize is not None and self._session.inputs["sample"].shape[0] != turns.batch:
-            self._session = self._resize(turns.batch)
+        micro_batches = self._guided if guided else self._unguided()
+        if self._resize is not None and self._session.inputs["sample"].shape[0] != micro_batches.batch:
+            self._session = self._resize(micro_batches.batch)
             self._prepare(self._session)
         session, cache = self._session, self._cache
-        reuse = cache is not None and cache.reuses(turns)
+        reuse = cache is not None and cache.count_step(micro_batches)
         if cache is not None and reuse:
-            session = cache.load(turns.batch)
-            if self._bound.get(id(session), (None, 0))[0] is not turns:
+            session = cache.load(micro_batches.batch)
+            if self._bound.get(id(session), (None, 0))[0] is not micro_batches:
                 self._prepare(session)
         session.inputs["timestep"][...] = timestep
-        preds = np.empty((turns.count, *sample.shape[1:]), np.float32)
-        for number, rows in enumerate(turns.rows):
-            self._bind(session, turns, number)
+        preds = np.empty((micro_batches.count, *sample.shape[1:]), np.float32)
+        for number, rows in enumerate(micro_batches.rows):
+            self._bind(session, micro_batches, number)
             if cache is not None and reuse:
                 session.bind_input("deep_features", cache.features[number])
             np.take(sample, [row % self._videos for row in rows], axis=0, out=session.inputs["sample"])
@@ -92,17 +92,17 @@ class UNetRows:
                 session.run()
             check_finite("unet", self._precision, [session.outputs["noise_pred"]])
             if cache is not None and not reuse:
-                cache.keep(session.outputs["deep_features"], alone=len(turns.rows) == 1)
-            first = number * turns.batch
-            wanted = min(turns.batch, turns.count - first)
+                cache.keep(session.outputs["deep_features"], alone=len(micro_batches.rows) == 1)
+            first = number * micro_batches.batch
+            wanted = min(micro_batches.batch, micro_batches.count - first)
             preds[first : first + wanted] = session.outputs["noise_pred"][:wanted]
         return preds.reshape(-1, self._videos, *sample.shape[1:])
 
-    def _unguided(self) -> _Turns:
+    def _unguided(self) -> _MicroBatches:
         """The prompt's rows alone, made when a step first asks for them."""
         if self._prompt_alone is None:
             assert self._first_frames is not None
-            self._prompt_alone = _Turns(self._prompts, self._guided.batch if self._resize is None else 1)
+            self._prompt_alone = _MicroBatches(self._prompts, self._guided.batch if self._resize is None else 1)
             self._prompt_alone.set_first_frames(self._first_frames[-1:])
         return self._prompt_alone
 
@@ -112,19 +112,19 @@ class UNetRows:
             session.inputs["frame_stride"][...] = self._frame_stride
         self._bound.pop(id(session), None)
 
-    def _bind(self, session: Session, turns: _Turns, number: int) -> None:
+    def _bind(self, session: Session, micro_batches: _MicroBatches, number: int) -> None:
         """Point a session at a turn's texts and first frames; nothing is copied."""
-        if self._bound.get(id(session)) == (turns, number):
+        if self._bound.get(id(session)) == (micro_batches, number):
             return
-        for name, array in turns.texts[number].items():
+        for name, array in micro_batches.texts[number].items():
             # A shallow step reads the text of its own layers only.
             if name in session.inputs:
                 session.bind_input(name, array)
-        session.bind_input("first_frame_latents", turns.first_frames[number])
-        self._bound[id(session)] = (turns, number)
+        session.bind_input("first_frame_latents", micro_batches.first_frames[number])
+        self._bound[id(session)] = (micro_batches, number)
 
 
-def row_forwards(settings: ResolvedSettings, videos: int, manifest: Manifest) -> int:
+def batch_forwards(settings: ResolvedSettings, videos: int, manifest: Manifest) -> int:
     """U-Net forwards of one row that a call asks for, rows that fill up a fixed batch included."""
     branches, batch = BRANCHES[settings.guidance], manifest.model.rows or 1
     guided, alone = (-(-rows // batch) * batch for rows in (branches * videos, videos))
@@ -141,10 +141,10 @@ def guidance_saving(settings: ResolvedSettings, videos: int, manifest: Manifest)
     everywhere = replace(settings, guidance_interval=(0.0, 1.0))
     if settings.guidance == "none" or settings.guided_steps == everywhere.guided_steps:
         return None
-    return row_forwards(everywhere, videos, manifest) - row_forwards(settings, videos, manifest)
+    return batch_forwards(everywhere, videos, manifest) - batch_forwards(settings, videos, manifest)
 
 
-class _Turns:
+class _MicroBatches:
     """Branches and videos as rows, cut into turns of the session's batch."""
 
     def __init__(self, texts: Texts, batch: int) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...kernels.ddim import SchedulerConfig, alphas_cumprod
 from ...kernels.frame_init import frame_init, frame_init_mask
 from ...kernels.guidance import GuidanceMode, combine_guidance
-from ...kernels.sampler import StepTable, linear_step
+from ...kernels.sampler import StepTable, sampler_step
 from ..request.settings import ResolvedSettings
 from ..timings import Timings
 
@@ -148,7 +148,7 @@ def denoise_clip(
         mode = guidance.mode if guided else "none"
         noise_pred = combine_guidance(noise_preds, mode, guidance.scale_txt, guidance.scale_img, guidance.rescale)
         fresh = draw_noise(noise_pred.shape) if table.needs_noise else None
-        state = linear_step(state, noise_pred, table.matrices[step], fresh)
+        state = sampler_step(state, noise_pred, table.matrices[step], fresh)
         if on_step is not None:
             on_step(step, int(timestep), state[0])
     return np.concatenate([first_frame, state[0]], axis=2)

@@ -14,7 +14,7 @@ from ..request.settings import FramesCallback
 from ..stages import Stages
 from ..text import Texts
 from ..timings import Timings
-from .batches import UNetRows
+from .batches import BatchedUNet
 from .denoise import Decoded, FrameInitPlan, Guidance, Latents, OnStep, denoise_clip, join_clips
 from .feature_cache import FeatureCache
 
@@ -60,7 +60,7 @@ class CpuExecutor:
                 timings=timings,
             )
 
-    def _unet(self, texts: Texts) -> UNetRows:
+    def _unet(self, texts: Texts) -> BatchedUNet:
         """The U-Net over all branches and videos, with the batch that the bundle and the settings allow."""
         stages, settings = self.stages, self._request.settings
         session = stages.session("unet", self._shape, stages.unet_rows(settings, len(texts)))
@@ -68,7 +68,7 @@ class CpuExecutor:
         cache = None
         if settings.cache_interval > 1:
             cache = FeatureCache(settings.cache_interval, partial(stages.session, "unet_shallow", self._shape))
-        return UNetRows(session, texts, settings.frame_stride, self._timings, resize, cache, stages.choice.precision)
+        return BatchedUNet(session, texts, settings.frame_stride, self._timings, resize, cache, stages.choice.precision)
 
     def next_start(self, clip: Latents) -> Latents:
         start = clip.shape[2] - self._request.settings.overlap

@@ -24,7 +24,7 @@ class CachePolicy:
         """A new clip: its first step is a whole one."""
         self._rows = None
 
-    def reuses(self, rows: object) -> bool:
+    def count_step(self, rows: object) -> bool:
         """Count a step over these rows; whether it is a shallow one."""
         self._age += 1
         if self._rows is rows and self._age < self._interval:
@@ -41,8 +41,8 @@ class FeatureCache(CachePolicy):
         self.load = load
         self.features: list[Array] = []
 
-    def reuses(self, rows: object) -> bool:
-        reuse = super().reuses(rows)
+    def count_step(self, rows: object) -> bool:
+        reuse = super().count_step(rows)
         if not reuse:
             self.features = []
         return reuse

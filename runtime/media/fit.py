@@ -16,7 +16,7 @@ from .image import FloatArray, Window, centre_offset, covering_size, normalise, 
 _ZOOM = 1.5
 
 
-def fit_photo(image: Image.Image, height: int, width: int, fit: str) -> FloatArray:
+def fit_image(image: Image.Image, height: int, width: int, fit: str) -> FloatArray:
     """RGB image -> float32 [1, 3, height, width] in [-1, 1]; `fit` is crop, pad or stretch."""
     if fit == "crop":
         return preprocess(image, height, width)

@@ -26,13 +26,13 @@ def read_in_memory(core: Any, openvino: Any, source: GraphSource) -> Any:
         UserError: the graph's files are not as they should be.
         RuntimeError: OpenVINO cannot read the graph.
     """
-    weights, facts = source.weights(), source.facts
-    values = {t.name: weights[t.location][t.offset : t.offset + t.nbytes] for t in facts.external}
+    weights, metadata = source.weights(), source.metadata
+    values = {t.name: weights[t.location][t.offset : t.offset + t.nbytes] for t in metadata.external}
     # NumPy has no such types to make a constant of.
     large = {
-        t.name: t for t in facts.external if t.nbytes > _SMALL and DTYPES.get(t.elem_type, "bfloat16") != "bfloat16"
+        t.name: t for t in metadata.external if t.nbytes > _SMALL and DTYPES.get(t.elem_type, "bfloat16") != "bfloat16"
     }
-    model = core.read_model(_with_inputs(source.model, facts.external, large, values, facts.place), b"")
+    model = core.read_model(_with_inputs(source.model, metadata.external, large, values, metadata.place), b"")
     for parameter in model.get_parameters():
         tensor = large.get(parameter.get_output_tensor(0).any_name)
         if tensor is not None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ...errors import CancelledError, UserError
 from ..bundle.graph_source import GraphSource
-from ..bundle.manifest import MANIFEST_NAME, StageSpec
+from ..bundle.manifest import StageSpec
+from ..bundle.typed_json import MANIFEST_NAME
 from ..install import install_hint
 from ..session import Array, default_threads, resolve_shape
 from ..stage_failure import stage_failures, stage_of

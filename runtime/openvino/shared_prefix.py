@@ -30,7 +30,7 @@ class Halves:
 
     prefix: Any
     rest: Any
-    joints: tuple[str, ...]
+    cut_tensors: tuple[str, ...]
     """Names of the cut tensors: the prefix's results, in their order, and inputs of the rest."""
 
 
@@ -55,7 +55,7 @@ def cut_before_text(model: Any, textless: Collection[str]) -> Halves | None:
     ends_in_text = all(result.get_name() in from_text for result in model.get_results())
     if not from_text or not ends_in_text or not any(node.get_type_name() in _WORK for node in before):
         return None
-    prefix_results, rest_inputs, joints = [], [], []
+    prefix_results, rest_inputs, cut_tensors = [], [], []
     for output in (output for node in before for output in node.outputs()):
         readers = [target for target in output.get_target_inputs() if target.get_node().get_name() in from_text]
         if not readers:
@@ -67,7 +67,7 @@ def cut_before_text(model: Any, textless: Collection[str]) -> Halves | None:
             reader.replace_source_output(joint.output(0))
         prefix_results.append(op.result(output))
         rest_inputs.append(joint)
-        joints.append(name)
+        cut_tensors.append(name)
     own = {False: [], True: []}  # type: dict[bool, list[Any]]
     for parameter in model.get_parameters():
         own[parameter.get_name() in from_text].append(parameter)
@@ -75,7 +75,7 @@ def cut_before_text(model: Any, textless: Collection[str]) -> Halves | None:
     return Halves(
         openvino.Model(prefix_results, own[False], "prefix"),
         openvino.Model(results, own[True] + rest_inputs, "rest"),
-        tuple(joints),
+        tuple(cut_tensors),
     )
 
 
@@ -111,7 +111,7 @@ class SharedPrefixGraph:
         self._bound: dict[str, Array] = {}
         self._joints: list[Array] = []
         self._repeated: list[tuple[Array, Array]] = []
-        for index, name in enumerate(all_rows.joints):
+        for index, name in enumerate(all_rows.cut_tensors):
             port, first_port = all_rows.prefix.outputs[index], one_row.prefix.outputs[index]
             joint: Array = np.zeros(list(port.shape), port.element_type.to_dtype())
             # A scalar has no rows; OpenVINO ends the process where a size is asked for that is not there.
@@ -169,7 +169,7 @@ class SharedPrefixGraph:
 
 def same_cut(one_row: Halves | None, all_rows: Halves | None, rows: int) -> bool:
     """Whether two cut graphs differ by the number of rows alone, the outermost part of every first axis."""
-    if one_row is None or all_rows is None or one_row.joints != all_rows.joints:
+    if one_row is None or all_rows is None or one_row.cut_tensors != all_rows.cut_tensors:
         return False
     ports: Mapping[str, tuple[Any, Any]] = {
         "inputs": (one_row.prefix.inputs, all_rows.prefix.inputs),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consisti2v_rt.benchmarks.bench.record import Record, Row, Subject
+from consisti2v_rt.benchmarks.bench.record import Record, Row, Target
 
 MACHINE = {
     "cpu": "Some CPU",
@@ -42,19 +42,19 @@ def make_record() -> Callable[..., Record]:
             "scaling": [Row("frames 8", tuple(s / 2 for s in seconds)), Row("frames 16", seconds)],
         }[kind]
         first = {"start": 0.1, "open": 0.2, "load": 0.3, "first_run": 0.4}
-        subject = Subject("onnxruntime-cpu fp32", "onnxruntime-cpu", "fp32", "cpu", rows=rows, first=first)
-        subject.host_peak_bytes = 300 * 2**20
+        target = Target("onnxruntime-cpu fp32", "onnxruntime-cpu", "fp32", "cpu", rows=rows, first=first)
+        target.host_peak_bytes = 300 * 2**20
         if kind == "side_by_side":
-            subject.relative_l2, subject.speed_up = 1e-6, 1.5
-        missing = Subject("tensorrt fp16", "tensorrt", "fp16", "cuda", "there is no GPU")
+            target.relative_l2, target.speed_up = 1e-6, 1.5
+        missing = Target("tensorrt fp16", "tensorrt", "fp16", "cuda", "there is no GPU")
         what, created = "one thing", "2026-01-01T00:00:00Z"
         settings = {"rounds": len(seconds), "warmup": 1, "resident": True, "threads": None, **SETTINGS[kind]}
         bundle = {**BUNDLE, **BUNDLES.get(kind, {})}
-        subjects = [subject, missing]
+        targets = [target, missing]
         if kind == "side_by_side":
             rows = [Row("forward", tuple(1.5 * s for s in seconds), 1, 3.0)]
-            subjects.append(Subject("torch-eager fp32", "torch-eager", "fp32", "cpu", rows=rows, first=first))
-        return Record(kind, what, created, MACHINE, VERSIONS, bundle, settings, subjects, {"numpy": 10**7})
+            targets.append(Target("torch-eager fp32", "torch-eager", "fp32", "cpu", rows=rows, first=first))
+        return Record(kind, what, created, MACHINE, VERSIONS, bundle, settings, targets, {"numpy": 10**7})
 
     return make
 

@@ -34,22 +34,22 @@ def test_a_small_run(consisti2v: Callable[..., Any], demo_bundle: Path, tmp_path
     assert record.kind == "latency" and record.settings["num_inference_steps"] == 2
     assert missing_fields(record) == []
     assert record.settings["image"] == "example.jpg" and record.bundle["frames"] == model.frames
-    (subject,) = record.subjects
-    assert (subject.backend, subject.precision, subject.device) == ("onnxruntime-cpu", "fp32", "cpu")
+    (target,) = record.targets
+    assert (target.backend, target.precision, target.device) == ("onnxruntime-cpu", "fp32", "cpu")
 
-    rows = {row.name: row for row in subject.rows}
+    rows = {row.name: row for row in target.rows}
     assert set(STAGES.values()) | {"video"} <= set(rows)
     assert all(len(row.seconds) == 2 and row.first is not None for row in rows.values())
     # New prompts in every run: the text stages are paid each time, and loading only once.
     for stage in set(STAGES.values()) - {"load"}:
         assert min(rows[stage].seconds) > 0, stage
-    assert rows["load"].first == pytest.approx(subject.first["load"])
+    assert rows["load"].first == pytest.approx(target.first["load"])
     for number in range(2):
         parts = sum(row.seconds[number] for name, row in rows.items() if name != "video")
         assert 0 < parts <= rows["video"].seconds[number]
     assert (rows["U-Net"].runs, rows["text encoder"].runs, rows["VAE decoder"].runs) == (2, 2, model.frames)
     # An interpreter with NumPy and ONNX Runtime, without torch.
-    assert 30 * 2**20 < (subject.host_peak_bytes or 0) < 2**30
+    assert 30 * 2**20 < (target.host_peak_bytes or 0) < 2**30
     assert record.runtime_bytes["onnxruntime"] > 10**7 and "torch" not in record.runtime_bytes
     assert 10**6 < record.runtime_bytes["consisti2v-rt"] < 10**8
     # Nobody's host name, user or folder.
@@ -71,7 +71,7 @@ def test_a_record_on_standard_output(consisti2v: Callable[..., Any], demo_bundle
     arguments = ("--steps", "1", "--rounds", "1", "--warmup", "0", "--json", "-o", tmp_path / "run.json")
     outcome = consisti2v("bench", "run", demo_bundle, *arguments)
     assert outcome.stdout == (tmp_path / "run.json").read_text(encoding="utf-8")
-    (video,) = [row for row in json.loads(outcome.stdout)["subjects"][0]["rows"] if row["name"] == "video"]
+    (video,) = [row for row in json.loads(outcome.stdout)["targets"][0]["rows"] if row["name"] == "video"]
     # Without a warm-up the first run is the measured one.
     assert video["seconds"] == [video["first"]]
 
@@ -97,7 +97,7 @@ def test_a_row_that_cannot_run_says_why(consisti2v: Callable[..., Any], demo_bun
     image = ("--image", tmp_path / "photo.jpg")
     outcome = consisti2v("bench", demo_bundle, *rows, *image, *QUICK, "-o", tmp_path / "run.json")
     assert outcome.code == 0, outcome.stderr
-    first, second = read_record(tmp_path / "run.json").subjects
+    first, second = read_record(tmp_path / "run.json").targets
     assert "no int8 graph" in (first.unavailable or "") and "photo.jpg" in (second.unavailable or "")
     assert first.rows == second.rows == [] and outcome.stdout.count("Not measured: onnxruntime-cpu") == 2
 

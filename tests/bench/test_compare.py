@@ -163,13 +163,13 @@ def test_less_exact_is_told(consisti2v: Callable[..., Any], files: Callable[...,
 
 def test_rows_that_are_not_compared_are_named(make_record: Callable[..., Record]) -> None:
     before, after = make_record(seconds=CALM), make_record(seconds=CALM)
-    unet, video = after.subjects[0].rows
-    after.subjects[0].rows = [replace(unet, name="unet"), replace(video, seconds=(0.0, *CALM[1:]))]
-    before.subjects[0].rows.append(replace(unet, name="photo"))
-    after.subjects[0].rows.append(replace(unet, name="photo"))
+    unet, video = after.targets[0].rows
+    after.targets[0].rows = [replace(unet, name="unet"), replace(video, seconds=(0.0, *CALM[1:]))]
+    before.targets[0].rows.append(replace(unet, name="photo"))
+    after.targets[0].rows.append(replace(unet, name="photo"))
     rows, left_out = compare_records(before, after)
     assert [row.row for row in rows] == ["photo"]
-    name = before.subjects[0].name
+    name = before.targets[0].name
     assert left_out == [f"{name} U-Net (only before)", f"{name} video (took no time)", f"{name} unet (only after)"]
 
 
@@ -182,6 +182,6 @@ def test_records_that_have_nothing_in_common(
         sentence = consisti2v("bench", "compare", first, second, *options).refusal()
         assert "kind latency cannot be compared with" in sentence
     other = make_record("latency")
-    other.subjects[0].name = "openvino fp32"
+    other.targets[0].name = "openvino fp32"
     other.save(second)
     assert "no row in common" in consisti2v("bench", "compare", first, second).refusal()

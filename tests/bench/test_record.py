@@ -22,10 +22,10 @@ def test_written_and_read_again(tmp_path: Path, make_record: Callable[..., Recor
 
 def test_the_file_holds_raw_samples_and_what_they_come_to(make_record: Callable[..., Record]) -> None:
     data = json.loads(make_record(seconds=[3.0, 1.0, 2.0]).to_json())
-    row = data["subjects"][0]["rows"][0]
+    row = data["targets"][0]["rows"][0]
     assert row["seconds"] == [3.0, 1.0, 2.0] and (row["min"], row["median"], row["max"]) == (1.0, 2.0, 3.0)
     assert data["schema_version"] == 1 and data["machine"]["cpu"] == "Some CPU" and data["bundle"]["sha256"]
-    assert data["subjects"][1]["unavailable"] == "there is no GPU" and data["subjects"][1]["rows"] == []
+    assert data["targets"][1]["unavailable"] == "there is no GPU" and data["targets"][1]["rows"] == []
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def test_the_file_holds_raw_samples_and_what_they_come_to(make_record: Callable[
         lambda data: data.update(kind="latencies"),
         lambda data: data.pop("machine"),
         lambda data: data.update(more=1),
-        lambda data: data["subjects"][0]["rows"][0].update(seconds=[float("nan")]),
-        lambda data: data["subjects"][0]["rows"][0].update(seconds=[-1.0]),
-        lambda data: data["subjects"][0]["rows"][0].update(seconds=[1e300]),
-        lambda data: data["subjects"][0]["rows"][0].update(runs="2"),
-        lambda data: data["subjects"][0].update(name=3),
+        lambda data: data["targets"][0]["rows"][0].update(seconds=[float("nan")]),
+        lambda data: data["targets"][0]["rows"][0].update(seconds=[-1.0]),
+        lambda data: data["targets"][0]["rows"][0].update(seconds=[1e300]),
+        lambda data: data["targets"][0]["rows"][0].update(runs="2"),
+        lambda data: data["targets"][0].update(name=3),
         lambda data: data.update(machine="mine"),
         lambda data: data.update(settings={}),
         lambda data: data["machine"].update(gpus=[3]),
         lambda data: data["bundle"].update(name=None),
-        lambda data: data["subjects"][0].update(rows=3),
+        lambda data: data["targets"][0].update(rows=3),
     ],
 )
 def test_anything_else_is_refused(
@@ -60,10 +60,10 @@ def test_anything_else_is_refused(
 
 def test_names_cannot_write_to_the_terminal(make_record: Callable[..., Record]) -> None:
     record = make_record()
-    record.subjects[0].name = "\x1b[2Jsession\u202e"
+    record.targets[0].name = "\x1b[2Jsession\u202e"
     record.bundle = {**record.bundle, "name": "a\x1b]0;title\x07b"}
     read = Record.from_json(record.to_json(), "record.json")
-    assert read.subjects[0].name == " [2Jsession " and read.bundle["name"].isprintable()
+    assert read.targets[0].name == " [2Jsession " and read.bundle["name"].isprintable()
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.tables import split_name
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
 
@@ -28,10 +28,10 @@ def test_steps_of_a_bundle(consisti2v: Callable[..., Any], demo_bundle: Path, tm
     outcome = consisti2v("bench", "--scaling", demo_bundle, *points, *QUICK, "-o", tmp_path / "s.json")
     assert outcome.code == 0, outcome.stderr
     record = read_record(tmp_path / "s.json")
-    (subject,) = record.subjects
-    assert [row.name for row in subject.rows] == ["steps 1", "steps 3"]
+    (target,) = record.targets
+    assert [row.name for row in target.rows] == ["steps 1", "steps 3"]
     assert missing_fields(record) == [] and set(record.bundle["models"].values()) == {record.bundle["sha256"]}
-    assert all(len(row.seconds) == 1 for row in subject.rows)
+    assert all(len(row.seconds) == 1 for row in target.rows)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_frames_need_an_export_each_and_the_other_axes_one(
     command = ("bench", "scaling", *points, *QUICK, "--models", tmp_path / "models", "-o", tmp_path / "s.json")
     outcome = consisti2v(*command)
     assert outcome.code == 0, outcome.stderr
-    assert [row.name for row in read_record(tmp_path / "s.json").subjects[0].rows] == [
+    assert [row.name for row in read_record(tmp_path / "s.json").targets[0].rows] == [
         "frames 16",
         "steps 1",
         "steps 2",

@@ -23,7 +23,7 @@ def test_both_formulations_agree(consisti2v: Callable[..., Any], demo_bundle: Pa
     outcome = consisti2v("bench", "side-by-side", demo_bundle, *rows, *QUICK, "-o", tmp_path / "r.json")
     assert outcome.code == 0, outcome.stderr
     record = read_record(tmp_path / "r.json")
-    published, session, quantised = record.subjects
+    published, session, quantised = record.targets
     assert missing_fields(record) == []
     # Random weights are made again from their seed.
     assert published.name == "torch-eager fp32" and published.relative_l2 == 0 and published.speed_up == 1
@@ -48,7 +48,7 @@ def test_other_weights_than_the_bundle_s_show(
     outcome = consisti2v("bench", "side-by-side", bundle, *rows, *QUICK, "-o", tmp_path / "r.json")
     assert outcome.code == 0, outcome.stderr
     record = read_record(tmp_path / "r.json")
-    assert (record.subjects[1].relative_l2 or 0) > 0.1 and record.settings["resident"] is False
+    assert (record.targets[1].relative_l2 or 0) > 0.1 and record.settings["resident"] is False
 
 
 def test_without_the_weights_the_published_rows_say_so(
@@ -60,7 +60,7 @@ def test_without_the_weights_the_published_rows_say_so(
     manifest.write_text(manifest.read_text().replace("random weights (tiny), seed 0", "somewhere"))
     rows = ("--row", "onnxruntime-cpu:fp32")
     consisti2v("bench", "side-by-side", bundle, *rows, *QUICK, "-o", tmp_path / "r.json")
-    published, session = read_record(tmp_path / "r.json").subjects
+    published, session = read_record(tmp_path / "r.json").targets
     assert "--checkpoint" in (published.unavailable or "")
     assert session.unavailable is None and session.relative_l2 is None and session.rows
 

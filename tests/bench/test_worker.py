@@ -18,7 +18,7 @@ from consisti2v_rt.benchmarks.bench.worker import WorkerProcess, WorkFailedError
 
 def video(bundle: Path, photo: Path) -> dict[str, object]:
     return {
-        "subject": "video",
+        "target": "video",
         "bundle": str(bundle),
         "backend": "onnxruntime-cpu",
         "precision": "fp32",

@@ -12,7 +12,8 @@ import pytest
 
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, STAGES, Manifest, StageSpec, TensorSpec
+from consisti2v_rt.runtime.bundle.manifest import STAGES, Manifest, StageSpec, TensorSpec
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.tests.made_once import made_once
 
 HEADS, LENGTH, HEAD_SIZE = 2, 8, 16

@@ -18,7 +18,7 @@ from consisti2v_rt import UserError
 from consisti2v_rt.export.engines import job, kernels
 from consisti2v_rt.export.engines.accumulate import accumulate_in_float32
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.export.engines.libraries import find_flavour
+from consisti2v_rt.export.engines.libraries import find_engine_backend
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.targets import TARGETS
@@ -80,12 +80,12 @@ def test_a_plan_of_products(tmp_path: Path, accumulate: str) -> None:
         "unet",
         tmp_path / "g.onnx",
         EngineShapes(*specs, ()),
-        find_flavour("tensorrt-rtx"),
+        find_engine_backend("tensorrt-rtx"),
         TARGETS["sm89"],
         accumulate=accumulate,
     )
-    facts = build_plan(library, request, tmp_path / "g.plan", lambda *at: None)
-    assert facts["contents"]["product_accumulation"] == {accumulate: 2}
+    metadata = build_plan(library, request, tmp_path / "g.plan", lambda *at: None)
+    assert metadata["contents"]["product_accumulation"] == {accumulate: 2}
 
 
 @pytest.mark.slow

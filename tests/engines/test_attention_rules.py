@@ -10,7 +10,7 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.export.engines import attention
-from consisti2v_rt.export.engines.libraries import find_flavour, load_library
+from consisti2v_rt.export.engines.libraries import find_engine_backend, load_library
 from consisti2v_rt.export.engines.plan import Messages, PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import EngineShapes
 from consisti2v_rt.export.engines.targets import TARGETS
@@ -45,9 +45,9 @@ def build(
     x_spec, y_spec = (TensorSpec(name, "float16", shape) for name in ("x", "y"))
     profile = ProfileSpec(None, {"x": ShapeRange(smallest, largest, largest)})
     shapes = EngineShapes((x_spec,), (y_spec,), () if fix else (profile,))
-    flavour = find_flavour("tensorrt-rtx")
-    request = PlanRequest("vae_decoder", folder / "one.onnx", shapes, flavour, TARGETS["sm89"])
-    return build_plan(load_library(flavour), request, folder / "one.plan", lambda *progress: None)
+    backend = find_engine_backend("tensorrt-rtx")
+    request = PlanRequest("vae_decoder", folder / "one.onnx", shapes, backend, TARGETS["sm89"])
+    return build_plan(load_library(backend), request, folder / "one.plan", lambda *progress: None)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from consisti2v_rt import UserError
 from consisti2v_rt.export import bundle_parts
 from consisti2v_rt.export.engines import attention, bundle_engines, job, kernels, process
 from consisti2v_rt.export.engines.bundle_engines import build_engines
-from consisti2v_rt.export.engines.libraries import find_flavour, load_library
+from consisti2v_rt.export.engines.libraries import find_engine_backend, load_library
 from consisti2v_rt.export.engines.plan import PlanRequest, build_plan
 from consisti2v_rt.export.engines.shapes import engine_shapes
 from consisti2v_rt.export.engines.targets import TARGETS
@@ -27,7 +27,8 @@ from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.kernels.cuda.sources import CALL_KERNELS
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest, graph_sha256
+from consisti2v_rt.runtime.bundle.manifest import Manifest, graph_sha256
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 from consisti2v_rt.runtime.install import install_hint
 
@@ -51,15 +52,15 @@ def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
     manifest = bundle.manifest
     assert [engine.stage for engine in manifest.engines] == list(manifest.stages)
     for engine in manifest.engines:
-        facts = json.loads(bundle.file(engine.facts).read_text())
+        metadata = json.loads(bundle.file(engine.metadata).read_text())
         assert engine.compute_capabilities == ("8.9",) and engine.platform == "" and engine.profiles == ()
         assert engine.onnx_sha256 == graph_sha256(manifest, manifest.variants["fp16"][engine.stage])
         assert {s.name: s.dtype for s in engine.inputs} == {
             s.name: s.dtype for s in manifest.variants["fp16"][engine.stage].inputs
         }
-        assert facts["plan_bytes"] == manifest.files[engine.file].bytes > facts["weight_bytes"] > 0
-        assert facts["layers"]["total"] > 5
-        assert len(facts["activation_bytes"]) == 1 and facts["build_seconds"] > 0
+        assert metadata["plan_bytes"] == manifest.files[engine.file].bytes > metadata["weight_bytes"] > 0
+        assert metadata["layers"]["total"] > 5
+        assert len(metadata["activation_bytes"]) == 1 and metadata["build_seconds"] > 0
     unet = json.loads(bundle.file("engines/sm89-tensorrt-rtx-fp16/unet.json").read_text())
     assert len(unet["attentions"]["fused"]) == 12
     assert len(unet["attentions"]["decomposed"]) == 6, "head size 8"
@@ -84,10 +85,10 @@ def test_one_profile_for_each_guidance_batch(toy_bundle: Path) -> None:
     assert [profile.inputs["x"].minimum for profile in unet.profiles] == [(1, 2, 8, 16), (2, 2, 8, 16), (3, 2, 8, 16)]
     assert all(sizes.minimum == sizes.maximum for profile in unet.profiles for sizes in profile.inputs.values())
     assert unet.inputs[0].shape == ("rows", 2, 8, 16) and unet.target == "rtx4060"
-    facts = json.loads((toy_bundle / unet.facts).read_text())
-    assert len(facts["activation_bytes"]) == 3
-    assert facts["attentions"]["fused"] == []
-    assert [(e["name"], "float" in e["reason"]) for e in facts["attentions"]["decomposed"]] == [
+    metadata = json.loads((toy_bundle / unet.metadata).read_text())
+    assert len(metadata["activation_bytes"]) == 3
+    assert metadata["attentions"]["fused"] == []
+    assert [(e["name"], "float" in e["reason"]) for e in metadata["attentions"]["decomposed"]] == [
         ("only_attention", True)
     ]
     assert seen and all(done <= max(total, 1) for _, done, total in seen)
@@ -115,8 +116,8 @@ def test_targets_live_side_by_side_and_rebuilding_replaces(
     plan = "engines/sm89-tensorrt-rtx-fp16/unet.plan"
     assert manifest.files[plan].sha256 == first.files[plan].sha256, "two builds of one graph are the same bytes"
     assert {kernel.compute_capability for kernel in manifest.kernels} == {"8.9", "12.0"}
-    facts = json.loads((toy / "engines/sm89-tensorrt-rtx-fp16/unet.json").read_text())
-    assert facts["attentions"] == {"fused": ["only_attention"], "decomposed": []}
+    metadata = json.loads((toy / "engines/sm89-tensorrt-rtx-fp16/unet.json").read_text())
+    assert metadata["attentions"] == {"fused": ["only_attention"], "decomposed": []}
 
 
 def test_the_portable_target(toy_bundle: Path) -> None:
@@ -133,9 +134,9 @@ def test_an_attention_that_should_fuse_and_cannot_fails_the_build(
     bundle = Bundle.open(make_toy("fp16", head_size=8))
     graph = bundle.manifest.stages["unet"]
     shapes = engine_shapes(graph, bundle.manifest.model, {})
-    flavour = find_flavour("tensorrt-rtx")
-    request = PlanRequest("unet", bundle.file(graph.file), shapes, flavour, TARGETS["sm89"])
-    library, plan = load_library(flavour), tmp_path / "unet.plan"
+    backend = find_engine_backend("tensorrt-rtx")
+    request = PlanRequest("unet", bundle.file(graph.file), shapes, backend, TARGETS["sm89"])
+    library, plan = load_library(backend), tmp_path / "unet.plan"
     decomposed = build_plan(library, request, plan, lambda *progress: None)["attentions"]["decomposed"]
     assert [entry["reason"] for entry in decomposed] == ["no fused kernel takes head size 8"]
     plan.unlink()
@@ -148,13 +149,13 @@ def test_an_attention_that_should_fuse_and_cannot_fails_the_build(
 REFUSALS = [
     ({"target": "rtx5091"}, "target 'rtx5091' is unknown; did you mean RTX 5090"),
     ({"target": "voodoo2"}, "target 'voodoo2' is unknown: choose rtx (every RTX card since Ampere), current"),
-    ({"target": "NVIDIA H100 80GB HBM3"}, "--flavour tensorrt --target current"),
+    ({"target": "NVIDIA H100 80GB HBM3"}, "--backend tensorrt --target current"),
     ({"target": "sm90"}, "builds no engines for compute capability 9.0"),
     ({"target": "GTX 1660 Ti"}, "builds no engines for GTX 1660 Ti"),
     ({"target": "RTX 2080 Ti"}, "no float32 products for Turing"),
     ({"target": "RTX 3090", "precision": "fp8"}, "precision fp8 needs compute capability 8.9"),
     ({"target": "current"}, "target current needs a GPU (no NVIDIA driver is installed)"),
-    ({"flavour": "onnx"}, "flavour 'onnx' is unknown"),
+    ({"backend": "onnx"}, "backend 'onnx' is unknown"),
     ({"precision": "fp4"}, "precision 'fp4' is unknown"),
     ({"precision": "fp8", "target": "sm86"}, "precision fp8 needs compute capability 8.9"),
     ({"precision": "fp8", "target": "rtx"}, "precision fp8 needs compute capability 8.9"),
@@ -191,15 +192,15 @@ def test_a_missing_library_names_the_extra(toy_bundle: Path, monkeypatch: pytest
 def test_the_other_flavour_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said first: nobody installs a library that cannot be used."""
 
-    def missing(flavour: Any) -> None:
+    def missing(backend: Any) -> None:
         raise UserError("tensorrt cannot be imported.")
 
     monkeypatch.setattr(bundle_engines, "load_library", missing)
-    with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself, and there is none"):
-        build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
+    with pytest.raises(UserError, match="backend tensorrt builds on the GPU itself, and there is none"):
+        build_engines(toy_bundle, "sm89", backend="tensorrt", precision="fp32")
     monkeypatch.setattr(job, "probe", lambda: GpuStatus(True, "", "H100", "9.0", 1))
     with pytest.raises(UserError, match=r"compute capability 9\.0\), not for 8\.9"):
-        build_engines(toy_bundle, "sm89", flavour="tensorrt", precision="fp32")
+        build_engines(toy_bundle, "sm89", backend="tensorrt", precision="fp32")
 
 
 def test_damaged_graphs(toy_bundle: Path, listing: Callable[[Path], dict[str, int]]) -> None:
@@ -332,8 +333,8 @@ def test_the_command(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     assert re.search(r"^\d+:\d\d  building unet$", done.stderr, re.MULTILINE), "progress where there is no terminal"
     shown = consisti2v("inspect", toy_bundle, "--engine", "unet")
     assert "compute capability 8.9, Linux and Windows" in shown.stdout and "profile 2" in shown.stdout
-    facts = json.loads(consisti2v("inspect", toy_bundle, "--engine", "all", "--json").stdout)
-    assert [entry["stage"] for entry in facts] == ["unet"]
+    metadata = json.loads(consisti2v("inspect", toy_bundle, "--engine", "all", "--json").stdout)
+    assert [entry["stage"] for entry in metadata] == ["unet"]
     assert (
         "has no engine 'vae': choose all, sm89, unet" in consisti2v("inspect", toy_bundle, "--engine", "vae").refusal()
     )
@@ -346,13 +347,13 @@ def entry(**changes: Any) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | changes)
 
 
-DAMAGED_FACTS: list[Callable[[str], str]] = [
+DAMAGED_METADATA: list[Callable[[str], str]] = [
     lambda text: text[: len(text) // 2],
     lambda text: "[" * 100_000,
     lambda text: "[]",
-    lambda text: json.dumps({"facts_version": 99}),
-    lambda text: json.dumps({"facts_version": 1}),
-    entry(facts_version=True),
+    lambda text: json.dumps({"metadata_version": 99}),
+    lambda text: json.dumps({"metadata_version": 1}),
+    entry(metadata_version=True),
     entry(layers=[]),
     entry(layers={"total": 3, "kinds": {"shuffle": "two"}}),
     entry(attentions={"fused": [], "decomposed": [{"name": "one"}]}),
@@ -368,13 +369,13 @@ DAMAGED_FACTS: list[Callable[[str], str]] = [
 ]
 
 
-def test_damaged_facts(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
+def test_damaged_metadata(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     """The manifest says that they are right: made so by hand, or written by another version."""
     (engine,) = build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
-    facts = toy_bundle / engine.facts
-    whole = facts.read_text()
-    for damage in DAMAGED_FACTS:
-        facts.write_text(damage(whole))
+    metadata = toy_bundle / engine.metadata
+    whole = metadata.read_text()
+    for damage in DAMAGED_METADATA:
+        metadata.write_text(damage(whole))
         rehash(toy_bundle)
         shown = consisti2v("inspect", toy_bundle, "--engine", "conditioning").refusal()
         assert "conditioning.json cannot be read (" in shown and shown.endswith("--stages conditioning'.")

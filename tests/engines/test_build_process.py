@@ -31,7 +31,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def order_for(bundle: Path, plan: Path) -> dict[str, Any]:
-    order = {"bundle": str(bundle), "target": "sm89", "flavour": "tensorrt-rtx", "precision": "fp32"}
+    order = {"bundle": str(bundle), "target": "sm89", "backend": "tensorrt-rtx", "precision": "fp32"}
     return {**order, "stages": ["unet"], "dynamic": [], "stripped": False, "plan": str(plan)}
 
 

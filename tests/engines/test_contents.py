@@ -48,6 +48,8 @@ def test_kernels_and_bytes_by_kind():
     [
         ("__myl_ReshTranReshAddCastMeanSubMulMeanAddSqrtDivMulCastMulAdd", "layer norm"),
         ("__myl_SiluGnor", "group norm"),
+        ("__myl_TranReshCastMulMeanMeanMulSub", "group norm"),
+        ("__myl_CastReluAddSqrtDivReshMulMulSubReshAddCastSilu", "group norm"),
         ("__myl_SlicSlicReshSlicReshMulMulSlicReshMulAddReshMulSubReshConc", "rotary"),
         ("__myl_AddAdd", "element-wise"),
         ("__myl_TranResh", "layout"),

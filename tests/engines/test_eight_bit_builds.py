@@ -54,13 +54,13 @@ def test_weights_and_activations_in_eight_bits_build(bundle: Path, precision: st
     manifest = Bundle.open(bundle).manifest
     calibration = manifest.variants[precision]["unet"].calibration
     assert calibration is not None and (calibration.name, calibration.samples) == ("demo", 6)
-    facts = json.loads((bundle / engine.facts).read_text())
-    kinds = facts["layers"]["kinds"]
+    metadata = json.loads((bundle / engine.metadata).read_text())
+    kinds = metadata["layers"]["kinds"]
     losses = json.loads((bundle / "variants" / precision / "losses.json").read_text())["stages"]["unet"]
     assert kinds["quantize"] == losses["graph"]["quantised_activations"] > 50
     assert kinds["dequantize"] == kinds["quantize"] + losses["graph"]["quantised_weights"]
     half = manifest.files[manifest.stages["unet"].file + ".data"].bytes / 2
-    assert facts["weight_bytes"] < 0.8 * half, "weights are kept in 8 bits"
+    assert metadata["weight_bytes"] < 0.8 * half, "weights are kept in 8 bits"
 
 
 def test_the_command_says_what_it_cost(bundle: Path, consisti2v: Callable[..., Any]) -> None:

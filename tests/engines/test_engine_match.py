@@ -54,7 +54,7 @@ def test_one_that_fits(engine: EngineSpec, manifest: Manifest) -> None:
         ({"platform": "windows"}, RTX4060, "were built for windows, this is linux"),
         ({"onnx_sha256": "0" * 64}, RTX4060, "was built from another fp32 graph than the bundle has now"),
         ({"precision": "fp16"}, RTX4060, "was built from a fp16 graph that the bundle no longer has"),
-        ({"flavour": "tensorrt"}, RTX4060, "TensorRT is not installed"),
+        ({"backend": "tensorrt"}, RTX4060, "TensorRT is not installed"),
     ],
 )
 def test_refusals(
@@ -64,7 +64,7 @@ def test_refusals(
     with pytest.raises(UserError) as refused:
         check_engine(changed, manifest, machine)
     assert reason in str(refused.value)
-    mending = f"--target current --flavour {changed.flavour} --precision {changed.precision}."
+    mending = f"--target current --backend {changed.backend} --precision {changed.precision}."
     assert str(refused.value).endswith(mending)
 
 
@@ -79,12 +79,12 @@ def test_data_centre_cards_are_sent_to_tensorrt(engine: EngineSpec, manifest: Ma
     """TensorRT for RTX knows no such card: it runs no portable engine there, and no message names it as the remedy."""
     here = Machine(card, RTX4060.versions)
     portable = dataclasses.replace(engine, compute_capabilities=("8.0+",))
-    with pytest.raises(UserError, match=rf"runs no engines on compute capability {card}: .*--flavour tensorrt --prec"):
+    with pytest.raises(UserError, match=rf"runs no engines on compute capability {card}: .*--backend tensorrt --prec"):
         check_engine(portable, manifest, here)
     held = dataclasses.replace(manifest, engines=(portable,))
     for bundle in (held, manifest):
         found = engines_fit(bundle, "tensorrt-rtx", "fp32", here)
-        assert not found.usable and "--flavour tensorrt-rtx" not in found.reason
+        assert not found.usable and "--backend tensorrt-rtx" not in found.reason
         assert "CUDA provider" in found.reason
 
 
@@ -136,7 +136,7 @@ def test_manifest_round_trip(engine: EngineSpec, manifest: Manifest) -> None:
     record = manifest.files[manifest.stages["unet"].file]
     whole = dataclasses.replace(opened, engines=(profiled,), files=opened.files | {profiled.file: record})
     assert Manifest.from_json(whole.to_json()) == whole
-    with_facts = dataclasses.replace(whole, engines=(dataclasses.replace(profiled, facts="engines/x.json"),))
+    with_facts = dataclasses.replace(whole, engines=(dataclasses.replace(profiled, metadata="engines/x.json"),))
     with pytest.raises(UserError, match=r"names 'engines/x\.json' without a hash"):
         Manifest.from_json(with_facts.to_json())
 

@@ -14,8 +14,9 @@ import pytest
 from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.engines.compare import compare_engines
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, Manifest
-from consisti2v_rt.runtime.gpu.cards import flavour_for
+from consisti2v_rt.runtime.bundle.manifest import Manifest
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
+from consisti2v_rt.runtime.gpu.cards import engine_backend_for
 from consisti2v_rt.runtime.gpu.device import probe
 from consisti2v_rt.runtime.gpu.entry import load_engine
 from consisti2v_rt.runtime.gpu.tensorrt_session import MODULES
@@ -24,7 +25,7 @@ from consisti2v_rt.runtime.session import OnnxCpuSession
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not probe().found, reason=probe().reason)]
 
 DIMS = {"rows": 2}
-FLAVOUR = flavour_for(probe().compute_capability)
+FLAVOUR = engine_backend_for(probe().compute_capability)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def outputs(toy: Path, x: Any) -> tuple[Any, Any]:
 
 def test_every_profile_agrees_with_onnxruntime(toy_bundle: Path) -> None:
     pytest.importorskip("polygraphy")
-    engines = build_engines(toy_bundle, "current", flavour=FLAVOUR, precision="fp32", stages=["unet"])
+    engines = build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
     assert len(list(compare_engines(toy_bundle, engines))) == 3
 
 
@@ -56,7 +57,7 @@ def test_stripped_engines_take_weights_from_the_graph_also_changed_ones(
     toy_bundle: Path, relative_l2: Callable[[Any, Any], float]
 ) -> None:
     """No weights in the plan; other weights in the ONNX give other outputs, and nothing is built again."""
-    (engine,) = build_engines(toy_bundle, "current", flavour=FLAVOUR, precision="fp32", stages=["unet"], stripped=True)
+    (engine,) = build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"], stripped=True)
     assert engine.stripped
     x = np.random.default_rng(0).standard_normal((2, 2, 8, 16), dtype=np.float32)
     first, exact = outputs(toy_bundle, x)
@@ -71,14 +72,14 @@ def test_stripped_engines_take_weights_from_the_graph_also_changed_ones(
 
 
 def test_the_inspector_adds_the_layers_as_built(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
-    build_engines(toy_bundle, "current", flavour=FLAVOUR, precision="fp32", stages=["unet"])
-    facts = json.loads(consisti2v("inspect", toy_bundle, "--engine", "unet", "--json").stdout)
-    assert facts[0]["inspector"]["Layers"]
+    build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
+    metadata = json.loads(consisti2v("inspect", toy_bundle, "--engine", "unet", "--json").stdout)
+    assert metadata[0]["inspector"]["Layers"]
 
 
 @pytest.mark.skipif(FLAVOUR != "tensorrt-rtx", reason="TensorRT compiles when it builds")
 def test_compiled_kernels_are_kept_beside_the_engine(toy_bundle: Path) -> None:
-    build_engines(toy_bundle, "current", flavour=FLAVOUR, precision="fp32", stages=["unet"])
+    build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
     outputs(toy_bundle, np.zeros((2, 2, 8, 16), np.float32))
     bundle = Bundle.open(toy_bundle)
     session = load_engine(FLAVOUR, bundle, "unet", DIMS, None, "fp32")

@@ -113,7 +113,7 @@ def test_an_engine_is_refused_before_it_is_loaded(
 ) -> None:
     """The graphs that it was built from are not asked for."""
     spec = Bundle.open(bundle).manifest.engines[0]
-    monkeypatch.setattr(entry, "machine", lambda flavour: Machine("8.9", {flavour: spec.version}))
+    monkeypatch.setattr(entry, "machine", lambda backend: Machine("8.9", {backend: spec.version}))
     monkeypatch.setattr(entry, "STAGES", ("conditioning", "vae_encoder"))
     monkeypatch.setattr("consisti2v_rt.runtime.bundle.engines.STAGES", ("conditioning", "vae_encoder"))
     (bundle / "variants/fp16/conditioning/conditioning.onnx").unlink()
@@ -121,7 +121,7 @@ def test_an_engine_is_refused_before_it_is_loaded(
     damage(bundle / spec.file)
     found = entry.fit_engines("tensorrt-rtx", Bundle.open(bundle), "fp16")
     assert not found.usable and found.failed and spec.file in found.reason
-    assert "make it again with 'consisti2v build BUNDLE --target current --flavour tensorrt-rtx" in found.reason
+    assert "make it again with 'consisti2v build BUNDLE --target current --backend tensorrt-rtx" in found.reason
 
 
 def test_a_kernel_is_refused(bundle: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_was_exported_stays_strict(bundle: Path) -> None:
 def test_only_what_needs_a_file_leaves_the_manifest(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     without = without_files(manifest, [f"{PLACE}/vae_encoder.json"])
-    assert [engine.facts for engine in without.engines] == [manifest.engines[0].facts, ""]
+    assert [engine.metadata for engine in without.engines] == [manifest.engines[0].metadata, ""]
     without = without_files(manifest, [f"{PLACE}/vae_encoder.plan"])
     assert without.engines == manifest.engines[:1] and f"{PLACE}/vae_encoder.json" not in without.files
     without = without_files(manifest, ["variants/fp16/vae_encoder/vae_encoder.onnx.data"])
@@ -187,5 +187,5 @@ def test_engines_of_a_graph_that_was_written_anew_are_named(
     command = ("build", bundle, "--target", "sm86", "--stages", "vae_encoder")
     (note,) = [line for line in consisti2v(*command).stderr.splitlines() if line.startswith("note:")]
     assert note.startswith("note: engines for sm89 were built from the old fp16 graphs")
-    assert note.endswith("--target sm89 --flavour tensorrt-rtx --precision fp16 --stages vae_encoder")
+    assert note.endswith("--target sm89 --backend tensorrt-rtx --precision fp16 --stages vae_encoder")
     assert "note:" not in consisti2v(*command).stderr

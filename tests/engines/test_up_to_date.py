@@ -50,7 +50,7 @@ def test_what_is_lost_altered_or_asked_otherwise_is_built(
     def build(**options: Any) -> list[str]:
         built.clear()
         arguments: dict[str, Any] = {"precision": "fp32", "stages": ["unet", "conditioning"]} | options
-        arguments["events"] = Events(engine=lambda engine, facts: built.append(engine.stage))
+        arguments["events"] = Events(engine=lambda engine, metadata: built.append(engine.stage))
         engines = build_engines(toy_bundle, "sm89", **arguments)
         assert [engine.stage for engine in engines] == ["conditioning", "unet"]
         return list(built)
@@ -65,7 +65,7 @@ def test_what_is_lost_altered_or_asked_otherwise_is_built(
     (cubin,) = toy_bundle.rglob("*.cubin")
     cubin.write_bytes(b"damaged")
     assert build(dynamic=["rows=1:2:4"]) == [] and cubin.read_bytes().startswith(b"\x7fELF")
-    monkeypatch.setattr(job, "_installed_version", lambda flavour: "0.1")
+    monkeypatch.setattr(job, "_installed_version", lambda backend: "0.1")
     assert build(dynamic=["rows=1:2:4"]) == ["conditioning", "unet"], "another version of the library"
 
 

@@ -100,8 +100,12 @@ def _state(root: Path) -> dict[str, tuple[int, ...]]:
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(folder) / name
-            facts = path.lstat()
-            own = (facts.st_mode,) if stat.S_ISDIR(facts.st_mode) else (facts.st_mode, facts.st_size, facts.st_mtime_ns)
+            metadata = path.lstat()
+            own = (
+                (metadata.st_mode,)
+                if stat.S_ISDIR(metadata.st_mode)
+                else (metadata.st_mode, metadata.st_size, metadata.st_mtime_ns)
+            )
             found[path.relative_to(root).as_posix()] = own
     return found
 

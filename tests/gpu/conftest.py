@@ -28,7 +28,7 @@ from consisti2v_rt.runtime.gpu import entry, frame_init
 from consisti2v_rt.runtime.gpu.device import Gpu
 from consisti2v_rt.runtime.gpu.device_session import DeviceSession
 from consisti2v_rt.runtime.gpu.kernels import GpuKernels
-from consisti2v_rt.runtime.gpu.memory import STORAGE, DeviceArray, SharedScratch, WeightTurns
+from consisti2v_rt.runtime.gpu.memory import STORAGE, DeviceArray, SharedWorkspace, WeightResidency
 
 ON_HOST_DRIVER = "DRIVER_ON_HOST_KERNELS" in os.environ
 
@@ -129,11 +129,11 @@ class FakeSession(DeviceSession):
 
     _loaded: ClassVar[dict[Path, Any]] = {}
 
-    def __init__(self, gpu: Any, turns: WeightTurns, path: Path, stage: Any, dims: Mapping[str, int]) -> None:
+    def __init__(self, gpu: Any, residency: WeightResidency, path: Path, stage: Any, dims: Mapping[str, int]) -> None:
         import onnxruntime
 
         super().__init__(gpu, stage.inputs, stage.outputs)
-        self._path, self._stage, self._turns = path, stage, turns
+        self._path, self._stage, self._turns = path, stage, residency
         if path not in self._loaded:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
@@ -173,7 +173,7 @@ class FakeSession(DeviceSession):
         self._turns.use(self)
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return (self.releases,)
 
     context_version = 0
@@ -210,11 +210,11 @@ def gpu() -> GpuOnHost:
 @pytest.fixture
 def fake_cuda(gpu: GpuOnHost, monkeypatch: pytest.MonkeyPatch) -> GpuOnHost:
     """``device="cuda"`` runs on the driver on the host, its stages in ONNX Runtime on the CPU."""
-    turns = WeightTurns(gpu)
+    residency = WeightResidency(gpu)
 
     def load(bundle: Any, stage: str, dims: Mapping[str, int], threads: int | None, precision: str) -> FakeSession:
         spec = stage_graph(bundle, stage, precision)
-        return FakeSession(gpu, turns, bundle.file(spec.file), spec, dims)
+        return FakeSession(gpu, residency, bundle.file(spec.file), spec, dims)
 
     stand_in = backends.Backend(
         "stand-in", "Stand-in", "cuda", ("fp32",), True, lambda: Availability(True, "stand-in"), has_graphs, load
@@ -226,7 +226,7 @@ def fake_cuda(gpu: GpuOnHost, monkeypatch: pytest.MonkeyPatch) -> GpuOnHost:
         launch(self, name, **values)
 
     monkeypatch.setattr(backends, "BACKENDS", (stand_in, *backends.BACKENDS))
-    monkeypatch.setattr(entry, "shared", lambda: (gpu, SharedScratch(gpu), turns))
+    monkeypatch.setattr(entry, "shared", lambda: (gpu, SharedWorkspace(gpu), residency))
     monkeypatch.setattr(frame_init, "RealTransform", FakeTransform)
     monkeypatch.setattr(GpuKernels, "_cubin", lambda self, name: cubin(name))
     monkeypatch.setattr(GpuKernels, "launch", counted)

@@ -53,9 +53,9 @@ def test_the_engines_form_is_one_attention_kernel(monkeypatch):
         shape = (attention.CLIPS, attention.FRAMES, side * side, attention.HEADS * head_size)
         graph = attention.attention_graph(*shape[:2], side, attention.HEADS, head_size)
         built, spec = attention.build_attention(graph, shape, "8.9")
-        assert len(built) > 1000 and spec.flavour == "tensorrt-rtx"
+        assert len(built) > 1000 and spec.backend == "tensorrt-rtx"
     assert "REQUIRE_USER_ALLOCATION" in flags and "TF32" not in flags
-    with pytest.raises(UserError, match="flavour tensorrt builds on the GPU itself"):
+    with pytest.raises(UserError, match="backend tensorrt builds on the GPU itself"):
         attention.build_attention(graph, shape, "9.0")
 
 

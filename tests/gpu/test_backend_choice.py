@@ -17,7 +17,7 @@ from consisti2v_rt.runtime.gpu.entry import with_nearest_rows
 from consisti2v_rt.runtime.gpu.executor import video_seeds
 from consisti2v_rt.runtime.gpu.kernels import find_cubin
 from consisti2v_rt.runtime.gpu.tensorrt_session import choose_profile
-from consisti2v_rt.runtime.gpu.unet_on_device import _Turns
+from consisti2v_rt.runtime.gpu.unet_on_device import _MicroBatches
 from consisti2v_rt.runtime.gpu.vae_decode import Chunk, chunks
 
 ENGINE = EngineSpec("unet", "unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", platform="linux")
@@ -158,9 +158,9 @@ def test_the_nearest_guidance_batch_is_taken(held, asked, taken):
     assert with_nearest_rows(profiled(*held), {"rows": asked, "height": 8}) == {"rows": taken, "height": 8}
 
 
-def test_turns_fill_up_the_last_batch():
-    assert (_Turns(3, 2).turns, _Turns(3, 2).padded) == (2, 4)
-    assert (_Turns(2, 2).turns, _Turns(1, 3).padded) == (1, 3)
+def test_micro_batches_fill_up_the_last_one():
+    assert (_MicroBatches(3, 2).total, _MicroBatches(3, 2).padded) == (2, 4)
+    assert (_MicroBatches(2, 2).total, _MicroBatches(1, 3).padded) == (1, 3)
 
 
 def test_chunks_stay_within_a_video():

@@ -22,8 +22,9 @@ from consisti2v_rt.benchmarks.device.__main__ import WORK_BUNDLE
 from consisti2v_rt.errors import UserError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import MANIFEST_NAME, EngineSpec
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec
 from consisti2v_rt.runtime.bundle.stage_graphs import stage_graph
+from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 from consisti2v_rt.runtime.gpu.cards import is_data_centre
 from consisti2v_rt.runtime.gpu.device import open_gpu, probe
 from consisti2v_rt.runtime.gpu.executor import GpuExecutor
@@ -58,7 +59,7 @@ def built_bundle(work_bundle: Path) -> Path:
         try:
             from consisti2v_rt.export.engines.bundle_engines import build_engines
 
-            build_engines(work_bundle, "current", flavour=flavour_for("current"))
+            build_engines(work_bundle, "current", backend=engine_backend_for("current"))
         except (ImportError, UserError) as error:
             print(f"no engines on this machine: {error}")
     return work_bundle
@@ -89,7 +90,7 @@ def open_on(bundle: Path, backend: backends.Backend, precision: str, gpu: GpuOpt
     return ImageToVideo(Bundle.open(bundle, verify=False), choice=choice, gpu=gpu)
 
 
-def flavour_for(target: str) -> str:
+def engine_backend_for(target: str) -> str:
     """The library that builds a target here. Portable plans are asked of TensorRT for RTX on any card: what it says is
     a finding.
     """
@@ -130,15 +131,15 @@ def test_engine(work_bundle, target, record):
     reports: list[Any] = []
     try:
         stages = ["unet"] if target == "sm80" else None
-        events = Events(engine=lambda engine, facts: reports.append(facts))
-        built = build_engines(work_bundle, target, flavour=flavour_for(target), stages=stages, events=events)
+        events = Events(engine=lambda engine, metadata: reports.append(metadata))
+        built = build_engines(work_bundle, target, backend=engine_backend_for(target), stages=stages, events=events)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     engine = next(engine for engine in built if engine.stage == "unet")
     record("capabilities", list(engine.compute_capabilities))
     stages = {f["stage"]: [f["build_seconds"], f["plan_bytes"], len(f["attentions"]["fused"])] for f in reports}
     record("stages", stages)
-    library = load_module(engine.flavour)
+    library = load_module(engine.backend)
     open_gpu().make_current()
     runtime = library.Runtime(library.Logger(library.Logger.WARNING))
     plan = Bundle.open(work_bundle, verify=False).read(engine.file, hashed=True).tobytes()
@@ -148,7 +149,7 @@ def test_engine(work_bundle, target, record):
             work_bundle,
             lambda m: dataclasses.replace(m, engines=tuple(e for e in m.engines if e.target != engine.target)),
         )
-        pytest.skip(f"{engine.flavour} {engine.version} refuses the plan for {engine.target} on this GPU.")
+        pytest.skip(f"{engine.backend} {engine.version} refuses the plan for {engine.target} on this GPU.")
 
 
 @pytest.mark.gpu
@@ -211,18 +212,18 @@ def test_stripped(built_bundle, tmp_path, record):
     copy = Path(shutil.copytree(built_bundle, tmp_path / "stripped"))
     try:
         target = target_here(Bundle.open(built_bundle, verify=False))
-        (engine,) = build_engines(copy, target, flavour=flavour_for(target), stages=["unet"], stripped=True)
+        (engine,) = build_engines(copy, target, backend=engine_backend_for(target), stages=["unet"], stripped=True)
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
     assert engine.stripped
-    before = engine_and_graph(copy, engine.flavour)
+    before = engine_and_graph(copy, engine.backend)
     scale_last_product(copy, "fp16")
-    after = engine_and_graph(copy, engine.flavour)
+    after = engine_and_graph(copy, engine.backend)
     record("relative_l2", [relative_l2(*before), relative_l2(*after)])
     assert relative_l2(*after) <= 0.5 * relative_l2(before[1], after[1])
 
 
-def engine_and_graph(bundle_path: Path, flavour: str) -> tuple[Any, Any]:
+def engine_and_graph(bundle_path: Path, backend: str) -> tuple[Any, Any]:
     """The fp16 U-Net's prediction by the engine, and ONNX Runtime's of the same graph, for one input."""
     from consisti2v_rt.export.precision.cases import Cases
     from consisti2v_rt.runtime.gpu.entry import load_engine
@@ -230,7 +231,7 @@ def engine_and_graph(bundle_path: Path, flavour: str) -> tuple[Any, Any]:
     bundle = Bundle.open(bundle_path)
     case = next(case for case in Cases(bundle).of("unet"))
     dims, graph = dims_of(bundle, case.dims), stage_graph(bundle, "unet", "fp16")
-    engine = load_engine(flavour, bundle, "unet", dims, None, "fp16")
+    engine = load_engine(backend, bundle, "unet", dims, None, "fp16")
     exact = OnnxCpuSession(bundle.file(graph.file), graph, dims)
     found, expected = (run_session(session, case.inputs)["noise_pred"] for session in (engine, exact))
     return found, expected
@@ -297,7 +298,7 @@ def test_calibrated(built_bundle, precision, photo, record):
         options = VariantOptions(calibration=calibration_set("demo"))
         target = target_here(Bundle.open(built_bundle, verify=False))
         engine, *_ = build_engines(
-            built_bundle, target, flavour=flavour_for(target), precision=precision, variant=options
+            built_bundle, target, backend=engine_backend_for(target), precision=precision, variant=options
         )
     except (ImportError, UserError) as refusal:
         pytest.skip(str(refusal))
@@ -305,10 +306,10 @@ def test_calibrated(built_bundle, precision, photo, record):
     assert calibration is not None and calibration.name
     losses = json.loads((built_bundle / "variants" / precision / "losses.json").read_text())["stages"]["unet"]
     record("graph", losses)
-    errors = stage_parity(built_bundle, find_backend(engine.flavour), precision, ["unet"])
+    errors = stage_parity(built_bundle, find_backend(engine.backend), precision, ["unet"])
     record("engine", errors)
     assert max(errors.values()) <= LIMITS[precision]
-    record("video", compare_video(built_bundle, find_backend(engine.flavour), precision, photo))
+    record("video", compare_video(built_bundle, find_backend(engine.backend), precision, photo))
 
 
 # -- parity and videos -----------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from consisti2v_rt import UserError
-from consisti2v_rt.export.engines.libraries import check_machine, find_flavour
+from consisti2v_rt.export.engines.libraries import check_machine, find_engine_backend
 from consisti2v_rt.export.engines.targets import find_target
 from consisti2v_rt.runtime.gpu import entry
-from consisti2v_rt.runtime.gpu.cards import flavour_for
+from consisti2v_rt.runtime.gpu.cards import engine_backend_for
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
 H100 = GpuStatus(True, "NVIDIA H100, compute capability 9.0", "NVIDIA H100 80GB HBM3", "9.0", 80 << 30)
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 
 def advised(sentence: str) -> set[str]:
     """The libraries that a sentence says to build with."""
-    return set(re.findall(r"--flavour ([\w-]+)", sentence))
+    return set(re.findall(r"--backend ([\w-]+)", sentence))
 
 
 def test_doctor_says_so_whatever_is_installed(monkeypatch):
@@ -35,7 +35,7 @@ def test_doctor_says_so_whatever_is_installed(monkeypatch):
 @pytest.mark.parametrize("name", ["H100", "H200", "B200", "sm90", "sm100"])
 def test_no_advice_goes_in_a_circle(name):
     target = find_target(name, NO_GPU)
-    rtx, plain = (find_flavour(flavour) for flavour in ("tensorrt-rtx", "tensorrt"))
+    rtx, plain = (find_engine_backend(backend) for backend in ("tensorrt-rtx", "tensorrt"))
     with pytest.raises(UserError) as refused:
         check_machine(rtx, target, NO_GPU)
     assert advised(str(refused.value)) == {"tensorrt"} and "ONNX Runtime's CUDA provider" in str(refused.value)
@@ -43,13 +43,13 @@ def test_no_advice_goes_in_a_circle(name):
         check_machine(plain, target, NO_GPU)
     assert "tensorrt-rtx" not in str(refused.value)
     here = GpuStatus(True, "", name, target.compute_capabilities[0], 80 << 30)
-    check_machine(find_flavour(flavour_for(here.compute_capability)), find_target("current", here), here)
+    check_machine(find_engine_backend(engine_backend_for(here.compute_capability)), find_target("current", here), here)
 
 
 def test_an_rtx_card_is_still_offered_the_library_that_needs_no_gpu():
-    assert flavour_for("8.9") == flavour_for("12.0") == "tensorrt-rtx"
-    with pytest.raises(UserError, match="or use --flavour tensorrt-rtx"):
-        check_machine(find_flavour("tensorrt"), find_target("rtx4060", NO_GPU), NO_GPU)
+    assert engine_backend_for("8.9") == engine_backend_for("12.0") == "tensorrt-rtx"
+    with pytest.raises(UserError, match="or use --backend tensorrt-rtx"):
+        check_machine(find_engine_backend("tensorrt"), find_target("rtx4060", NO_GPU), NO_GPU)
 
 
 @pytest.mark.parametrize("name", ["gpu/test_bundle_on_gpu.py", "engines/test_engines_on_gpu.py"])
@@ -59,4 +59,4 @@ def test_every_part_on_a_device_builds_with_the_library_of_its_card(name):
         for node in ast.walk(ast.parse((TESTS / name).read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "build_engines"
     ]
-    assert calls and all("flavour" in {word.arg for word in call.keywords} for call in calls)
+    assert calls and all("backend" in {word.arg for word in call.keywords} for call in calls)

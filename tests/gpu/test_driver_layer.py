@@ -12,8 +12,8 @@ import pytest
 from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.device.__main__ import distribution, install, missing
 from consisti2v_rt.runtime.gpu import device, onnx_cuda_session
+from consisti2v_rt.runtime.gpu.in_flight import IN_FLIGHT, InFlightLimiter
 from consisti2v_rt.runtime.gpu.onnx_cuda_session import left_on_processor, provider_options
-from consisti2v_rt.runtime.gpu.pacing import IN_FLIGHT, Pacer
 
 GPU_PACKAGES = ("cuda", "tensorrt_rtx", "tensorrt", "nvmath", "torch")
 
@@ -85,18 +85,18 @@ def test_float32_is_float32():
 
 def test_the_host_stays_a_few_steps_ahead_and_tells_in_order(gpu, push_work):
     told: list[int] = []
-    pacer = Pacer(gpu, told.append)
-    pacer.start()
+    limiter = InFlightLimiter(gpu, told.append)
+    limiter.start()
     done: list[int] = []
     for step in range(8):
-        pacer.make_room()
+        limiter.make_room()
         assert step - len(told) < IN_FLIGHT
         push_work(gpu.stream, lambda step=step: done.append(step))
-        pacer.enqueued(step)
+        limiter.enqueued(step)
         # Nothing was waited for that did not have to be.
         assert len(done) == max(0, step + 1 - IN_FLIGHT) == len(told)
-    pacer.drain()
-    assert told == done == list(range(8)) and pacer.seconds() > 0
+    limiter.drain()
+    assert told == done == list(range(8)) and limiter.seconds() > 0
 
 
 def test_only_missing_wheels_are_installed(tmp_path):

@@ -57,7 +57,7 @@ class CopyingSession(DeviceSession):
     def prepare(self) -> None: ...
 
     @property
-    def address_version(self) -> tuple[int, ...]:
+    def _backend_version(self) -> tuple[int, ...]:
         return ()
 
     context_version = 0

@@ -9,9 +9,9 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord, ProfileSpec
-from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
-from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord, ProfileSpec, ShapeRange, TensorSpec
+from consisti2v_rt.runtime.gpu.memory import SharedWorkspace, WeightResidency
+from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, frames_at_once, need_of_engines, need_of_graphs, plan
 
 GIB = 1 << 30
 # Full size in FP16, rounded up from shared/gpu.md: U-Net 2411 MiB of weights and 296 MiB of working memory.
@@ -85,43 +85,71 @@ def test_graphs_count_their_files_and_buffers(bundle):
     need = need_of_graphs(bundle, bundle.manifest.stages, DIMS, rows=2)
     files = bundle.manifest.files
     assert need.weights["unet"] == files["unet/unet.onnx"].bytes + files["unet/unet.onnx.data"].bytes
-    assert not need.known and not need.scratch
+    assert not need.known and not need.workspace
     more = need_of_graphs(bundle, bundle.manifest.stages, DIMS, rows=4)
     # 4 x 15 x 16 x 16 float32 a row, eight times.
     assert more.buffers - need.buffers == 2 * 8 * 4 * 15 * 16 * 16 * 4
 
 
-def test_engines_count_plans_and_facts(bundle, tmp_path):
-    engine = EngineSpec("unet", "e/unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", facts="facts.json")
+def test_engines_count_plans_and_metadata(bundle, tmp_path):
+    engine = EngineSpec(
+        "unet", "e/unet.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0", metadata="facts.json"
+    )
     files = {**bundle.manifest.files, "e/unet.plan": FileRecord("0", 1000), "facts.json": FileRecord("0", 10)}
 
-    def with_facts(facts: object) -> Bundle:
-        (tmp_path / "facts.json").write_text(json.dumps(facts))
+    def with_facts(metadata: object) -> Bundle:
+        (tmp_path / "facts.json").write_text(json.dumps(metadata))
         return Bundle(tmp_path, replace(bundle.manifest, files=files | hash_files(tmp_path, ["facts.json"])))
 
     unknown = need_of_engines(Bundle(tmp_path, replace(bundle.manifest, files=files)), {"unet": engine}, DIMS, 2)
     assert unknown.weights == {"unet": 1000} and not unknown.known
     copy = with_facts({"activation_bytes": [5000, 7000]})
     known = need_of_engines(copy, {"unet": engine}, DIMS, 2)
-    assert known.known and known.scratch == {"unet": 7000}
+    assert known.known and known.workspace == {"unet": 7000}
     # A profile a batch: larger ones than asked for are not used.
     profiles = tuple(ProfileSpec(n, {}) for n in (1, 2, 3))
     copy = with_facts({"activation_bytes": [1000, 2000, 3000]})
     for rows, expected in ((1, 1000), (2, 2000), (3, 3000), (6, 3000)):
         need = need_of_engines(copy, {"unet": replace(engine, profiles=profiles)}, DIMS, rows)
-        assert need.scratch == {"unet": expected}
+        assert need.workspace == {"unet": expected}
     assert not need_of_engines(with_facts([]), {"unet": engine}, DIMS, 2).known
 
 
+def test_the_decoder_s_frames_are_chosen_by_memory(bundle, tmp_path):
+    """An engine's profile of four frames counts where four are decoded; a backend that does not tell is assumed to need
+    256 pictures of float32 for each."""
+    spec, one, four = TensorSpec("latents", "float16", ("frames", 4, 16, 16)), (1, 4, 16, 16), (4, 4, 16, 16)
+    profiles = tuple(ProfileSpec(None, {"latents": ShapeRange(shape, shape, shape)}) for shape in (one, four))
+    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [GIB, 3 * GIB]}))
+    files = {"e/d.plan": FileRecord("0", GIB), **hash_files(tmp_path, ["facts.json"])}
+    engine = EngineSpec(
+        *("vae_decoder", "e/d.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0"),
+        inputs=(spec,),
+        profiles=profiles,
+        metadata="facts.json",
+    )
+    opened = Bundle(tmp_path, replace(bundle.manifest, files=bundle.manifest.files | files))
+
+    def need_of(frames: int) -> Need:
+        return need_of_engines(opened, {"vae_decoder": engine}, DIMS | {"frames": frames}, 2)
+
+    assert [need_of(frames).workspace["vae_decoder"] for frames in (1, 4)] == [GIB, 3 * GIB]
+    for free, frames in ((5 * GIB, 4), (4 * GIB, 1), (GIB, 1)):
+        assert frames_at_once(need_of, 1, free, None) == (frames, need_of(frames))
+    unknown = Need({}, {}, 0, known=False)
+    for free, frames in ((RESERVE + 1024 * 1000, 4), (RESERVE + 1024 * 1000 - 1, 1)):
+        assert frames_at_once(lambda _: unknown, 1000, free, None) == (frames, unknown)
+
+
 def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):
-    scratch = SharedScratch(gpu)
-    scratch.reserve(1000)
-    place, version = scratch.address, scratch.version
-    scratch.reserve(500)
-    assert (scratch.address, scratch.version, scratch.nbytes) == (place, version, 1000)
-    scratch.reserve(5000)
-    assert scratch.nbytes == 5000 and scratch.version == version + 1
-    assert scratch.address % 256 == 0
+    workspace = SharedWorkspace(gpu)
+    workspace.reserve(1000)
+    place, version = workspace.address, workspace.version
+    workspace.reserve(500)
+    assert (workspace.address, workspace.version, workspace.nbytes) == (place, version, 1000)
+    workspace.reserve(5000)
+    assert workspace.nbytes == 5000 and workspace.version == version + 1
+    assert workspace.address % 256 == 0
 
 
 class Weights:
@@ -133,12 +161,12 @@ class Weights:
 
 
 def test_weights_take_turns_only_where_they_have_to(gpu):
-    turns, first, second = WeightTurns(gpu), Weights(), Weights()
-    turns.use(first)
-    turns.use(second)
+    residency, first, second = WeightResidency(gpu), Weights(), Weights()
+    residency.use(first)
+    residency.use(second)
     assert first.released == second.released == 0
-    turns.exclusive = True
-    turns.use(second)
+    residency.exclusive = True
+    residency.use(second)
     assert second.released == 0, "already its turn"
-    turns.use(first)
+    residency.use(first)
     assert (first.released, second.released) == (0, 1)

@@ -18,14 +18,14 @@ from consisti2v_rt import UserError
 from consisti2v_rt.errors import BackendError
 from consisti2v_rt.runtime.bundle.manifest import EngineSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
 from consisti2v_rt.runtime.gpu.jit_cache import JitCache, read_cache
-from consisti2v_rt.runtime.gpu.memory import SharedScratch, WeightTurns
+from consisti2v_rt.runtime.gpu.memory import SharedWorkspace, WeightResidency
 from consisti2v_rt.runtime.gpu.tensorrt_session import Engine, TensorRTSession
 
 SPEC = EngineSpec(
     stage="unet",
     file="unet.plan",
     target="sm89",
-    flavour="tensorrt-rtx",
+    backend="tensorrt-rtx",
     version="1.7",
     precision="fp16",
     compute_capabilities=("8.9",),
@@ -163,16 +163,16 @@ def library(gpu):
 def parts(gpu, library, tmp_path):
     plan = tmp_path / "unet.plan"
     plan.write_bytes(b"plan")
-    turns, scratch = WeightTurns(gpu), SharedScratch(gpu)
+    residency, workspace = WeightResidency(gpu), SharedWorkspace(gpu)
 
     def make(spec: EngineSpec = SPEC) -> Engine:
-        return Engine(plan, spec, library, turns, tmp_path / "unet.onnx")
+        return Engine(plan, spec, library, residency, tmp_path / "unet.onnx")
 
-    return SimpleNamespace(make=make, turns=turns, scratch=scratch, gpu=gpu)
+    return SimpleNamespace(make=make, residency=residency, workspace=workspace, gpu=gpu)
 
 
 def session(parts: Any, rows: int = 2) -> TensorRTSession:
-    return TensorRTSession(parts.gpu, parts.make(), STAGE, {"rows": rows}, parts.scratch)
+    return TensorRTSession(parts.gpu, parts.make(), STAGE, {"rows": rows}, parts.workspace)
 
 
 def test_the_order_of_calls(parts, library):
@@ -201,10 +201,10 @@ def test_engines_share_scratch_and_hear_when_it_moves(parts, library):
     small.run()
     first, second = library.contexts
     large.run()
-    assert parts.scratch.nbytes == 8192
-    assert first.memory == second.memory == (parts.scratch.address, 8192)
+    assert parts.workspace.nbytes == 8192
+    assert first.memory == second.memory == (parts.workspace.address, 8192)
     version = small.address_version
-    parts.scratch.reserve(1 << 20)
+    parts.workspace.reserve(1 << 20)
     assert small.address_version != version, "captured work is stale"
     small.run()
     assert first.memory[1] == 1 << 20
@@ -227,7 +227,7 @@ def test_an_engine_that_leaves_whole_takes_its_contexts_along(parts, library):
     library.defers = False
     engine = parts.make()
     library.engine.weights_loaded = True  # with the plan
-    two = TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.scratch)
+    two = TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.workspace)
     one = two.with_dims({"rows": 1})
     two.run()
     one.run()
@@ -253,14 +253,14 @@ def test_a_size_that_is_part_of_another(parts, library):
     spec = replace(SPEC, inputs=tensors[0], outputs=tensors[1], profiles=())
     stage = replace(STAGE, inputs=tensors[0], outputs=tensors[1])
     library.engine._shape = (-1, -1)
-    TensorRTSession(parts.gpu, parts.make(spec), stage, {"rows": 2, "latent_width": 8}, parts.scratch)
+    TensorRTSession(parts.gpu, parts.make(spec), stage, {"rows": 2, "latent_width": 8}, parts.workspace)
     assert "shape sample (2, 4)" in library.calls
 
 
 def test_low_vram_makes_room_before_another_stage_loads(parts, library):
     first = session(parts)
     first.run()
-    parts.turns.exclusive = True
+    parts.residency.exclusive = True
     library.calls.clear()
     parts.make()
     assert library.calls[:2] == ["unload weights", "deserialize"]
@@ -282,7 +282,7 @@ def test_refusals(parts, library):
     library.refuses = False
     other = replace(STAGE, outputs=(TensorSpec("eps", "float32", ("rows", 4)),))
     with pytest.raises(UserError, match="other inputs or outputs than stage unet"):
-        TensorRTSession(parts.gpu, parts.make(), other, {"rows": 2}, parts.scratch)
+        TensorRTSession(parts.gpu, parts.make(), other, {"rows": 2}, parts.workspace)
     stage = session(parts)
     library.fails = True
     with pytest.raises(UserError, match=r"stage unet failed in TensorRT \(unet.plan did not run: out of something\): "):
@@ -298,7 +298,7 @@ def test_what_does_not_fit_lets_another_backend_take_over(parts, library):
     engine = parts.make()
     library.has_room = False
     with pytest.raises(BackendError, match=r"unet.plan cannot be prepared for running \(out of memory\): close"):
-        TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.scratch)
+        TensorRTSession(parts.gpu, engine, STAGE, {"rows": 2}, parts.workspace)
 
 
 def test_compiled_kernels_are_kept_whenever_there_are_more(parts, library, tmp_path):
@@ -314,7 +314,7 @@ def test_compiled_kernels_are_kept_whenever_there_are_more(parts, library, tmp_p
     cache._cache = Cache()
     engine = parts.make()
     engine._jit_cache = cache
-    stage = TensorRTSession(parts.gpu, parts.make(), STAGE, {"rows": 2}, parts.scratch)
+    stage = TensorRTSession(parts.gpu, parts.make(), STAGE, {"rows": 2}, parts.workspace)
     stage._engine = engine
     for content in (b"one", b"one, two"):
         Cache.content = content

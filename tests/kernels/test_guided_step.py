@@ -7,7 +7,7 @@ import pytest
 
 from consisti2v_rt.kernels.ddim import SchedulerConfig
 from consisti2v_rt.kernels.guidance import BRANCHES, combine_guidance
-from consisti2v_rt.kernels.sampler import linear_step
+from consisti2v_rt.kernels.sampler import sampler_step
 from consisti2v_rt.kernels.schedulers import SCHEDULERS, step_table
 from consisti2v_rt.tests.kernels.references.guided_step import guided_prediction, guided_step
 
@@ -231,7 +231,7 @@ def test_a_whole_run_of_every_sampler(machine, normal, name):
         # A stand-in for a U-Net that depends on what it is given.
         predictions = np.stack([np.tanh(state[0]), np.tanh(state[0] + timestep / np.float32(1000))]).astype(np.float32)
         e = guided_prediction(predictions, weights[number])
-        expected = linear_step(expected, e, table.matrices[number], None if noise is None else noise[number])
+        expected = sampler_step(expected, e, table.matrices[number], None if noise is None else noise[number])
         (state,) = machine.run(
             "guided_step_f32", ("state",), state=state, predictions=predictions, weights=weights,
             matrices=table.matrices, noise=noise, moments=None, rows=None, step=step, steps=6, branches=2,

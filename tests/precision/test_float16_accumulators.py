@@ -143,7 +143,7 @@ def test_a_build_says_where_float16_accumulators_break_the_limit(bundle: Path) -
 
     def warnings(accumulate: str) -> list[str]:
         (engine,) = build_engines(bundle, "sm89", stages=[stage], variant=options, accumulate=accumulate, events=events)
-        warned: list[str] = json.loads(Bundle.open(bundle).file(engine.facts).read_text())["warnings"]
+        warned: list[str] = json.loads(Bundle.open(bundle).file(engine.metadata).read_text())["warnings"]
         return warned
 
     assert not any("accumulate" in line for line in warnings("fp32")) and not notices

@@ -140,10 +140,10 @@ def test_scores_beyond_float16_need_their_island(tmp_path, relative_l2, wide_sco
     exact = run(tmp_path / "plain.onnx")
     assert (x[0] @ x[0].T / np.sqrt(8)).max() > LARGEST
     target = tmp_path / "fp16" / "fp16.onnx"
-    facts, _ = convert(tmp_path / "plain.onnx", target, RECIPES["fp16"], {}, wide_scores=wide_scores)
+    metadata, _ = convert(tmp_path / "plain.onnx", target, RECIPES["fp16"], {}, wide_scores=wide_scores)
     write_simulation(target, target.with_name("simulation.onnx"), RECIPES["fp16"].activations)
     found = run(target.with_name("simulation.onnx"))
-    assert facts.decomposed_attentions == ["attention"] and facts.float32_scores == int(wide_scores)
+    assert metadata.decomposed_attentions == ["attention"] and metadata.float32_scores == int(wide_scores)
     if wide_scores:
         assert relative_l2(found, exact) < 1e-3
     else:

@@ -16,7 +16,7 @@ from consisti2v_rt.benchmarks.quality.converged import CONVERGED_STEPS, EXACT, G
 from consisti2v_rt.benchmarks.quality.preset_report import measured
 from consisti2v_rt.benchmarks.quality.timesteps import SPACINGS, optimal_timesteps, spaced_timesteps
 from consisti2v_rt.kernels.ddim import SchedulerConfig, alphas_cumprod
-from consisti2v_rt.kernels.sampler import linear_step
+from consisti2v_rt.kernels.sampler import sampler_step
 from consisti2v_rt.kernels.schedulers import step_table
 from consisti2v_rt.locations import ROOT
 from consisti2v_rt.runtime.bundle.bundle import Bundle
@@ -63,7 +63,7 @@ class GaussianModel:
             a = abar[timestep]
             variances = self.variances ** (1 + 0.1 * (guidance_scale_txt - 1))
             prediction = np.sqrt(1 - a) * state[0] / (a * variances + 1 - a)
-            state = linear_step(state, prediction.astype(np.float32), matrix)
+            state = sampler_step(state, prediction.astype(np.float32), matrix)
             if callback is not None:
                 callback(SimpleNamespace(latents=state[0]))
         latents = np.concatenate([noise[:, :, :1], state[0]], axis=2)
@@ -111,7 +111,7 @@ def test_a_search_finds_presets_and_goes_on_from_what_it_has(tmp_path, cases):
     found = tuning.find_presets(yardstick, cases, lambda text, total: told.append(text))
     assert list(found) == ["fast", "balanced"] and found["fast"].steps <= found["balanced"].steps < 50
     judged = tuning.split(cases)[1]
-    assert {case.photo.name for case in judged} == set("bcd"), "the first photo calibrates"
+    assert {case.image.name for case in judged} == set("bcd"), "the first photo calibrates"
     for name, way in found.items():
         assert yardstick.worst(way, judged) <= tuning.RULE[name]
     assert told[0] == "converged trajectories" and told[-1] == f"{found['balanced'].steps} steps"
@@ -211,7 +211,7 @@ def test_tune_stores_what_it_found_or_leaves_the_bundle_as_it_was(consisti2v, tm
     monkeypatch.setattr(ImageToVideo, "from_bundle", lambda *args, **options: model)
     photo.resize((16, 16)).save(tmp_path / "photo.png")
     (tmp_path / "photos.csv").write_text("path,prompt\nphoto.png,a cat\n")
-    command = ["tune", tmp_path, "--photos", tmp_path / "photos.csv", "--work", tmp_path / "work"]
+    command = ["tune", tmp_path, "--images", tmp_path / "photos.csv", "--work", tmp_path / "work"]
     done = consisti2v(*command)
     assert done.code == 0 and "guidance scale 7.5, 1 case(s)" in done.stdout and TUNED in done.stdout, done.stderr
     stored = (tmp_path / TUNED).read_text()

@@ -20,7 +20,7 @@ from consisti2v_rt.serve.logs import Log
 from consisti2v_rt.serve.metrics import Metrics
 from consisti2v_rt.serve.models import open_models
 from consisti2v_rt.serve.options import ServerOptions
-from consisti2v_rt.serve.store import PHOTO, JobStore
+from consisti2v_rt.serve.store import IMAGE, JobStore
 from consisti2v_rt.serve.worker_process import WorkerEndedError, WorkerProcess, order_of
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def test_a_worker_keeps_the_limits_of_time_memory_and_photos(options, models, st
 
     async def outcome(worker, job, time_limit=60.0, image=None, memory_limit=None):
         store.folder(job.id).mkdir()
-        (store.folder(job.id) / PHOTO).write_bytes(photo.read_bytes() if image is None else image)
+        (store.folder(job.id) / IMAGE).write_bytes(photo.read_bytes() if image is None else image)
         worker.send(order_of([job], store, time_limit))
         while True:
             message = await worker.receive(None)
@@ -113,7 +113,7 @@ def test_a_worker_keeps_the_limits_of_time_memory_and_photos(options, models, st
                 worker._options = replace(options, memory_limit=memory_limit)
 
     async def run():
-        worker = WorkerProcess("cpu", replace(options, max_photo_pixels=1_000_000), Log())
+        worker = WorkerProcess("cpu", replace(options, max_image_pixels=1_000_000), Log())
         await worker.start(models)
         message = await outcome(worker, make_job(num_inference_steps=200), time_limit=0.2)
         assert message["code"] == "time_limit" and "--time-limit" in message["message"]
@@ -158,7 +158,7 @@ def test_finished_jobs_go_when_they_are_old_or_take_too_much(options, models, st
             job.completed -= 100 * age
             store.add(job)
             store.folder(job.id).mkdir()
-            (store.folder(job.id) / PHOTO).write_bytes(bytes(1000))
+            (store.folder(job.id) / IMAGE).write_bytes(bytes(1000))
         (store.folder("video_stray")).mkdir()
         limits = replace(options, keep_seconds=250, keep_bytes=2500)
         dispatcher = Dispatcher(limits, models, store, Metrics(), Log())

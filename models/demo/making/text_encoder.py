@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
-from ....export.unet_stages import TEXT_LENGTH
+from ....export.part_configs import TEXT_LENGTH
 from ....export.vocabulary import clip_tokenizer
 from .presets import Preset
 

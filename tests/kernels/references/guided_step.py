@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from consisti2v_rt.kernels.guidance import rescale_factor
-from consisti2v_rt.kernels.sampler import linear_step
+from consisti2v_rt.kernels.sampler import sampler_step
 
 
 def guided_prediction(noise_preds: np.ndarray, weights: np.ndarray, rescale: float = 0.0) -> np.ndarray:
@@ -28,4 +28,4 @@ def guided_step(
     rescale: float = 0.0,
 ) -> np.ndarray:
     """The new state, float32 [S, videos, ...]: :func:`guided_prediction`, then the sampler's map."""
-    return linear_step(state, guided_prediction(noise_preds, weights, rescale), matrix, noise)
+    return sampler_step(state, guided_prediction(noise_preds, weights, rescale), matrix, noise)

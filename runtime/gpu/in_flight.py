@@ -12,7 +12,7 @@ IN_FLIGHT = 3
 """Steps enqueued and not finished. Two would do on an idle host; one more bridges a callback."""
 
 
-class Pacer:
+class InFlightLimiter:
     """Runs a callback for each finished step, in order, without waiting for the step that was just enqueued.
 
     Args:

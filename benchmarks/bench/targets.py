@@ -1,4 +1,4 @@
-"""What a child process can time. A subject is built from a plain dictionary, which is all that the parent sends.
+"""What a child process can time. A target is built from a plain dictionary, which is all that the parent sends.
 
 Loaded once, run often: ``load`` gives "seconds" and facts worth recording; ``run`` of a number, 0 being the first of
 the process, gives "seconds", those of "parts" (stages) and "device_seconds" by the device's own events; ``output``
@@ -25,14 +25,14 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ProgressCallback = Callable[[float], None]
 
 
-def make_subject(options: Mapping[str, Any]) -> Any:
-    """The subject of a name, ``options["subject"]``, with the other options as its arguments."""
+def make_target(options: Mapping[str, Any]) -> Any:
+    """The target of a name, ``options["target"]``, with the other options as its arguments."""
     kinds: dict[str, Callable[..., Any]] = {
         "published": PublishedForward,
         "session": SessionForward,
         "video": WholeVideo,
     }
-    return kinds[options["subject"]](**{key: value for key, value in options.items() if key != "subject"})
+    return kinds[options["target"]](**{key: value for key, value in options.items() if key != "target"})
 
 
 @dataclass
@@ -197,7 +197,7 @@ class WholeVideo:
         choice = _choice(self.backend, self.precision)
         started = time.perf_counter()
         self._animate = ImageToVideo(Bundle.open(self.bundle), threads=self.threads, choice=choice)
-        self._photo = load_image(Path(self.image))
+        self._image = load_image(Path(self.image))
         return {"seconds": time.perf_counter() - started}
 
     def run(self, number: int, report: ProgressCallback) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class WholeVideo:
         options = {**self.options, "negative_prompt": self.options.get("negative_prompt", "") + blanks}
         started = time.perf_counter()
         self._videos = videos = self._animate(
-            self._photo, self.prompt + blanks, callback=lambda state: report((state.step + 1) / state.steps), **options
+            self._image, self.prompt + blanks, callback=lambda state: report((state.step + 1) / state.steps), **options
         )
         with tempfile.TemporaryDirectory() as folder, videos.timings.measure("file"):
             videos.save(Path(folder) / "video.mp4")
