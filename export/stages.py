@@ -68,7 +68,9 @@ class VaeDecoderStage(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Scaled latents [1, c, h, w], as the loop has them -> image [1, 3, height, width], about [-1, 1]."""
+        """Scaled latents [frames, c, h, w], as the loop has them -> images [frames, 3, height, width] in about
+        [-1, 1].
+        """
         unscaled = latents / self.vae.config.scaling_factor
         if self.vae.post_quant_conv is not None:
             unscaled = self.vae.post_quant_conv(unscaled)
@@ -80,7 +82,7 @@ def dynamic_sizes(latent_multiple: int, vae_scale_factor: int) -> dict[str, Any]
     """torch.export's dynamic sizes. Latent sizes are multiples of `latent_multiple`, so that no level has an odd
     size.
     """
-    sizes: dict[str, Any] = {"rows": Dim("rows", min=1, max=64)}
+    sizes: dict[str, Any] = {"rows": Dim("rows", min=1, max=64), "frames": Dim("frames", min=1, max=64)}
     for axis in ("height", "width"):
         steps = Dim(f"{axis}_steps", min=1, max=1024)
         sizes[f"latent_{axis}"] = latent_multiple * steps
@@ -102,7 +104,7 @@ def stages(
     """Every stage with random example inputs at the given pixel size; the U-Net, by far the largest, last.
 
     Args:
-        rows: the U-Net's batch; None leaves it open.
+        rows: the U-Net's batch; None leaves it open. The VAE decoder's frames are open in any case.
         dynamic: leave batch and size open.
         cache_branch: also the shallow step of feature caching, cut at this skip.
     """
@@ -136,9 +138,13 @@ def stages(
     yield StageExport(
         "vae_decoder",
         VaeDecoderStage(model.vae),
-        {"latents": random(1, channels, *latent_size)},
+        # Two of them, as of open rows below.
+        {"latents": random(2, channels, *latent_size)},
         ["image"],
-        axes(latents=latent_axes, image=pixel_axes),
+        {
+            "latents": {0: "frames", **(latent_axes if dynamic else {})},
+            "image": {0: "frames", **(pixel_axes if dynamic else {})},
+        },
     )
     unet = model.take_unet()
     free = dynamic or rows is None

@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 from . import FloatArray
 
+FRAMES_AT_ONCE = (1, 4)
+"""Frames that the decoder's engines take in one run, and that are tried: each is decoded by itself, and four keep a GPU
+busier than one."""
+
 
 def posterior_sample(mean: FloatArray, logvar: FloatArray, noise: FloatArray, scaling_factor: float) -> FloatArray:
     """Sample the encoder's diagonal Gaussian (https://arxiv.org/abs/1312.6114) and scale it:

@@ -37,6 +37,8 @@ class Stages:
         self._overflowed: set[str] = set()
         """VAE stages that run in float32 because their half-precision output was not finite."""
         self._cancelled = False
+        self.frames_at_once = 1
+        """Frames of one run of a decoder that leaves them open. On the processor more are not faster."""
 
     def resume(self) -> None:
         """Take a cancellation back."""
@@ -57,7 +59,7 @@ class Stages:
 
     def session(self, stage: str, clip_shape: tuple[int, ...], branches: int = 1) -> Session:
         """The stage's session, loaded at first use, its buffers fitting the clip."""
-        dims = self.dims(clip_shape, branches)
+        dims = self.dims(clip_shape, branches) | ({"frames": 1} if stage in self._overflowed else {})
         title = self.choice.backend.title
         if stage not in self.sessions:
             with stage_failures(stage, title):
@@ -75,6 +77,7 @@ class Stages:
         return {
             # Independent rows: with a free batch one video's branches run together, whatever the number of videos.
             "rows": model.rows or branches,
+            "frames": self.frames_at_once,
             "latent_height": height,
             "latent_width": width,
             "height": height * model.vae_scale_factor,
@@ -136,7 +139,7 @@ class Stages:
         if precision == "fp32":
             raise not_finite(stage, "fp32")
         if stage not in self._overflowed:
-            dims = self.dims(clip_shape, 1)
+            dims = self.dims(clip_shape, 1) | {"frames": 1}
             session, where = load_in_full_precision(self.bundle, self.choice, stage, dims, self._threads)
             # The half-precision session goes: its memory may be needed.
             self.sessions[stage] = session

@@ -227,9 +227,7 @@ class Dispatcher:
             await self._run(worker, jobs)
 
     async def _next(self, worker: WorkerProcess) -> list[Job]:
-        """The oldest job and those that fit it; none when the server stops, the idle worker has ended or is to go over
-        to other weights.
-        """
+        """The oldest job and those that fit it; none when the server stops, the worker has ended or changes weights."""
         while True:
             if self._is_stopping or not worker.is_running or self._workers.is_behind(worker):
                 return []

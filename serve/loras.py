@@ -14,14 +14,15 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, shown
 from ..runtime.bundle.bundle import Bundle, hash_files
+from ..runtime.bundle.manifest import graphs_sha256
 from ..runtime.child_process import neutral_place
 from .logs import Log
 from .models import LoraUse, Model
@@ -65,41 +66,37 @@ class Loras:
                     continue
                 self._workers.models[name] = await self._merged(base, uses)
 
-    async def set(self, name: str, uses: Sequence[LoraUse]) -> None:
+    async def set(self, name: str, uses: Sequence[LoraUse] | None = None) -> None:
         """Have a model run with these LoRAs and no others; with none it runs its bundle's own weights, bit for bit.
 
-        Returns when every worker is warm with them; jobs under way end on the weights before, which stay on a failure.
+        The bundle is read again, because it may have been replaced. This returns when every worker is warm with the
+        weights; jobs under way end on those before, which stay on a failure.
+
+        Args:
+            name: of the model.
+            uses: None: those that it has.
 
         Raises:
-            UserError: they cannot be merged, loaded or run.
+            UserError: the weights cannot be merged, loaded or run, or the bundle is of another model now.
             StoppingError: the server ends.
         """
-        async with self._changing():
-            await self._use(await self._merged(self._bases[name], tuple(uses)))
-
-    async def reload(self, name: str) -> None:
-        """Read a model's bundle again, after it was replaced on disk; its LoRAs are merged into the new one.
-
-        Raises:
-            UserError: it cannot be loaded, or is another model now; the weights before stay.
-            StoppingError: the server ends.
-        """
-        async with self._changing():
-            old = self._bases[name]
-            new = replace(await asyncio.to_thread(Model.open, old.bundle), name=name)
-            if (old.manifest.model, old.scheduler) != (new.manifest.model, new.scheduler):
-                raise UserError(f"the bundle of {name} is of another model or size now: start the server again.")
-            await self._use(await self._merged(new, self._workers.models[name].loras))
-            self._bases[name] = new
-
-    async def _use(self, model: Model) -> None:
-        if model != self._workers.models[model.name]:
-            started = time.perf_counter()
-            await self._workers.use(model)
+        async with self._turn:
+            old, present = self._bases[name], self._workers.models[name]
+            try:
+                base = replace(await asyncio.to_thread(Model.open, old.bundle), name=name)
+                if (old.manifest.model, old.scheduler) != (base.manifest.model, base.scheduler):
+                    raise UserError(f"the bundle of {name} is of another model or size now: start the server again.")
+                model = await self._merged(base, present.loras if uses is None else tuple(uses))
+                started = time.perf_counter()
+                if model != present:
+                    await self._workers.use(model)
+            except UserError as error:
+                raise UserError(self._without_paths(str(error))) from None
             seconds = time.perf_counter() - started
             loras = ", ".join(f"{use.name} x {use.strength:g}" for use in model.loras) or None
-            self._log.info("other weights", model=model.name, loras=loras, digest=model.digest, seconds=seconds)
-        self._store.set_loras(model.name, model.loras)
+            self._log.info("weights", model=name, loras=loras, digest=model.digest, seconds=seconds)
+            self._bases[name] = base
+            self._store.set_loras(name, model.loras)
 
     async def _merged(self, base: Model, uses: tuple[LoraUse, ...]) -> Model:
         """A model with LoRAs merged; the bundle is made once for equal files and strengths."""
@@ -119,6 +116,13 @@ class Loras:
         except UserError:
             await self._merge(base, uses, folder)
             bundle = await asyncio.to_thread(Bundle.open, folder, verify=False)
+            made = bundle.manifest.lora
+            if made is None or (made.base_sha256, [file.sha256 for file in made.files]) != (
+                graphs_sha256(base.manifest),
+                hashes,
+            ):
+                shutil.rmtree(folder, ignore_errors=True)
+                raise UserError(f"{base.name} or the file of a LoRA was replaced meanwhile: try again.") from None
         with suppress(OSError):
             os.utime(folder)  # the last time that it was wanted
         return replace(base, folder=folder, digest=bundle.digest, loras=uses)
@@ -155,15 +159,6 @@ class Loras:
         for path in sorted(names, key=len, reverse=True):
             text = text.replace(path, names[path])
         return text
-
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
-        """One change at a time."""
-        async with self._turn:
-            try:
-                yield
-            except UserError as error:
-                raise UserError(self._without_paths(str(error))) from None
 
     def tidy(self) -> None:
         """Delete merged bundles that no model has, when they are old or take too much: as jobs, but counted alone."""

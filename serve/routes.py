@@ -146,10 +146,9 @@ def make_router(dispatcher: Dispatcher) -> APIRouter:
 
     @router.post("/v1/models/{name}/reload", tags=["weights"], summary="Read a replaced bundle", responses=schema.LORAS)
     async def reload(name: str) -> Response:
-        await dispatcher.loras.reload(_model({"model": name}))
-        return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
+        return await _with_loras(_model({"model": name}), None)
 
-    async def _with_loras(name: str, uses: list[LoraUse]) -> Response:
+    async def _with_loras(name: str, uses: list[LoraUse] | None) -> Response:
         await dispatcher.loras.set(name, uses)
         return JSONResponse({"status": "ok"} | dispatcher.loras.shown(name))
 

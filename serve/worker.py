@@ -69,7 +69,7 @@ class Worker:
         model, device = self._models[name], self._device(order["model"])
         former = model.bundle.path
         try:
-            model.load_weights(order["folder"], verify=self._verify)
+            model.load_weights(order["folder"], verify=self._verify, expect_digest=order["digest"])
             if self._device(name) != device:
                 raise UserError(
                     f"the new weights would run on {self._device(name)}, not on {device}: the engines hold the weights "

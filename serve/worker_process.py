@@ -144,7 +144,7 @@ class WorkerProcess:
             UserError: they cannot be loaded, or not run as the ones before; the process keeps those.
             WorkerEndedError: the process ended.
         """
-        self.send({"do": "load", "model": model.name, "folder": str(model.folder)})
+        self.send({"do": "load", "model": model.name, "folder": str(model.folder), "digest": model.digest})
         while (message := await self.receive(None))["say"] != "loaded":
             if message["say"] == "refused":
                 raise UserError(message["message"])

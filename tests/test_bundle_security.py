@@ -17,6 +17,7 @@ import pytest
 
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
+from consisti2v_rt.runtime.bundle.consistency import check_sizes
 from consisti2v_rt.runtime.bundle.inner_path import check_inner_path
 from consisti2v_rt.runtime.bundle.manifest import Manifest
 from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
@@ -316,6 +317,12 @@ def test_tensors_that_are_missing_or_other_ones(copy):
 
     change(copy, rename)
     assert "vae_decoder.onnx has other outputs" in refusal(lambda: Bundle.open(copy))
+
+
+def test_a_decoder_that_takes_frames_and_gives_one(copy):
+    change(copy, lambda data: data["stages"]["vae_decoder"]["inputs"][0]["shape"].__setitem__(0, "frames"))
+    said = refusal(lambda: check_sizes(Manifest.from_json((copy / MANIFEST_NAME).read_text())))
+    assert "image of stage vae_decoder is [1, 3, " in said and "frames, or one is frames" in said
 
 
 # -- amounts -----------------------------------------------------------------------------------------------------------

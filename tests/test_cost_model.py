@@ -66,11 +66,12 @@ def test_an_exported_stage_costs_what_torch_counts(tmp_path: Path) -> None:
     from consisti2v_rt.benchmarks.cost.work import count_stage
     from consisti2v_rt.export.onnx_graph import write_graph
     from consisti2v_rt.export.random_model import random_model
-    from consisti2v_rt.export.stages import stages
+    from consisti2v_rt.export.stages import dynamic_sizes, stages
 
     stage = next(s for s in stages(random_model("tiny"), 64, 48, rows=2, dynamic=False) if s.name == "vae_decoder")
-    write_graph(stage, tmp_path / "stage.onnx", {})
-    arguments = stage.arrange([tensor.to("meta") for tensor in stage.inputs.values()])
+    write_graph(stage, tmp_path / "stage.onnx", dynamic_sizes(1, 8))
+    # Of frames that are decoded at once one is counted.
+    arguments = stage.arrange([tensor[:1].to("meta") for tensor in stage.inputs.values()])
     counted = torch_flops(lambda: stage.module.to("meta")(*arguments))
     assert count_stage(read_graph(tmp_path / "stage.onnx")).flops == pytest.approx(counted, rel=0.005)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 from consisti2v_rt import ImageToVideo, UserError  # noqa: E402
 from consisti2v_rt.export import loading, onnx_graph  # noqa: E402
 from consisti2v_rt.export.onnx_graph import OPSET, compare_with_torch, stage_spec, torch_reference, write_graph  # noqa: E402
+from consisti2v_rt.export.precision.cases import Cases  # noqa: E402
 from consisti2v_rt.export.precision.variant import write_variant  # noqa: E402
 from consisti2v_rt.export.random_model import random_model  # noqa: E402
 from consisti2v_rt.export.random_options import TINY_UNET  # noqa: E402
@@ -275,6 +276,24 @@ def test_dynamic_bundle(dynamic_bundle):
         animate(PHOTO, "a cat", height=56, width=64, **fast)
 
 
+def test_the_decoder_gives_a_frame_the_same_numbers_alone_and_among_four(dynamic_bundle, tiny_bundle):
+    """Its frames are open in a bundle of fixed size too."""
+    for bundle in (dynamic_bundle, tiny_bundle):
+        opened = Bundle.open(bundle)
+        spec, sides = opened.manifest.stages["vae_decoder"], {"latent_height": 8, "latent_width": 8}
+        assert [tensor.shape[0] for tensor in (*spec.inputs, *spec.outputs)] == ["frames", "frames"]
+        dims = sides | {"height": 64, "width": 64}
+        one, four = (OnnxCpuSession(opened.graph(spec), spec, dims | {"frames": frames}) for frames in (1, 4))
+        latents = np.random.default_rng(0).standard_normal(four.inputs["latents"].shape).astype(np.float32)
+        four.inputs["latents"][...] = latents
+        four.run()
+        for frame in range(4):
+            one.inputs["latents"][...] = latents[frame]
+            one.run()
+            assert np.array_equal(one.outputs["image"][0], four.outputs["image"][frame])
+        assert [case["frames"] for case in Cases(opened).sizes(spec)] == [1, 4]
+
+
 def test_fp16_variant_of_a_dynamic_bundle(dynamic_bundle, tmp_path):
     """Every guidance batch is compared with float32; the graph stays open in batch and size."""
     bundle = Path(shutil.copytree(dynamic_bundle, tmp_path / "bundle"))
@@ -296,4 +315,4 @@ def test_fp16_variant_of_a_dynamic_bundle(dynamic_bundle, tmp_path):
 def test_dynamic_sizes_are_multiples_of_the_coarsest_level():
     sizes = dynamic_sizes(8, 8)
     parts = {f"latent_{axis}/{divisor}" for axis in ("height", "width") for divisor in (2, 4, 8)}
-    assert set(sizes) == {"rows", "latent_height", "latent_width", "height", "width"} | parts
+    assert set(sizes) == {"rows", "frames", "latent_height", "latent_width", "height", "width"} | parts

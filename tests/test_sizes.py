@@ -93,7 +93,11 @@ def test_engines_have_a_profile_for_each_size_and_batch(dynamic_bundle: Path) ->
     widths = [(profile.rows, profile.inputs["sample"].optimum[-2:]) for profile in unet.profiles]
     assert widths == [(rows, (8, width)) for width in (8, 12) for rows in (1, 2, 3)]
     decoder = engine_shapes(manifest.stages["vae_decoder"], manifest.model, {})
-    assert [profile.inputs["latents"].optimum[-2:] for profile in decoder.profiles] == [(8, 8), (8, 12)]
+    found = [(profile.rows, profile.inputs["latents"]) for profile in decoder.profiles]
+    assert [(rows, sizes.optimum[0], sizes.optimum[-2:]) for rows, sizes in found] == [
+        (None, frames, (8, width)) for width in (8, 12) for frames in (1, 4)
+    ]
+    assert all(sizes.minimum == sizes.optimum == sizes.maximum for _, sizes in found)
     assert engine_shapes(manifest.stages["text_encoder"], manifest.model, {}).profiles == ()
     ranges = parse_ranges(["width=64:64:128"], manifest.model)
     assert len(engine_shapes(manifest.stages["unet"], manifest.model, ranges).profiles) == 3

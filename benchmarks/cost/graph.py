@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def read_graph(path: Path, rows: int = 1) -> Graph:
 
     Args:
         path: the ONNX file.
-        rows: batch to count where the graph leaves it open.
+        rows: batch to count where the graph leaves it open; of frames that are decoded at once, one is counted.
 
     Raises:
         UserError: the onnx-ir package is missing, the file is no ONNX graph, or a shape stays unknown, as in
@@ -75,7 +75,7 @@ def read_graph(path: Path, rows: int = 1) -> Graph:
         values = [value for node in model.graph for value in node.outputs if value.name]
         for value in (*model.graph.inputs, *values):
             if value.shape is not None:
-                value.shape = onnx_ir.Shape([_fixed(size, rows) for size in value.shape])
+                value.shape = onnx_ir.Shape([_fixed(size, {"rows": rows, "frames": 1}) for size in value.shape])
         return [value for value in values if value.shape is None or not value.shape.is_static()]
 
     if unknown():
@@ -88,12 +88,13 @@ def read_graph(path: Path, rows: int = 1) -> Graph:
     return model.graph
 
 
-def _fixed(size: Any, rows: int) -> Any:
-    """A size in numbers, where it is open as ``rows`` or as what depends on it, ``16*rows``."""
+def _fixed(size: Any, batches: Mapping[str, int]) -> Any:
+    """A size in numbers, where it is open as ``rows`` or ``frames`` or as what depends on one of them, ``16*rows``."""
     factors = [] if isinstance(size, int) else str(size.value).split("*")
-    if factors.count("rows") != 1 or not all(factor == "rows" or factor.isdigit() for factor in factors):
+    named = [factor for factor in factors if not factor.isdigit()]
+    if len(named) != 1 or named[0] not in batches:
         return size
-    return rows * prod(int(factor) for factor in factors if factor != "rows")
+    return prod(batches.get(factor) or int(factor) for factor in factors)
 
 
 def shape(value: Value) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import UserError
 from ...kernels.guidance import BRANCHES
+from ...kernels.vae import FRAMES_AT_ONCE
 from ...runtime.bundle.manifest import ModelSpec, ProfileSpec, ShapeRange, StageSpec, TensorSpec
 from ...runtime.session import dynamic_size, resolve_shape
 
@@ -97,8 +98,8 @@ class EngineShapes:
 def engine_shapes(
     stage: StageSpec, model: ModelSpec, asked: Mapping[str, Range], wanted: Sequence[int] = ()
 ) -> EngineShapes:
-    """Fix the sizes that have one value, and make a profile for every guidance batch (or one for a range of rows) and
-    each of the bundle's sizes.
+    """Fix the sizes that have one value, and make a profile for every guidance batch (or one for a range of rows), for
+    every number of frames of the decoder, and for each of the bundle's sizes.
 
     Args:
         stage: the graph, dynamic sizes by name.
@@ -125,8 +126,12 @@ def engine_shapes(
         batches = (None,)
     elif len(batches) == 1:
         fixed["rows"] = wanted[0]
+    at_once = [(frames,) * 3 for frames in FRAMES_AT_ONCE]
     profile_ranges = [
-        (rows, ranges if rows is None else ranges | {"rows": (rows,) * 3}) for ranges in buckets for rows in batches
+        (rows, ranges | ({} if rows is None else {"rows": (rows,) * 3}) | {"frames": frames})
+        for ranges in buckets
+        for rows in batches
+        for frames in (at_once if any("frames" in spec.shape for spec in stage.inputs) else at_once[:1])
     ]
 
     def settled(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

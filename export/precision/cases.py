@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.vae import FRAMES_AT_ONCE
 from ...runtime.bundle.bundle import Bundle
 from ...runtime.bundle.manifest import StageSpec, TensorSpec
 from ...runtime.session import OnnxCpuSession, resolve_shape
@@ -49,7 +50,7 @@ class Cases:
                 yield Case(seed, dims, {t.name: self._input(t, dims, seed, generator, texts) for t in spec.inputs})
 
     def sizes(self, spec: StageSpec) -> list[dict[str, int]]:
-        """The batch sizes a stage can have, at the bundle's default size; one for a static stage."""
+        """The batch sizes that a stage is tried in, at the bundle's default size; one for a static stage."""
         model = self._bundle.manifest.model
         known = {
             "height": model.height,
@@ -59,7 +60,10 @@ class Cases:
         }
         names = {size for tensor in (*spec.inputs, *spec.outputs) for size in tensor.shape if isinstance(size, str)}
         fixed = {name: known[name] for name in sorted(names & known.keys())}
-        return [fixed | {"rows": rows} for rows in (1, 2, 3)] if "rows" in names else [fixed]
+        tried = {"rows": (1, 2, 3), "frames": FRAMES_AT_ONCE}
+        return next(
+            ([fixed | {name: size} for size in sizes] for name, sizes in tried.items() if name in names), [fixed]
+        )
 
     def _input(
         self,

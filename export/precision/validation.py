@@ -27,7 +27,7 @@ class Loss:
 
     seed: int
     rows: int | None
-    """Batch of the U-Net; None for a stage without."""
+    """Batch of the U-Net, frames of the VAE decoder; None for a stage without."""
     relative_l2: float
     """The worst output's."""
 
@@ -93,7 +93,8 @@ def losses(
                 )
             largest = max(largest, float(np.linalg.norm(rounded - exact) / max(np.linalg.norm(exact), 1e-30)))
         rows = next((t.shape[0] for t in spec.inputs if t.name == "sample"), None)
-        found.append(Loss(case.seed, case.dims.get("rows", rows if isinstance(rows, int) else None), largest))
+        batch = case.dims.get("rows", case.dims.get("frames", rows if isinstance(rows, int) else None))
+        found.append(Loss(case.seed, batch, largest))
     return found
 
 

@@ -75,21 +75,22 @@ def check_sizes(manifest: Manifest) -> None:
         "model.rows": model.rows or "rows",
         "model.latent_channels": model.latent_channels,
         "model.frames less the first": model.frames - 1,
+        "frames, or one": _decoded_at_once(manifest),
         "tokenizer.max_length": manifest.tokenizer.max_length,
     }
     for name, size in (("height", model.height), ("width", model.width)):
         is_fixed = model.dynamic_size_multiple is None
         sizes[f"model.{name}"] = size if is_fixed else name
         sizes[f"model.{name} over model.vae_scale_factor"] = size // factor if is_fixed else f"latent_{name}"
-    one, three, rows, channels, moving, length, high, latent_high, wide, latent_wide = sizes
+    one, three, rows, channels, moving, decoded, length, high, latent_high, wide, latent_wide = sizes
     latents = (one, channels, latent_high, latent_wide)
     expected: dict[tuple[str, str], tuple[str, ...]] = {
         ("text_encoder", "input_ids"): (one, length),
         ("vae_encoder", "image"): (one, three, high, wide),
         ("vae_encoder", "mean"): latents,
         ("vae_encoder", "logvar"): latents,
-        ("vae_decoder", "latents"): latents,
-        ("vae_decoder", "image"): (one, three, high, wide),
+        ("vae_decoder", "latents"): (decoded, *latents[1:]),
+        ("vae_decoder", "image"): (decoded, three, high, wide),
     }
     for unet in ("unet", "unet_shallow"):
         expected[unet, "sample"] = expected[unet, "noise_pred"] = (rows, channels, moving, latent_high, latent_wide)
@@ -108,6 +109,13 @@ def check_sizes(manifest: Manifest) -> None:
                 raise _refusal(f"{message} is {list(shape)}, and {entry} is {sizes[entry]}")
     _check_handover(manifest.stages)
     _check_scheduler(manifest)
+
+
+def _decoded_at_once(manifest: Manifest) -> int | str:
+    """The decoder's first size: open, or one frame as in bundles of earlier versions."""
+    decoder = manifest.stages.get("vae_decoder")
+    sizes = () if decoder is None else [tensor.shape[0] for tensor in decoder.inputs if tensor.shape]
+    return "frames" if "frames" in sizes else 1
 
 
 def _check_choice_of_sizes(model: ModelSpec) -> None:

@@ -32,7 +32,7 @@ EXPERIMENTAL = ("int8", "fp8")
 """Until engines in these precisions are timed on a card."""
 _FORMER_ENGINE_NAMES = {"flavour": "backend", "facts": "metadata"}
 """Entries of engines as bundles before 0.2 name them."""
-DYNAMIC_SIZES = ("rows", "height", "width", "latent_height", "latent_width")
+DYNAMIC_SIZES = ("rows", "frames", "height", "width", "latent_height", "latent_width")
 """Names of sizes that a graph may leave open, alone or divided as in ``latent_height/2``."""
 ACCUMULATORS = ("auto", "fp32")
 """What an engine's float16 products accumulate in: what the library takes, or float32."""

@@ -32,7 +32,7 @@ from .kept import Kept
 from .kernels import GpuKernels
 from .memory import DeviceArray, GpuMemory
 from .options import GpuOptions
-from .preflight import Plan, plan
+from .preflight import Need, Plan, frames_at_once, plan
 from .unet_on_device import DeviceUNet
 from .vae_decode import DeviceDecoder
 
@@ -78,7 +78,8 @@ class GpuExecutor:
         self._request, self._timings, self._clip = request, timings, 0
         self._shape = self.stages.clip_shape(request.videos, settings)
         rows, shallow = request.videos * BRANCHES[settings.guidance], settings.cache_interval > 1
-        dims = self.stages.dims(self._shape, BRANCHES[settings.guidance])
+        # Without the frames of a decoder's run, which the plan settles.
+        dims = self.stages.dims(self._shape, BRANCHES[settings.guidance]) | {"frames": 1}
         key = (tuple(sorted(dims.items())), rows, shallow)
         low_vram = self._plan.get(key, lambda: self._plan_memory(dims, rows, shallow)).low_vram
         if low_vram and shallow:
@@ -96,7 +97,12 @@ class GpuExecutor:
         # What this object holds already is its own to use.
         self._free_before = free = max(free, self._free_before)
         stages = (*STAGES, "unet_shallow") if shallow else STAGES
-        need = entry.need(self.stages.bundle, self.stages.choice, stages, dims, rows)
+
+        def need_of(frames: int) -> Need:
+            return entry.need(self.stages.bundle, self.stages.choice, stages, dims | {"frames": frames}, rows)
+
+        image = 3 * dims["height"] * dims["width"] * 4
+        self.stages.frames_at_once, need = frames_at_once(need_of, image, free, self.options.low_vram)
         made = plan(need, free, total, self.options.low_vram)
         _memory_log.info("%s", made.message)
         if made.warning:

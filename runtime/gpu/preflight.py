@@ -6,20 +6,24 @@ manifest and from the facts beside each engine, and reported in one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from ...errors import UserError
+from ...kernels.vae import FRAMES_AT_ONCE
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import EngineSpec, StageSpec
+from ..bundle.manifest import EngineSpec, ProfileSpec, StageSpec
 from ..files.guarded_read import parse_json
 from ..session import dynamic_size
 from .memory import STORAGE
 
 RESERVE = 256 << 20
 """Assumed, not measured: what the libraries keep beside our buffers (kernels, cuFFT's work area, fragments)."""
+_DECODER_WORK = 256
+"""Assumed where a backend does not tell: working memory of the VAE decoder for a frame, in pictures of float32. Stable
+Diffusion's has 256 channels at full size, held a few times in half precision."""
 _GIB = float(1 << 30)
 
 
@@ -98,6 +102,26 @@ def plan(need: Need, free: int, total: int, low_vram: bool | None) -> Plan:
     return Plan(False, need.resident, need.known, f"GPU memory: {full} needed, {there}")
 
 
+def frames_at_once(
+    need_of: Callable[[int], Need], image_bytes: int, free: int, low_vram: bool | None
+) -> tuple[int, Need]:
+    """How many frames the decoder takes in one run, of :data:`FRAMES_AT_ONCE` the most that fit without stages taking
+    turns for it; and what is needed then.
+
+    Args:
+        need_of: frames of one run -> what is needed.
+        image_bytes: of one decoded frame in float32.
+        free: bytes of the GPU's memory.
+        low_vram: whether stages take turns in any case.
+    """
+    for frames in sorted(FRAMES_AT_ONCE, reverse=True):
+        need = need_of(frames)
+        working = 0 if need.known else frames * _DECODER_WORK * image_bytes
+        if (need.one_stage if low_vram else need.resident) + working <= free:
+            break
+    return frames, need
+
+
 def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Mapping[str, int], rows: int) -> Need:
     """What engines need, from their files and the facts beside them.
 
@@ -109,7 +133,7 @@ def need_of_engines(bundle: Bundle, engines: Mapping[str, EngineSpec], dims: Map
     weights = {stage: bundle.manifest.files[engine.file].bytes for stage, engine in engines.items()}
     workspace: dict[str, int] = {}
     for stage, engine in engines.items():
-        size = _scratch_of(bundle, engine, rows)
+        size = _scratch_of(bundle, engine, rows, dims.get("frames", 1))
         if size is not None:
             workspace[stage] = size
     stages = {stage: bundle.manifest.stages[stage] for stage in engines}
@@ -125,20 +149,31 @@ def need_of_graphs(bundle: Bundle, stages: Mapping[str, StageSpec], dims: Mappin
     return Need(weights, {}, _buffers(stages, dims, rows), known=False)
 
 
-def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int) -> int | None:
-    """Working memory of an engine by its facts, of the profiles that so many rows use; None where they do not say."""
+def _scratch_of(bundle: Bundle, engine: EngineSpec, rows: int, frames: int) -> int | None:
+    """Working memory of an engine by its facts, of the profiles that so many rows, or frames of the decoder, use; None
+    where they do not say.
+    """
     if not engine.metadata:
         return None
     try:
         metadata: Any = parse_json(bundle.read(engine.metadata).tobytes())
         sizes = [int(size) for size in metadata["activation_bytes"]]
-        batches = [profile.rows for profile in engine.profiles]
-        if len(sizes) == len(batches):
-            used = [size for size, batch in zip(sizes, batches, strict=True) if batch is None or batch <= rows]
+        if len(sizes) == len(engine.profiles):
+            used = [
+                size
+                for size, profile in zip(sizes, engine.profiles, strict=True)
+                if (profile.rows is None or profile.rows <= rows) and _fewest_frames(engine, profile) <= frames
+            ]
             return max(used, default=sizes[0])
         return max(sizes)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _fewest_frames(engine: EngineSpec, profile: ProfileSpec) -> int:
+    """Of a profile of the decoder's engine; 1 of another stage's."""
+    open_frames = (spec.name for spec in engine.inputs if spec.shape[:1] == ("frames",))
+    return min((profile.inputs[name].minimum[0] for name in open_frames), default=1)
 
 
 def _buffers(stages: Mapping[str, StageSpec], dims: Mapping[str, int], rows: int) -> int:

@@ -209,8 +209,9 @@ function facts(state) {
   const over = server.hasEnded(state);
   $("downloads").hidden = state.status !== "completed";
   for (const id of ["again", "reuse", "remove"]) $(id).hidden = !over;
-  $("recipe").hidden = !over;
   const loras = state.loras?.map((one) => `LoRA ${one.name} x ${one.strength}`) ?? [];
+  // The files of LoRAs are the server's: nobody else could run the command.
+  $("recipe").hidden = !over || loras.length > 0;
   showError($("job-notices"), [...(state.notices ?? []), ...loras].join("; "));
   const settings = { seed: state.seed, ...changedSettings(state) };
   $("command").textContent = command(state.model, state.prompt, settings);

@@ -90,7 +90,7 @@ def test_a_plan_of_products(tmp_path: Path, accumulate: str) -> None:
 
 @pytest.mark.slow
 def test_every_product_of_every_stage(built_tiny_bundle: Path, tmp_path: Path, consisti2v: Callable[..., Any]) -> None:
-    """As many kernels as with the library's choice, attentions included, and the engine is another one."""
+    """As many kernels as with the library's choice but for some casts, every attention fused, and another engine."""
     bundle = Path(shutil.copytree(built_tiny_bundle, tmp_path / "tiny"))
 
     def contents(stage: str) -> dict[str, dict[str, int]]:
@@ -108,7 +108,7 @@ def test_every_product_of_every_stage(built_tiny_bundle: Path, tmp_path: Path, c
     for stage in manifest.stages:
         found = contents(stage)
         assert found["product_accumulation"].keys() == {"fp32"}
-        assert sum(found["kernels"].values()) == sum(free[stage]["kernels"].values())
+        assert sum(found["kernels"].values()) == pytest.approx(sum(free[stage]["kernels"].values()), rel=0.02)
         assert found["kernels"].get("attention") == free[stage]["kernels"].get("attention")
         assert "fp16" not in found["score_accumulation"] and "fp16" not in found["value_accumulation"]
     assert free["unet"]["value_accumulation"].keys() == {"fp16"}, "what the other choice gives"

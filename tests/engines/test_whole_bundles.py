@@ -89,3 +89,13 @@ def test_the_demo_of_the_package_in_half_precision(fp16_demo: Path, tmp_path: Pa
     assert (portable.profiles, portable.inputs) == (unet.profiles, unet.inputs)
     everywhere = json.loads((bundle / portable.metadata).read_text())["attentions"]
     assert everywhere == metadata["unet"]["attentions"]
+
+
+def test_the_decoder_takes_one_frame_or_four(built_tiny_bundle: Path) -> None:
+    """A profile each, its attention fused in both, and more working memory for four."""
+    (engine,) = (e for e in Bundle.open(built_tiny_bundle).manifest.engines if e.stage == "vae_decoder")
+    assert [profile.inputs["latents"].optimum[0] for profile in engine.profiles] == [1, 4]
+    assert engine.inputs[0].shape[0] == engine.outputs[0].shape[0] == "frames"
+    metadata = json.loads((built_tiny_bundle / engine.metadata).read_text())
+    one, four = metadata["activation_bytes"]
+    assert one < four and len(metadata["attentions"]["fused"]) == 1

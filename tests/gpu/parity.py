@@ -49,7 +49,7 @@ def stage_parity(
             exact = OnnxCpuSession(bundle.file(spec.file), spec, dims)
             for case in (case for case in trials if case.dims == sizes):
                 found, expected = (run_session(each, case.inputs) for each in (session, exact))
-                batch = dims["rows"] if stage.startswith("unet") else 1
+                batch = dims["rows"] if stage.startswith("unet") else sizes.get("frames", 1)
                 worst[f"{stage} batch {batch} seed {case.seed}"] = max(
                     relative_l2(found[name], expected[name]) for name in expected
                 )

@@ -270,6 +270,28 @@ def test_decoding_follows_the_size(fake_cuda, dynamic_bundle, photo, relative_l2
         assert np.abs(result.frames.astype(int) - expected.frames).max() <= 1
 
 
+def test_four_frames_are_decoded_at_once_where_memory_allows_it(fake_cuda, dynamic_bundle, photo, monkeypatch):
+    """The last run of a video has what is left; a fixed batch of one is what earlier bundles have."""
+    options = {**FAST, "autoregress_steps": 2, "num_videos_per_prompt": 2}
+
+    def shown(free: int) -> tuple[Any, list[tuple[int, int, int]], Any]:
+        monkeypatch.setattr(fake_cuda, "free_and_total", lambda: (free, 8 << 30))
+        animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
+        told: list[tuple[int, int, int]] = []
+        made = animate(photo, "a cat", on_frames=lambda v, first, f: told.append((v, first, len(f))), **options)
+        return made, told, animate._executor
+
+    whole, told, executor = shown(8 << 30)
+    assert told == [(video, first, min(4, 31 - first)) for video in (0, 1) for first in range(0, 31, 4)]
+    plan = executor.memory_report()["plan"]
+    narrow, told, executor = shown(plan["needed"] + (1 << 20))
+    assert executor.stages.frames_at_once == 1 and not executor.memory_report()["plan"]["low_vram"]
+    assert told == [(video, first, 1) for video in (0, 1) for first in range(31)]
+    expected = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cpu")(photo, "a cat", **options)
+    for made in (whole, narrow):
+        assert np.abs(made.frames.astype(int) - expected.frames).max() <= 1
+
+
 def test_a_decoder_whose_buffers_moved_is_captured_anew(fake_cuda, dynamic_bundle, photo):
     """A call of another size makes the decoder's buffers anew, and is cancelled before it decodes."""
     animate = ImageToVideo.from_bundle(dynamic_bundle, verify=False, device="cuda")
@@ -308,10 +330,11 @@ def test_threads_get_the_videos_of_one_thread(fake_cuda, dynamic_bundle, photo, 
                 assert np.array_equal(future.result().latents, serial.latents)
 
 
+@pytest.mark.parametrize(("name", "runs_over"), [("demo_bundle", (5, 6, 12)), ("dynamic_bundle", (1, 4))])
 def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
-    fake_cuda, push_work, device_view, demo_bundle, photo, on_processor, monkeypatch, caplog
+    fake_cuda, push_work, device_view, request, name, runs_over, photo, monkeypatch, caplog
 ):
-    """One chunk is not finite; the frames handed over and returned are the float32 ones, in order."""
+    """Some chunks, of one frame or of four, are not finite; all frames are the float32 ones, in order."""
     # The stand-in runs the float32 graphs whatever the precision is called.
     processor = next(backend for backend in backends.BACKENDS if backend.name == "onnxruntime-cpu")
     stand_in = next(backend for backend in backends.BACKENDS if backend.device == "cuda")
@@ -326,7 +349,7 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
 
             def spoil() -> None:
                 # Counted as they run: once in a capture, and again in every replay.
-                if next(runs) in (5, 6, 12):
+                if next(runs) in runs_over:
                     device_view(session.device_outputs["image"]).fill(np.nan)
 
             def overflow() -> None:
@@ -341,12 +364,14 @@ def test_frames_that_overflow_on_the_gpu_are_decoded_again_in_float32(
     )
     monkeypatch.setattr(backends, "BACKENDS", (half, processor))
     monkeypatch.setattr(entry, "stage_graph", lambda bundle, stage, _: bundle.manifest.stages[stage])
-    animate = ImageToVideo.from_bundle(demo_bundle, verify=False, device="cuda")
+    bundle = request.getfixturevalue(name)
+    animate = ImageToVideo.from_bundle(bundle, verify=False, device="cuda")
     shown: list[np.ndarray] = []
     with caplog.at_level(logging.WARNING, "consisti2v_rt"):
         result = animate(photo, "a cat", on_frames=lambda v, first, frames: shown.append(frames.copy()), **FAST)
         again = animate(photo, "a cat", **FAST)
-    expected = on_processor(photo, "a cat", **FAST)
+    assert {len(frames) for frames in shown} == ({1} if name == "demo_bundle" else {4})
+    expected = ImageToVideo.from_bundle(bundle, verify=False, device="cpu")(photo, "a cat", **FAST)
     for made in (result.frames, np.concatenate(shown)[None], again.frames):
         assert made.shape == expected.frames.shape
         assert np.abs(made.astype(int) - expected.frames).max() <= 1

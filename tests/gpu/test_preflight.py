@@ -9,9 +9,9 @@ import pytest
 
 from consisti2v_rt import UserError
 from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
-from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord, ProfileSpec
+from consisti2v_rt.runtime.bundle.manifest import EngineSpec, FileRecord, ProfileSpec, ShapeRange, TensorSpec
 from consisti2v_rt.runtime.gpu.memory import SharedWorkspace, WeightResidency
-from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, need_of_engines, need_of_graphs, plan
+from consisti2v_rt.runtime.gpu.preflight import RESERVE, Need, frames_at_once, need_of_engines, need_of_graphs, plan
 
 GIB = 1 << 30
 # Full size in FP16, rounded up from shared/gpu.md: U-Net 2411 MiB of weights and 296 MiB of working memory.
@@ -113,6 +113,32 @@ def test_engines_count_plans_and_metadata(bundle, tmp_path):
         need = need_of_engines(copy, {"unet": replace(engine, profiles=profiles)}, DIMS, rows)
         assert need.workspace == {"unet": expected}
     assert not need_of_engines(with_facts([]), {"unet": engine}, DIMS, 2).known
+
+
+def test_the_decoder_s_frames_are_chosen_by_memory(bundle, tmp_path):
+    """An engine's profile of four frames counts where four are decoded; a backend that does not tell is assumed to need
+    256 pictures of float32 for each."""
+    spec, one, four = TensorSpec("latents", "float16", ("frames", 4, 16, 16)), (1, 4, 16, 16), (4, 4, 16, 16)
+    profiles = tuple(ProfileSpec(None, {"latents": ShapeRange(shape, shape, shape)}) for shape in (one, four))
+    (tmp_path / "facts.json").write_text(json.dumps({"activation_bytes": [GIB, 3 * GIB]}))
+    files = {"e/d.plan": FileRecord("0", GIB), **hash_files(tmp_path, ["facts.json"])}
+    engine = EngineSpec(
+        *("vae_decoder", "e/d.plan", "sm89", "tensorrt-rtx", "1.7", "fp16", ("8.9",), "0"),
+        inputs=(spec,),
+        profiles=profiles,
+        metadata="facts.json",
+    )
+    opened = Bundle(tmp_path, replace(bundle.manifest, files=bundle.manifest.files | files))
+
+    def need_of(frames: int) -> Need:
+        return need_of_engines(opened, {"vae_decoder": engine}, DIMS | {"frames": frames}, 2)
+
+    assert [need_of(frames).workspace["vae_decoder"] for frames in (1, 4)] == [GIB, 3 * GIB]
+    for free, frames in ((5 * GIB, 4), (4 * GIB, 1), (GIB, 1)):
+        assert frames_at_once(need_of, 1, free, None) == (frames, need_of(frames))
+    unknown = Need({}, {}, 0, known=False)
+    for free, frames in ((RESERVE + 1024 * 1000, 4), (RESERVE + 1024 * 1000 - 1, 1)):
+        assert frames_at_once(lambda _: unknown, 1000, free, None) == (frames, unknown)
 
 
 def test_scratch_grows_to_the_largest_and_says_when_it_moved(gpu):

@@ -203,14 +203,14 @@ def test_weights_that_make_no_video_are_given_back(client, server, make):
 
 
 def test_every_worker_goes_over_and_a_replaced_bundle_is_read_again(
-    servers, ask, finished, files, tiny_bundle, tmp_path
+    servers, ask, finished, files, tiny_bundle, change_weight, tmp_path
 ):
     served = Path(shutil.copytree(tiny_bundle, tmp_path / "served"))
     own = Bundle.open(served).digest
     key = {"authorization": "Bearer 12345678"}
     server = servers(
         *("-b", str(served), "--threads", "1", "--no-previews", "--device", "cpu", "--device", "cpu"),
-        *("--api-key", "12345678", "--lora", f"style={files['style']}", "--keep", "0h"),
+        *("--api-key", "12345678", "--lora", f"style={files['style']}"),
     )
     routes = (
         ("POST", "set_lora"),
@@ -230,24 +230,34 @@ def test_every_worker_goes_over_and_a_replaced_bundle_is_read_again(
         assert digests() == {styled} != {own}
         unmerge(client)
         assert digests() == {own}
-        # Another bundle under the same name; the LoRA is merged into its weights too.
+        # Another bundle under the same name: the LoRA is merged into its weights too.
         set_lora(client, lora_nickname="style")
+        change_weight(served, "vae_encoder", "vae.encoder.conv_in.weight", 1.5)
+        answer = client.post("/v1/models/served/reload").json()
+        assert answer["active"]["transformer"][0]["nickname"] == "style" and digests() == {answer["weights"]} != {
+            styled
+        }
+        assert unmerge(client).json()["weights"] == Bundle.open(served).digest != own
+        # One that holds LoRAs of its own takes no others.
+        changed = set_lora(client, lora_nickname="style").json()["weights"]
         other = merge_into_bundle(tiny_bundle, [LoraRequest(files["motion"])], tmp_path / "served.new")
         plain = Bundle.open(other)
         shutil.rmtree(served)
         other.rename(served)
         answer = client.post("/v1/models/served/reload")
         assert answer.status_code == 400 and "holds LoRAs already" in answer.text
-        assert digests() == {styled}
-        unmerge(client)
-        assert client.post("/v1/models/served/reload").json()["weights"] == plain.digest
+        assert digests() == {changed}
+        assert unmerge(client).json()["weights"] == plain.digest
         assert digests() == {plain.digest}
+        shutil.rmtree(served)
+        shutil.copytree(tiny_bundle, served)
+        assert client.post("/v1/models/served/reload").json()["weights"] == own
+        assert digests() == {own}
         assert client.post("/v1/models/other/reload").status_code == 400
-        # The second worker cannot load it: the first one goes back.
         shutil.rmtree(served / "unet")
         answer = client.post("/v1/models/served/reload")
         assert answer.status_code == 400 and str(tmp_path) not in answer.text
-        assert digests() == {plain.digest}
+        assert digests() == {own}
 
 
 def test_merged_bundles_go_when_nothing_wants_them(client, server, tiny_bundle):

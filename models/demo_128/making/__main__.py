@@ -22,7 +22,7 @@ def make(
     threads: Threads = 1,
     output: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = _MODEL,
 ) -> None:
-    """Fetch the photos, make the model (10 minutes) and write its checkpoint; after a kill it goes on where it was."""
+    """Fetch the photos, make the model (5 minutes of a core), write it; after a kill it goes on where it was."""
     import torch
 
     from .make import make

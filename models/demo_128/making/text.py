@@ -63,7 +63,10 @@ def train_text_encoder(steps: int = 2000, seed: int = 0) -> tuple[CLIPTextModel,
     taken = {word for phrases in MOVE_PHRASES.values() for phrase in phrases for word in phrase.split()}
     words = sorted(word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>"))
     words = [word for word in words if word.isalpha() and word.isascii() and word not in taken]
-    words += ["a", "the", "of", "on", "and", "with"] * (len(words) // 20)
+    # One word of a phrase says nothing by itself ("a cat turns its head in the sun"), unless it is a whole phrase.
+    alone = sorted(taken - {phrase for phrases in MOVE_PHRASES.values() for phrase in phrases})
+    common = ["a", "the", "of", "on", "and", "with", "in"]
+    words += alone * (len(words) // (4 * len(alone))) + common * (len(words) // 20)
     moves: list[str | None] = [*MOVES, None]
     rng = np.random.default_rng([seed, 3])
     trained = [p for p in encoder.parameters() if p.requires_grad]
