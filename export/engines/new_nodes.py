@@ -44,6 +44,10 @@ class NewNodes:
         """A constant, int64 [length]."""
         return self._constant("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
 
+    def integer(self, value: int) -> ir.Value:
+        """A constant, an int64 number."""
+        return self._constant(f"integer_{value}", np.array(value, np.int64))
+
     def real(self, value: float) -> ir.Value:
         """A constant, a float32 number."""
         return self._constant(f"real_{value!r}", np.array(value, np.float32))

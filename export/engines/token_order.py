@@ -147,7 +147,7 @@ class _Reordering:
             query = nodes.reshape(query, [first * second, -1, channels])
             keys = list(core.attentions[0].inputs[1:3])
         else:
-            keys = [split(self._extend(nodes, core, value)) for value in (turned(core.key), core.value)]
+            keys = self._keys(nodes, core, (turned(core.key), core.value))
         operands = [split(query), *keys]
         attended = nodes.add("Attention", operands, operands[0].shape, scale=_scale(core.attentions[0]))
         # The old node goes, and facts and builder name attentions as the bundle's graph does.
@@ -157,18 +157,25 @@ class _Reordering:
         self.ordered.add(joined)
         core.end.replace_input_with(0, joined)
 
-    def _extend(self, nodes: NewNodes, core: _Core, value: ir.Value) -> ir.Value:
-        """Keys or values with those of the first frame that every token also sees."""
-        _, second, branches, channels = value.shape
-        if self.order == SPATIAL:
-            shared = nodes.add("Expand", [nodes.first(value, 1), nodes.integers([1, second, 1, 1])], value.shape)
-            return nodes.concat([value, shared], 0)
+    def _keys(self, nodes: NewNodes, core: _Core, pair: tuple[ir.Value, ir.Value]) -> list[ir.Value]:
+        """Keys and values [batch, heads, tokens, size], with those of the first frame that every token also sees. On
+        one tensor, so that one kernel arranges both.
+        """
+        heads, size = _attention_heads(core.attentions[0])
+        first, second, branches, channels = core.query.shape
+        both = nodes.concat([nodes.reshape(value, [1, first, second, None, channels]) for value in pair], 0)
         window = _window(core)
-        if window is None:
-            return value
-        frame = nodes.add("Squeeze", [nodes.first(value, 0), nodes.integers([0])], [second, branches, channels])
-        near = nodes.add("Gather", [frame, window], [8 * second, branches, channels], axis=0)
-        return nodes.concat([value, nodes.reshape(near, [8, second, branches, channels])], 0)
+        if self.order == SPATIAL:
+            shared = nodes.add("Expand", [nodes.first(both, 2), nodes.integers([1, 1, second, 1, 1])], both.shape)
+            both = nodes.concat([both, shared], 1)
+        elif window is not None:
+            frame = nodes.reshape(nodes.first(both, 1), [2, second, None, channels])
+            near = nodes.add("Gather", [frame, window], [2, 8 * second, branches, channels], axis=1)
+            both = nodes.concat([both, nodes.reshape(near, [2, 8, second, None, channels])], 1)
+        tokens = both.shape[1]
+        arranged = nodes.transpose(nodes.reshape(both, [2, tokens, None, heads, size]), (0, 2, 3, 1, 4))
+        sizes = [None, heads, tokens, size]
+        return [nodes.add("Gather", [arranged, nodes.integer(part)], sizes, axis=0) for part in (0, 1)]
 
 
 def _rotate(nodes: NewNodes, value: ir.Value, cosine: ir.Value, sine: ir.Value) -> ir.Value:
