@@ -101,6 +101,11 @@ def test_engines_have_a_profile_for_each_size_and_batch(dynamic_bundle: Path) ->
     assert engine_shapes(manifest.stages["text_encoder"], manifest.model, {}).profiles == ()
     ranges = parse_ranges(["width=64:64:128"], manifest.model)
     assert len(engine_shapes(manifest.stages["unet"], manifest.model, ranges).profiles) == 3
+    (decoder,) = engine_shapes(manifest.stages["vae_decoder"], manifest.model, ranges).profiles
+    latents = decoder.inputs["latents"]
+    assert (latents.minimum, latents.optimum, latents.maximum) == ((1, 4, 8, 8), (4, 4, 8, 8), (4, 4, 8, 16)), (
+        "its attention fuses with an open batch"
+    )
     one = dataclasses.replace(manifest.model, sizes=())
     assert len(engine_shapes(manifest.stages["unet"], one, {}).profiles) == 3
 

@@ -126,7 +126,10 @@ def engine_shapes(
         batches = (None,)
     elif len(batches) == 1:
         fixed["rows"] = wanted[0]
-    at_once = [(frames,) * 3 for frames in FRAMES_AT_ONCE]
+    at_once: list[Range] = [(frames,) * 3 for frames in FRAMES_AT_ONCE]
+    if any(asked[axis][0] < asked[axis][2] for axis in {"height", "width"} & asked.keys()):
+        # No fused kernel takes one head of one row of open length; one does of an open batch.
+        at_once = [(FRAMES_AT_ONCE[0], *FRAMES_AT_ONCE[-1:] * 2)]
     profile_ranges = [
         (rows, ranges | ({} if rows is None else {"rows": (rows,) * 3}) | {"frames": frames})
         for ranges in buckets
