@@ -22,6 +22,9 @@ from .libraries import EngineBackend, check_machine, find_engine_backend
 from .shapes import EngineShapes, check_batches, engine_shapes, parse_ranges
 from .targets import Target, check_precision, find_target
 
+FORM = 1
+"""Version of what :mod:`.rewrites` makes of a graph: an engine of another one is built again."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +81,7 @@ class Job:
             stripped=self.stripped,
             platform=("windows" if sys.platform == "win32" else "linux") if self.backend.needs_gpu else "",
             accumulate=self.accumulate,
+            form=FORM,
         )
 
     def outdated_stages(self) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""The forms that an engine is built from: what the export writes, rewritten for the kernels that the builder makes."""
+"""The forms that an engine is built from: what the export writes, rewritten for the kernels that the builder makes.
+
+A change of these forms counts up ``FORM`` in :mod:`.job`, so that builds replace the engines of the former form.
+"""
 
 from __future__ import annotations
 

@@ -135,7 +135,9 @@ class EngineSpec:
     platform: Annotated[str, ("", "linux", "windows")] = ""
     """Operating system it runs on: linux or windows; empty: any (TensorRT for RTX)."""
     accumulate: Annotated[str, ACCUMULATORS] = "auto"
-    """What its products were asked to accumulate in; the facts say what the plan has."""
+    """What its products were asked to accumulate in; the metadata says what the plan has."""
+    form: int = 0
+    """Version of what the builder makes of the graph; an engine of another version still runs, and is built again."""
 
 
 @dataclass(frozen=True)

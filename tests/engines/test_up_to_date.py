@@ -65,6 +65,9 @@ def test_what_is_lost_altered_or_asked_otherwise_is_built(
     (cubin,) = toy_bundle.rglob("*.cubin")
     cubin.write_bytes(b"damaged")
     assert build(dynamic=["rows=1:2:4"]) == [] and cubin.read_bytes().startswith(b"\x7fELF")
+    monkeypatch.setattr(job, "FORM", job.FORM + 1)
+    assert build(dynamic=["rows=1:2:4"]) == ["conditioning", "unet"], "another form of the graph"
+    assert build(dynamic=["rows=1:2:4"]) == []
     monkeypatch.setattr(job, "_installed_version", lambda backend: "0.1")
     assert build(dynamic=["rows=1:2:4"]) == ["conditioning", "unet"], "another version of the library"
 
