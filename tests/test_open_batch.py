@@ -18,7 +18,8 @@ def test_only_the_batch_is_open() -> None:
     model = random_model("tiny")
     names = text_tensor_names(model.unet)
     *others, unet = stages(model, 64, 48, None, dynamic=False)
-    assert all(stage.axes == {} for stage in others)
+    decoder = {"latents": {0: "frames"}, "image": {0: "frames"}}
+    assert [stage.axes for stage in others if stage.axes] == [decoder], "and the decoder's frames"
     assert unet.axes == {name: {0: "rows"} for name in ("sample", "first_frame_latents", "noise_pred", *names)}
     assert unet.inputs["sample"].shape == (2, 4, 15, 8, 6), "one row would be taken for a constant"
 

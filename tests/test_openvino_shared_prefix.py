@@ -121,7 +121,7 @@ def test_a_cancelled_run_ends_between_the_parts(sessions):
 def test_other_graphs_stay_whole(dynamic_bundle, tiny_bundle, case):
     bundle = Bundle.open(tiny_bundle if case == "fixed batch" else dynamic_bundle)
     stage = "vae_decoder" if case == "no text" else "unet"
-    session = backend.load(bundle, stage, {**DIMS, "rows": 1 if case == "one row" else 2}, None, "fp32")
+    session = backend.load(bundle, stage, {**DIMS, "frames": 1, "rows": 1 if case == "one row" else 2}, None, "fp32")
     assert isinstance(session._graph, WholeGraph)
 
 
