@@ -1,7 +1,7 @@
 # Two commands on a fresh machine with Python (>= 3.10) and make:
 #   make demo    install the runtime, animate the example photo on the CPU, twice: zoom in, pan right
-#   make test    install everything, lint, type-check, build the documentation, run the tests that are not slow
-#   make test-all    the same with the slow ones: what continuous integration runs
+#   make test    install everything, lint, type-check, build the documentation, run all tests but the rare ones
+#   make test-all    the same with the rare ones, which take longest: what continuous integration runs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +38,7 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint typecheck docs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 20 -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 20 -m "not rare"
 
 test-all: lint typecheck docs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 60

@@ -35,6 +35,14 @@ def pytest_configure() -> None:
             os.environ.setdefault(name, "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is rare is slow as well."""
+    for item in items:
+        if item.get_closest_marker("rare"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of the published implementation's outputs; see its README."""

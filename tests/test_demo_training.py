@@ -50,7 +50,7 @@ from consisti2v_rt.models.demo.making.vae_training import build_vae  # noqa: E40
 from consisti2v_rt.models.demo.making.view_kernel import moved_latents  # noqa: E402
 from consisti2v_rt.models.demo.making.weights import start_from, write_weights  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 TINY = preset("tiny")
 

@@ -75,7 +75,7 @@ def test_recommended_settings_of_a_checkpoint(checkpoint, tmp_path):
         assert str(folder / "recommended.json") in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_the_bundle_carries_what_its_checkpoint_and_the_command_recommend(consisti2v, checkpoint, tmp_path):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / "recommended.json").write_text('{"guidance_scale_txt": 3, "num_inference_steps": 20}')
@@ -184,7 +184,7 @@ def unet_stage(model, height, width, rows, dynamic, seed=0) -> StageExport:
     return next(s for s in stages(model, height, width, rows, dynamic, seed) if s.name == "unet")
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [

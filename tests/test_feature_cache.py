@@ -160,7 +160,7 @@ def demo_manifest(demo_bundle):
     return Bundle.open(demo_bundle, verify=False).manifest
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_both_graphs_agree_with_torch_and_pass_the_features_on(tmp_path, relative_l2):
     """Exported with an open batch, text attention simplified: the whole step, then a shallow one from its buffer."""
     torch.manual_seed(1)

@@ -168,7 +168,7 @@ def test_an_interval_of_all_steps_is_no_interval(animate, photo):
     assert np.isfinite(part).all() and not np.allclose(part, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_bundle_of_free_batch_splits_and_shrinks(dynamic_bundle, photo, relative_l2):
     """Joint or split, and with the prompt's row alone in some steps, through a real session that changes its batch."""
     animate = ImageToVideo.from_bundle(dynamic_bundle, device="cpu", threads=1)

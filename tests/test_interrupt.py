@@ -113,7 +113,7 @@ def test_other_signals_end_a_generation_too(on_terminal, tmp_path, demo_bundle, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_closed_terminal_ends_an_export(on_terminal, tmp_path, demo_bundle):
     """Its last words are heard by nobody; the half-written bundle goes all the same."""
     pytest.importorskip("torch")
@@ -146,7 +146,7 @@ def test_an_ignored_signal_stays_ignored():
             signal.signal(number, handler)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_ctrl_c_during_export(on_terminal, tmp_path, demo_bundle, listing):
     """Over an existing bundle, which stays as it was."""
     pytest.importorskip("torch")

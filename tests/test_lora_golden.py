@@ -22,7 +22,7 @@ from consisti2v_rt.export.weight_map import read_weight_map  # noqa: E402
 from consisti2v_rt.runtime.bundle.bundle import Bundle  # noqa: E402
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 SCALES = {"every": 0.7, "spatial": -0.4}
 RANK, ALPHA = 3, 1.5
 

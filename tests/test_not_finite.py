@@ -69,7 +69,7 @@ def test_the_command_writes_no_file(break_stage, demo_bundle, photo, consisti2v,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.parametrize(("stage", "after"), [("vae_decoder", 5), ("vae_encoder", 0)])
 def test_a_half_precision_vae_falls_back_to_float32_and_says_so_once(
     break_stage, fp16_demo, photo, caplog, stage, after

@@ -17,7 +17,7 @@ import pytest
 
 import consisti2v_rt
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 ROOT = Path(consisti2v_rt.__file__).parent
 PACKAGE = "consisti2v_rt"

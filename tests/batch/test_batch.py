@@ -91,7 +91,7 @@ def test_rows_that_repeat_run_once_and_deleted_videos_are_made_again(
     assert video.read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_killed_batch_goes_on_where_it_was(make_listing: Listing, bundle: Path, tmp_path: Path) -> None:
     listing = make_listing(*[{"seed": seed, "steps": 4} for seed in range(5)])
     command = [sys.executable, "-m", "consisti2v_rt", "batch", listing, "-o", tmp_path / "out", "-b", bundle]
@@ -105,7 +105,7 @@ def test_a_killed_batch_goes_on_where_it_was(make_listing: Listing, bundle: Path
     assert all((tmp_path / "out" / name).is_file() for line in lines for name in line["files"])
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.skipif(sys.platform == "win32", reason="finds and kills child processes")
 def test_a_worker_that_dies_fails_one_row_and_the_others_run(
     make_listing: Listing, bundle: Path, tmp_path: Path

@@ -57,7 +57,7 @@ def exports(monkeypatch: pytest.MonkeyPatch, demo_bundle: Path) -> list[list[str
     return asked
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_frames_need_an_export_each_and_the_other_axes_one(
     consisti2v: Callable[..., Any], exports: list[list[str]], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_both_formulations_agree(consisti2v: Callable[..., Any], demo_bundle: Path, tmp_path: Path) -> None:
     rows = ("--row", "onnxruntime-cpu", "--row", "onnxruntime-cpu:int8")
     outcome = consisti2v("bench", "side-by-side", demo_bundle, *rows, *QUICK, "-o", tmp_path / "r.json")
@@ -35,7 +35,7 @@ def test_both_formulations_agree(consisti2v: Callable[..., Any], demo_bundle: Pa
     assert "1.00x" in outcome.stdout and "Not measured: onnxruntime-cpu int8" in outcome.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_other_weights_than_the_bundle_s_show(
     consisti2v: Callable[..., Any], demo_bundle: Path, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def test_a_plan_of_products(tmp_path: Path, accumulate: str) -> None:
     assert metadata["contents"]["product_accumulation"] == {accumulate: 2}
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_every_product_of_every_stage(built_tiny_bundle: Path, tmp_path: Path, consisti2v: Callable[..., Any]) -> None:
     """As many kernels as with the library's choice but for some casts, every attention fused, and another engine."""
     bundle = Path(shutil.copytree(built_tiny_bundle, tmp_path / "tiny"))

@@ -21,7 +21,7 @@ from consisti2v_rt.export.precision.recipe import VariantOptions
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 pytest.importorskip("tensorrt_rtx")
 

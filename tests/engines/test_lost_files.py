@@ -177,7 +177,7 @@ def test_only_what_needs_a_file_leaves_the_manifest(bundle: Path) -> None:
     assert not [name for name in without.files if name.startswith("variants/fp16/vae_encoder/")]
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_engines_of_a_graph_that_was_written_anew_are_named(
     bundle: Path, consisti2v: Callable[..., Any], change_weight: Callable[..., None]
 ) -> None:

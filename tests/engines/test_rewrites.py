@@ -65,7 +65,7 @@ def test_the_same_numbers(unet):
     check_same_numbers(unet, rows=2)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_the_same_numbers_whatever_the_batch(tmp_path):
     torch = pytest.importorskip("torch")
     from consisti2v_rt.export.onnx_graph import write_graph
@@ -168,7 +168,7 @@ def test_what_does_not_build_is_built_as_the_bundle_has_it(tmp_path, monkeypatch
     assert metadata["attentions"]["fused"] == ["attention"] and metadata["contents"]["kernels"]["attention"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_the_plan_of_a_unet_of_real_widths(tmp_path):
     """Two levels of the published widths, one layer each, 256x256, two rows: the figures of docs/gpu.md."""
     library = pytest.importorskip("tensorrt_rtx")

@@ -14,7 +14,7 @@ from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 pytest.importorskip("tensorrt_rtx")
 

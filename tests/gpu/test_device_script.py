@@ -71,7 +71,7 @@ def test_a_run_goes_on_where_the_last_one_ended(tmp_path):
         Record(path, 60, resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.skipif(probe().found, reason="this machine has a GPU: pytest -m gpu is the test there")
 def test_without_a_gpu_every_part_says_why(demo_bundle, tmp_path):
     """The script itself, in processes; what is left out here takes long to say no."""

@@ -22,7 +22,7 @@ from consisti2v_rt.kernels.cuda.sources import SOURCES
 from consisti2v_rt.runtime.gpu.device import probe
 from consisti2v_rt.runtime.install import install_hint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent

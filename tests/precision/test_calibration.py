@@ -26,7 +26,7 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.media.video_file import save_frames
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 INT8, FP8 = TensorProto.INT8, TensorProto.FLOAT8E4M3FN
 

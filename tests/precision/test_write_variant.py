@@ -25,7 +25,7 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 
 def recorded(bundle: Path, precision: str) -> dict:

@@ -23,7 +23,7 @@ from consisti2v_rt.serve.options import ServerOptions
 from consisti2v_rt.serve.store import IMAGE, JobStore
 from consisti2v_rt.serve.worker_process import WorkerEndedError, WorkerProcess, order_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from consisti2v_rt.export.weight_map import read_weight_map  # noqa: E402
 from consisti2v_rt.runtime.bundle.bundle import Bundle  # noqa: E402
 from consisti2v_rt.tests.serve.conftest import Server, start_server  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 
 
 @pytest.fixture(scope="module")

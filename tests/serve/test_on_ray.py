@@ -18,7 +18,7 @@ from consisti2v_rt.locations import ASSETS
 from consisti2v_rt.tests.serve.conftest import Server, start_server
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'consisti2v-rt[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 BUNDLE = Path(__file__).parents[1] / "data" / "untrained_bundle"
 
 

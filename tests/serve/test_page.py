@@ -174,7 +174,7 @@ def test_from_drop_to_the_downloaded_files(visit, photo, tmp_path, monkeypatch):
     assert words[:2] == ["consisti2v", "generate"] and "pan left" in words and "7" in words
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_reload_in_mid_job_and_a_second_tab(visitor, server):
     one = visitor()
     page = one.tab(server.address)
@@ -279,7 +279,7 @@ def test_axe_finds_no_violation_in_light_and_dark(visit):
     check_accessible(dark)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_the_key_is_asked_for_once_and_the_server_starts_again(visitor, servers):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
