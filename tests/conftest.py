@@ -35,11 +35,15 @@ def pytest_configure() -> None:
             os.environ.setdefault(name, "1")
 
 
+MADE_ONCE = {"tiny_bundle", "dynamic_bundle", "fp16_demo", "built_tiny_bundle", "fp16_bundle"}
+"""Fixtures of bundles that one process makes for all."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is rare is slow as well."""
+    """What is rare is slow as well, and so is what needs a bundle that takes half a minute to make."""
     for item in items:
-        if item.get_closest_marker("rare"):
+        if item.get_closest_marker("rare") or not MADE_ONCE.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
 
 

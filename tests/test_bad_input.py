@@ -28,6 +28,8 @@ from consisti2v_rt import cli
 from consisti2v_rt.runtime import text
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
+pytestmark = pytest.mark.slow
+
 DEMO_MODEL = Path(cli.__file__).parent / "models" / "demo"
 MANIFEST = "bundle.json"
 UNET = "unet/unet.onnx"

@@ -47,6 +47,7 @@ def test_the_bundle_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bundle_home().is_absolute() and bundle_home().name == "consisti2v"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["inspect", "NAME"], ["doctor", "-b", "NAME"], ["bench", "--predict", "-b", "NAME"]]
 )
@@ -59,6 +60,7 @@ def test_commands_take_names(
         assert outcome.code == 0, outcome.stderr
 
 
+@pytest.mark.slow
 def test_a_video_from_a_name(photo: Path, consisti2v: Callable[..., Any]) -> None:
     outcome = consisti2v("generate", "-b", "demo", "-i", photo, "--steps", "1", "-o", "a.gif")
     assert outcome.code == 0 and Path("a.gif").is_file()

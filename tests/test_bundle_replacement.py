@@ -65,6 +65,7 @@ def killed(bundle: Path, demo_bundle: Path) -> Path:
 needs_kill = pytest.mark.skipif(os.name == "nt", reason="Windows renames no folder with an open file in it")
 
 
+@pytest.mark.slow
 @needs_kill
 def test_inspect_finds_a_bundle_that_was_being_replaced(killed: Path, consisti2v: Callable[..., Any]) -> None:
     shown = consisti2v("inspect", killed, "--verify")

@@ -145,6 +145,7 @@ def relocate(bundle: Path, location: str) -> None:
     rehash(bundle, f"{STAGE}/{STAGE}.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("kind", ["unrecorded", "parent", "absolute", "nul", "link"])
 def test_references_that_are_refused_everywhere(copy, consisti2v, verify, kind):
@@ -193,6 +194,7 @@ def run_stage(bundle: Bundle) -> Any:
     return next(iter(session.outputs.values())).copy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("name", [f"{STAGE}/{STAGE}.onnx.data", f"{STAGE}/{STAGE}.onnx"])
 def test_a_file_put_in_place_of_another_changes_nothing(copy, demo_bundle, verify, name):
@@ -219,6 +221,7 @@ def test_a_file_written_over_after_opening_is_refused(copy):
     assert "has 5 bytes instead of" in refusal(lambda: run_stage(opened))
 
 
+@pytest.mark.slow
 def test_weights_cut_short_under_a_loaded_model_harm_nothing(copy, photo):
     """In a process of its own: a mapped file would end it by a signal."""
     program = f"""
@@ -270,6 +273,7 @@ def test_an_expected_digest(demo_bundle, photo, tmp_path, consisti2v):
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "entry", "value"),
     [
@@ -294,6 +298,7 @@ def test_sizes_that_contradict_the_graphs(copy, section, entry, value):
     refusal(lambda: Bundle.open(copy, verify=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entry", "value"), [("pad_token_id", 5), ("pad_token", "<nothing>"), ("pad_token_id", -1)])
 def test_a_padding_token_that_the_tokenizer_does_not_have(copy, consisti2v, entry, value):
     change(copy, lambda data: data["tokenizer"].update({entry: value}))
@@ -301,6 +306,7 @@ def test_a_padding_token_that_the_tokenizer_does_not_have(copy, consisti2v, entr
     assert "tokenizer.pad_token_id" in consisti2v("inspect", copy, "--verify").refusal()
 
 
+@pytest.mark.slow
 def test_a_vocabulary_larger_than_the_text_encoder_s(copy):
     path = copy / "tokenizer" / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -328,6 +334,7 @@ def test_a_decoder_that_takes_frames_and_gives_one(copy):
 # -- amounts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

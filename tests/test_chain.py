@@ -10,6 +10,8 @@ import pytest
 from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime.loop.denoise import join_clips
 
+pytestmark = pytest.mark.slow
+
 UNTRAINED = Path(__file__).parent / "data" / "untrained_bundle"
 FAST = {"num_inference_steps": 1, "guidance_scale_txt": 1.0, "seed": 1}
 

@@ -54,6 +54,7 @@ def test_help_of_a_command(consisti2v, command):
     assert re.search(rf"Usage: .*\b{command} \[OPTIONS\]", outcome.stdout)
 
 
+@pytest.mark.slow
 def test_generate_as_a_process(consisti2v_process, tmp_path, demo_bundle, photo, model):
     options = ["--prompt", "a cat", "--steps", "2", "--seed", "7", "--output", "cat.mp4"]
     outcome = consisti2v_process("generate", "--bundle", demo_bundle, "--image", photo, *options)
@@ -75,6 +76,7 @@ def test_generate_as_a_process(consisti2v_process, tmp_path, demo_bundle, photo,
     assert [line for line in outcome.stderr.splitlines() if not line.startswith("note: ")] == []
 
 
+@pytest.mark.slow
 def test_generate_several_videos(consisti2v, tmp_path, demo_bundle, photo, model):
     options = ["--prompt", "a", "--prompt", "b", "--seed", "1", "--seed", "2", "--steps", "1"]
     output = tmp_path / "pair.webp"
@@ -89,6 +91,7 @@ def test_generate_several_videos(consisti2v, tmp_path, demo_bundle, photo, model
     assert pictures[0].shape == (model.height, model.width, 3) and not np.array_equal(*pictures)
 
 
+@pytest.mark.slow
 def test_the_seed_that_was_drawn_gives_the_same_video(consisti2v, tmp_path, demo_bundle, photo, model):
     options = ["generate", "--bundle", demo_bundle, "--image", photo, "--steps", "1", "--no-frameinit"]
     first = consisti2v(*options, "--output", tmp_path / "a.png")
@@ -106,6 +109,7 @@ def test_the_seed_that_was_drawn_gives_the_same_video(consisti2v, tmp_path, demo
         assert (tmp_path / f"a-{index:03d}.png").read_bytes() == (tmp_path / f"b-{index:03d}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_demo(consisti2v, tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = consisti2v("demo", "--steps", "1", "--seed", "3")
@@ -115,6 +119,7 @@ def test_demo(consisti2v, tmp_path, model, monkeypatch):
     assert video_size("demo.mp4") == video_size("demo.gif") == (model.frames, model.height, model.width)
 
 
+@pytest.mark.slow
 def test_demo_of_another_photo_as_a_gif_alone(consisti2v, tmp_path, model):
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "teal.png")
     arguments = ["--image", tmp_path / "teal.png", "--output", tmp_path / "own.gif", "--steps", "1"]
@@ -148,6 +153,7 @@ def test_inspect_verify(consisti2v, demo_bundle):
     )
 
 
+@pytest.mark.slow
 def test_inspect_shows_names_as_they_are(consisti2v, tmp_path, demo_bundle):
     """Brackets are no markup."""
     shutil.copytree(demo_bundle, tmp_path, dirs_exist_ok=True)
@@ -167,6 +173,7 @@ def test_doctor(consisti2v):
     assert re.search(r"\byes\b", row)
 
 
+@pytest.mark.slow
 def test_a_module_is_run_like_the_command(consisti2v_process):
     outcome = consisti2v_process("inspect", "--help")
     assert outcome.code == 0 and "--verify" in outcome.stdout

@@ -40,6 +40,7 @@ def demo_bundle() -> Path:
     return Path(__file__).parent / "data" / "untrained_bundle"
 
 
+@pytest.mark.slow
 def test_unet_and_conditioning_cost_what_torch_counts(demo_bundle: Path) -> None:
     """The bundle's own U-Net, rebuilt in torch from the settings in its manifest."""
     torch = pytest.importorskip("torch")
@@ -60,6 +61,7 @@ def test_unet_and_conditioning_cost_what_torch_counts(demo_bundle: Path) -> None
     assert costs.stages["conditioning"].flops == pytest.approx(conditioning, rel=0.005)
 
 
+@pytest.mark.slow
 def test_an_exported_stage_costs_what_torch_counts(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from consisti2v_rt.benchmarks.cost.graph import read_graph
@@ -76,6 +78,7 @@ def test_an_exported_stage_costs_what_torch_counts(tmp_path: Path) -> None:
     assert count_stage(read_graph(tmp_path / "stage.onnx")).flops == pytest.approx(counted, rel=0.005)
 
 
+@pytest.mark.slow
 def test_the_stored_full_size_table_is_the_full_size_model() -> None:
     torch = pytest.importorskip("torch")
     from consisti2v_rt.export.unet import VideoUNet

@@ -90,6 +90,7 @@ def test_flow_of_true_moves_agrees_and_of_others_does_not(photo: torch.Tensor) -
         assert [other for other in MOVES if agrees(motion, other)] == [move]
 
 
+@pytest.mark.slow
 def test_comparison_of_the_truth_and_of_damage(photo: torch.Tensor) -> None:
     true = as_uint8(moved(photo, "pan_left", 3))
     same = compare(true, true, "pan_left", 3)

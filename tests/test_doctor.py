@@ -30,6 +30,7 @@ def test_the_verdict_stands_first_and_an_extra_takes_one_line(consisti2v: Callab
         assert ("pip install" in line) == (" installed " not in line or "not installed" in line), line
 
 
+@pytest.mark.slow
 def test_plain_where_nobody_looks(consisti2v_process: Callable[..., Any]) -> None:
     """ASCII alone, no escapes, and no line broken, in a pipe and in a dumb terminal."""
     for command in (["doctor"], ["inspect", "demo"], ["inspect"]):
@@ -103,6 +104,7 @@ def test_a_backend_whose_package_is_damaged_is_passed_over(
 BROKEN = "raise {error}('this package is broken')\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "error"),
     [("av", "ImportError"), ("PIL", "RuntimeError"), ("numpy", "ImportError"), ("onnxruntime", "AttributeError")],

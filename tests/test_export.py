@@ -50,6 +50,7 @@ def same_weights(unet, checkpoint: Path) -> bool:
     return all(torch.equal(value, expected[key]) for key, value in unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_folder_in_diffusers_layout(checkpoint):
     model = loading.load_model(checkpoint)
     assert same_weights(model.unet, checkpoint)
@@ -57,6 +58,7 @@ def test_folder_in_diffusers_layout(checkpoint):
     assert model.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
+@pytest.mark.slow
 def test_recommended_settings_of_a_checkpoint(checkpoint, tmp_path):
     assert loading.load_model(checkpoint).recommended == RecommendedSettings()
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
@@ -154,6 +156,7 @@ def test_refusals(checkpoint, tmp_path, capsys):
         loading.read_weights(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.slow
 def test_hub_id_goes_through_the_hub(checkpoint, monkeypatch):
     asked = {}
 
@@ -167,6 +170,7 @@ def test_hub_id_goes_through_the_hub(checkpoint, monkeypatch):
     assert "unet/*" in asked["allow_patterns"] and model.source == "TIGER-Lab/ConsistI2V"
 
 
+@pytest.mark.slow
 def test_a_written_bundle(tiny_bundle):
     manifest = Bundle.open(tiny_bundle).manifest
     assert manifest.model.rows == 2 and not manifest.model.trained
@@ -205,6 +209,7 @@ def test_other_shapes_of_the_unet(changes, rows, tmp_path):
     assert compare_with_torch(tmp_path / "unet.onnx", spec, reference).relative_l2 < 2e-5
 
 
+@pytest.mark.slow
 def test_a_damaged_graph_is_refused(tmp_path):
     """Weights changed after the export: the comparison must see it."""
     model = random_model("tiny")
@@ -220,6 +225,7 @@ def test_a_damaged_graph_is_refused(tmp_path):
         compare_with_torch(tmp_path / "text_encoder.onnx", spec, reference)
 
 
+@pytest.mark.slow
 def test_rounding_is_told_from_a_wrong_graph(tmp_path, monkeypatch):
     """Above the fixed limit, torch in float64 says whether the graph is as near as torch's own float32 is."""
     stage = next(stages(random_model("tiny"), 64, 64, 2, False))
@@ -258,6 +264,7 @@ def test_every_stage_runs_in_float64():
         assert all(np.array_equal(again.outputs[name], reference.outputs[name]) for name in reference.outputs)
 
 
+@pytest.mark.rare
 def test_dynamic_bundle(dynamic_bundle):
     """One graph for every batch and size; compared with torch at another size than it was traced at."""
     bundle = dynamic_bundle
@@ -294,6 +301,7 @@ def test_the_decoder_gives_a_frame_the_same_numbers_alone_and_among_four(dynamic
         assert [case["frames"] for case in Cases(opened).sizes(spec)] == [1, 4]
 
 
+@pytest.mark.slow
 def test_fp16_variant_of_a_dynamic_bundle(dynamic_bundle, tmp_path):
     """Every guidance batch is compared with float32; the graph stays open in batch and size."""
     bundle = Path(shutil.copytree(dynamic_bundle, tmp_path / "bundle"))

@@ -17,6 +17,8 @@ from consisti2v_rt.runtime.request.presets import PRESET_SETTINGS, PRESETS
 from consisti2v_rt.runtime.request.settings import GenerationSettings
 from consisti2v_rt.runtime.timings import Timings
 
+pytestmark = pytest.mark.slow
+
 FAST = {"num_inference_steps": 2, "seed": 3}
 DATA = Path(__file__).parent / "data"
 

@@ -66,6 +66,7 @@ def test_held_and_gone(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path: Path, holder: Callable[[Path], subprocess.Popen[str]]) -> None:
     """The second waits for the first, is told for whom once, and goes on when that one is killed."""
     other, told = holder(tmp_path / "lock"), []
@@ -164,6 +165,7 @@ def test_a_bundle_that_cannot_be_written_to_needs_no_lock(
         assert listing(small_bundle) == before
 
 
+@pytest.mark.slow
 def test_changes_of_the_manifest_at_once_are_all_kept(small_bundle: Path) -> None:
     """Four processes, each adding ten tools: read, changed and replaced without a lock, some would be lost."""
     code = (
@@ -199,6 +201,7 @@ def test_a_build_removes_what_killed_ones_left(small_bundle: Path) -> None:
         assert not any(path.exists() for path in (*gone, manifest)) and all(path.exists() for path in kept)
 
 
+@pytest.mark.slow
 def test_a_running_build_keeps_its_folder(small_bundle: Path) -> None:
     """A second build, with whatever process number, waits: the folder of the first is there all the time."""
     code = (

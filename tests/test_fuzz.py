@@ -30,7 +30,7 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.tests.fuzz.families import FAMILIES, SAME, Case, Sources, copy_bundle, make_case
 from consisti2v_rt.tests.fuzz.server import LIMIT
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every case runs in a fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="every case runs in a fork")]
 
 DATA = Path(__file__).parent / "data"
 MOST_MEMORY = {"photo": 2**30}
@@ -250,6 +250,7 @@ def _wrong_result(case: Case, fuzzer: Fuzzer) -> list[str]:
     return []
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(("family", "seed"), wanted(), ids=lambda value: str(value))
 def test_case(family: str, seed: int, fuzzer: Fuzzer, sources: Sources) -> None:
     if lacking := _lacking(family, sources):

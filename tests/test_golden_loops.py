@@ -31,6 +31,8 @@ from consisti2v_rt.runtime.loop.denoise import FrameInitPlan, Guidance, denoise_
 from consisti2v_rt.runtime.session import OnnxCpuSession  # noqa: E402
 from consisti2v_rt.runtime.timings import Timings  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 INDEX = json.loads((GOLDEN / "pipeline" / "index.json").read_text())
 LOOPS = [name for name, entry in INDEX.items() if (GOLDEN / "pipeline" / f"{name}.safetensors").is_file()]

@@ -100,6 +100,7 @@ def change(checkpoint: Path, part: str, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "values", "says"), CASES, ids=[f"{part}-{v.keys()}" for part, v, _ in CASES])
 def test_refused_from_the_configuration(checkpoint: Path, part: str, values: dict[str, Any], says: str) -> None:
     change(checkpoint, part, values)
@@ -111,6 +112,7 @@ def test_refused_from_the_configuration(checkpoint: Path, part: str, values: dic
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 def test_the_command_refuses_without_torch(checkpoint: Path) -> None:
     """Every argument too; the child cannot import torch or what needs it."""
     change(checkpoint, "unet", {"layers_per_block": 10**9})

@@ -325,6 +325,7 @@ def test_preprocess_needs_rgb():
     assert "load_image" in refusal(Image.new("L", (20, 20)), lambda image: preprocess(image, 16, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image_size", [(300, 451), (451, 300), (3000, 4000), (64, 48), (16, 16), (256, 256), (37, 2000), (1001, 777)]
 )
@@ -375,6 +376,7 @@ def test_pipes_and_devices_are_refused_not_waited_for(tmp_path):
     os.close(writer)
 
 
+@pytest.mark.slow
 def test_a_file_over_its_limit_is_refused(tmp_path):
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(1 << 40)
@@ -465,6 +467,7 @@ def test_strips_change_nothing(monkeypatch):
     np.testing.assert_array_equal(np.asarray(load_image(pictures[1])), np.asarray(pictures[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory as Linux counts it")
 @pytest.mark.parametrize(("kind", "turned"), [("PNG", True), ("JPEG", False)])
 def test_the_largest_photos_take_less_than_a_gibibyte(tmp_path, kind, turned):

@@ -22,7 +22,10 @@ from consisti2v_rt.runtime.request.settings import StepProgress
 from consisti2v_rt.runtime.session import OnnxCpuSession
 
 STOPPED = "stopped; nothing half-written is left"
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child and no pseudo-terminal")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child and no pseudo-terminal"),
+]
 
 
 class OnTerminal:

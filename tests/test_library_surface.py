@@ -130,6 +130,7 @@ def test_an_other_name_wins_over_a_preset():
     assert GenerationSettings.from_options({"preset": "balanced", "steps": 3}).num_inference_steps == 3
 
 
+@pytest.mark.slow
 def test_the_words_of_diffusers_make_the_same_video(animate, photo):
     model = animate.bundle.manifest.model
     words = {"num_frames": model.frames, "guidance_scale": 1.0, "num_images_per_prompt": 1, "negative_prompt": None}
@@ -161,6 +162,7 @@ def test_suggestions_know_the_other_names(typed, meant):
         GenerationSettings.from_options({typed: 1})
 
 
+@pytest.mark.slow
 def test_the_command_takes_other_names(consisti2v, demo_bundle, photo, tmp_path):
     common = ["generate", "--bundle", demo_bundle, "--image", photo, "--seed", "1", "--output"]
     own = consisti2v(*common, tmp_path / "own.png", "--steps", "2", "--guidance-scale", "1", "--no-frameinit")
@@ -246,6 +248,7 @@ def test_the_constructor_refuses_wrong_types(animate):
     assert ImageToVideo(bundle, gpu=GpuOptions()).backend.backend.device == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
 def test_latents_of_another_float_type_are_used_as_float32(animate, photo, videos, dtype):
     noise = np.random.default_rng(0).standard_normal(videos.latents[:1].shape).astype(np.float16)
@@ -398,6 +401,7 @@ def test_results_are_pickled_and_copied(videos):
 # -- stopping and closing ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_callback_that_returns_false_stops_the_call(animate, photo):
     seen: list[StepProgress] = []
 
@@ -419,6 +423,7 @@ def test_a_cancelled_call_says_so():
     assert str(CancelledError()) == "the call was cancelled"
 
 
+@pytest.mark.slow
 def test_a_with_block_closes(demo_bundle, photo):
     with ImageToVideo.from_bundle(demo_bundle, verify=False) as animate:
         animate(photo, "a cat", **FAST)
@@ -434,6 +439,7 @@ def test_a_with_block_closes(demo_bundle, photo):
         pass
 
 
+@pytest.mark.slow
 def test_close_ends_the_running_call_and_those_that_wait(demo_bundle, photo):
     animate = ImageToVideo.from_bundle(demo_bundle, verify=False)
     running, ends = threading.Event(), []
@@ -457,6 +463,7 @@ def test_close_ends_the_running_call_and_those_that_wait(demo_bundle, photo):
     assert any(isinstance(e, CancelledError) for e in ends)
 
 
+@pytest.mark.slow
 def test_close_in_a_callback_is_refused(animate, photo):
     with pytest.raises(UserError, match="close was called from a callback of a running call: return False there"):
         animate(photo, "a cat", callback=lambda state: animate.close(), **FAST)

@@ -109,6 +109,7 @@ def files(tmp_path_factory, twin) -> dict[str, tuple[Path, dict]]:
     return {name: (folder / f"{name}.safetensors", halves) for name, halves in made.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["peft", "processor", "kohya"])
 def test_every_layout_is_the_torch_merge(layout, twin, tmp_path, relative_l2):
     weights = layer_weights(twin.unet, twin.text_encoder)
@@ -145,6 +146,7 @@ def merged(tiny_bundle, files, tmp_path_factory) -> Path:
     return merge_into_bundle(tiny_bundle, [LoraRequest(files["every"][0], 0.5)], output)
 
 
+@pytest.mark.slow
 def test_every_weight_of_a_bundle_is_found_and_changed_as_in_torch(tiny_bundle, merged, files, twin, relative_l2):
     mapped = read_weight_map(Bundle.open(tiny_bundle))
     stored = {layer for layer, weight in mapped.items() if weight.places}
@@ -273,6 +275,7 @@ def test_half_precisions_are_read_as_float32(tmp_path):
         read_lora_file(path)
 
 
+@pytest.mark.slow
 def test_a_running_call_finishes_on_the_old_weights(tiny_bundle, merged):
     settings = {"num_inference_steps": 2, "seed": 1, "device": "cpu"}
     device = {"device": settings.pop("device")}

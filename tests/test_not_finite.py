@@ -12,6 +12,8 @@ from consisti2v_rt import ImageToVideo, UserError
 from consisti2v_rt.runtime import backends
 from consisti2v_rt.runtime.stage_failure import is_finite
 
+pytestmark = pytest.mark.slow
+
 FAST = {"num_inference_steps": 2, "seed": 3, "guidance_scale_txt": 1.0}
 
 
@@ -90,6 +92,7 @@ def test_a_half_precision_vae_falls_back_to_float32_and_says_so_once(
     assert result.frames[0, after + 2].std() > 5, "no black frames"
 
 
+@pytest.mark.rare
 def test_a_half_precision_unet_is_refused_with_the_remedy(break_stage, fp16_demo, photo):
     break_stage("unet", "fp16")
     animate = ImageToVideo.from_bundle(fp16_demo, verify=False, device="cpu", precision="fp16")

@@ -45,6 +45,7 @@ def fill(*sessions: OpenVinoSession | OnnxCpuSession) -> None:
             session.inputs[name][...] = values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_equals_onnx_runtime(tiny_bundle, relative_l2, stage):
     ours, exact = pair(tiny_bundle, stage, {"frames": 1})
@@ -56,6 +57,7 @@ def test_every_stage_equals_onnx_runtime(tiny_bundle, relative_l2, stage):
         assert relative_l2(ours.outputs[name], expected) < 2e-5
 
 
+@pytest.mark.rare
 def test_other_sizes_are_compiled_anew_and_equal(dynamic_bundle, relative_l2):
     small, large = ({"rows": rows, "latent_height": h, "latent_width": w} for rows, h, w in ((2, 8, 8), (1, 16, 8)))
     ours, exact = pair(dynamic_bundle, "unet", small)
@@ -91,6 +93,7 @@ def test_bound_arrays_are_read_in_place(tiny_bundle):
         session.bind_input("latents", latents[:, :2].copy())
 
 
+@pytest.mark.slow
 def test_a_run_is_cancelled_and_runs_again(tiny_bundle):
     session, exact = pair(tiny_bundle, "unet", {})
     session.cancel()
@@ -108,6 +111,7 @@ def test_a_run_is_cancelled_and_runs_again(tiny_bundle):
     assert np.allclose(session.outputs["noise_pred"], exact.outputs["noise_pred"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_video_equals_onnx_runtime(tiny_bundle, photo, relative_l2):
     options = {"num_inference_steps": 3, "seed": 7}
     latents = {}
@@ -118,6 +122,7 @@ def test_a_whole_video_equals_onnx_runtime(tiny_bundle, photo, relative_l2):
     assert relative_l2(latents["openvino"], latents["cpu"]) < 2e-5
 
 
+@pytest.mark.slow
 def test_a_signal_after_another_thread_closed_the_sessions(tiny_bundle):
     """On the alternate signal stack, as under ``python -X faulthandler``."""
     program = (
@@ -157,6 +162,7 @@ def test_a_precision_the_processor_lacks_is_refused(tiny_bundle, monkeypatch):
         ImageToVideo.from_bundle(tiny_bundle, device="openvino", precision="bf16")
 
 
+@pytest.mark.slow
 def test_reduced_precision_is_asked_of_openvino_for_the_unet_alone(tiny_bundle, monkeypatch):
     """What a processor with bf16 gets; elsewhere OpenVINO takes the hint and computes in float32."""
     monkeypatch.setattr(openvino_session, "native_precisions", lambda: ("fp32", "bf16"))

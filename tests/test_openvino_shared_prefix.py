@@ -53,6 +53,7 @@ def fill(session: OpenVinoSession, exact: OnnxCpuSession, agree: bool, seed: int
         exact.inputs[name][...] = array
 
 
+@pytest.mark.slow
 def test_rows_that_agree_share_the_prefix_and_others_do_not(sessions, relative_l2):
     ours, exact = sessions
     graph = ours._graph
@@ -117,6 +118,7 @@ def test_a_cancelled_run_ends_between_the_parts(sessions):
     assert not np.array_equal(ours.outputs["noise_pred"], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["one row", "fixed batch", "no text"])
 def test_other_graphs_stay_whole(dynamic_bundle, tiny_bundle, case):
     bundle = Bundle.open(tiny_bundle if case == "fixed batch" else dynamic_bundle)

@@ -26,6 +26,7 @@ from consisti2v_rt.runtime.request.settings import GenerationSettings
 COMMANDS = ["", "generate", "demo", "export", "build", "inspect", "evaluate", "doctor", "bench", "bench run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_h_is_help_everywhere_and_plain_in_a_pipe(consisti2v, command):
     short, long = consisti2v(*command.split(), "-h"), consisti2v(*command.split(), "--help")
@@ -52,6 +53,7 @@ def test_wrong_usage_is_plain_in_a_pipe(consisti2v):
     assert outcome.code == 2 and outcome.stderr.isascii() and "No such option" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
 @pytest.mark.parametrize(
     ("environment", "styled"), [({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)], ids=str
@@ -90,6 +92,7 @@ def test_a_console_that_is_not_looked_at_draws_in_ascii(monkeypatch, capsys):
     assert "caf\u00e9" in said and said.replace("\u00e9", "e").isascii() and "\x1b" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_can_be_shown_and_installed(consisti2v_process, tmp_path, shell):
     environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
@@ -108,6 +111,7 @@ def run_piped(data: bytes, folder: Path, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, input=data, cwd=folder, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_photo_from_standard_input_is_the_photo_of_its_file(tmp_path, photo):
     piped = run_piped(photo.read_bytes(), tmp_path, "-i", "-", "-o", "piped.gif")
     assert piped.returncode == 0, piped.stderr
@@ -125,6 +129,7 @@ class StandardInput:
         return self.terminal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stdin", "said"),
     [
@@ -180,6 +185,7 @@ def test_a_file_may_use_other_names_of_options(tmp_path):
         with_config(file, {})
 
 
+@pytest.mark.slow
 def test_generate_uses_the_settings_of_a_file(consisti2v, tmp_path, demo_bundle, photo, monkeypatch):
     seen = []
     real = ImageToVideo.check
@@ -197,6 +203,7 @@ def test_generate_uses_the_settings_of_a_file(consisti2v, tmp_path, demo_bundle,
     assert "is cropped" not in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -231,6 +238,7 @@ def test_refused_settings_files(consisti2v, tmp_path, demo_bundle, photo, text, 
     assert not (tmp_path / "a.gif").exists()
 
 
+@pytest.mark.slow
 def test_what_is_cropped_away_is_told_once(consisti2v, tmp_path, photo):
     arguments = ["demo", "--steps", "1", "-i", photo, "-o", tmp_path / "a.gif"]
     told = [line for line in consisti2v(*arguments).stderr.splitlines() if "cropped" in line]

@@ -14,6 +14,8 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle, hash_files
 from consisti2v_rt.runtime.bundle.manifest import TensorSpec
 from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "assets" / "example.jpg"
 FAST = {"num_inference_steps": 2, "guidance_scale_txt": 1.0, "seed": 3}

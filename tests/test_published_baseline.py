@@ -41,6 +41,7 @@ def load_case(golden: Path, name: str, case: str) -> tuple[dict[str, Tensor], Te
     return inputs, inputs.pop("output")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "count"), [("A", 7), ("D", 2)])
 @torch.no_grad()
 def test_forward_matches_every_golden_case(golden: Path, config: str, count: int, relative_l2: Relative) -> None:
@@ -56,6 +57,7 @@ def test_forward_matches_every_golden_case(golden: Path, config: str, count: int
     assert errors[worst] <= BOUND, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "case"), [("A", "a0"), ("D", "d0")])
 @torch.no_grad()
 def test_inner_modules_match_the_trace(golden: Path, config: str, case: str, relative_l2: Relative) -> None:
@@ -89,6 +91,7 @@ def test_full_size_has_the_published_keys(golden: Path) -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "tera"), [(1, 5.439), (2, 10.879), (3, 16.318)])
 @torch.no_grad()
 def test_full_size_costs_what_the_published_forward_costs(batch: int, tera: float) -> None:

@@ -83,6 +83,7 @@ def published_latents(published, prompt: str, negative: str, seed: int, **option
     return latents.numpy(), pixels.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options"),
     [

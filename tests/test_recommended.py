@@ -91,6 +91,7 @@ def test_settings_of_a_result_can_be_used_again(demo_manifest, distilled):
     assert GenerationSettings.from_options({"frame_stride": None}, once).resolved(demo_manifest).frame_stride == 3
 
 
+@pytest.mark.slow
 def test_the_library_follows_the_bundle(demo_bundle, photo, tmp_path):
     animate = ImageToVideo.from_bundle(demo_bundle, device="cpu")
     videos = animate(photo, "zoom in", seed=1, num_inference_steps=1)
@@ -101,6 +102,7 @@ def test_the_library_follows_the_bundle(demo_bundle, photo, tmp_path):
     assert chosen(old.check(photo, "zoom in").settings) == PUBLISHED
 
 
+@pytest.mark.slow
 def test_the_command_follows_the_bundle(consisti2v, demo_bundle, photo, tmp_path, monkeypatch):
     ran = []
     call = ImageToVideo.__call__
@@ -122,6 +124,7 @@ def test_the_command_follows_the_bundle(consisti2v, demo_bundle, photo, tmp_path
     assert ran[-1].guidance == "none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
@@ -218,6 +221,7 @@ def test_camera_motions_without_effect(demo_manifest, motion):
     assert notices(RecommendedSettings(), ["anything"], motion) == {}
 
 
+@pytest.mark.slow
 def test_the_library_warns_once(demo_bundle, photo, caplog):
     animate = ImageToVideo.from_bundle(demo_bundle, device="cpu")
     with caplog.at_level(logging.WARNING, "consisti2v_rt"):
@@ -229,6 +233,7 @@ def test_the_library_warns_once(demo_bundle, photo, caplog):
         assert len(caplog.messages) == 2 and caplog.messages[1].startswith("camera motion pan_left moves nothing")
 
 
+@pytest.mark.slow
 def test_the_command_notes_once(consisti2v, demo_bundle, photo, tmp_path):
     output = ("--steps", 1, "-o", tmp_path / "v.gif", "--fit", "stretch")
     outcome = consisti2v("generate", "-b", demo_bundle, "-i", photo, "-p", "a [red]cat", "-p", "a dog", *output)

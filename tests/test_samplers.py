@@ -117,6 +117,7 @@ def draws() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return latents, np.stack(rest[:7]), np.stack(rest[7:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "steps"), CASES)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_against_diffusers(name, config, steps, relative_l2, monkeypatch):

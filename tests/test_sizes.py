@@ -20,6 +20,8 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.media.fit import camera_motion_crops
 from consisti2v_rt.runtime.media.image import image_size, load_image, preprocess
 
+pytestmark = pytest.mark.slow
+
 FAST = {"num_inference_steps": 1, "guidance_scale_txt": 1.0, "seed": 1}
 
 

@@ -20,6 +20,8 @@ from consisti2v_rt.runtime.stage_failure import stage_failures
 from consisti2v_rt.runtime.stages import Stages
 from consisti2v_rt.runtime.timings import Timings, time_limit
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 STAGE = "vae_encoder"
 

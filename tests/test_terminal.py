@@ -95,6 +95,7 @@ def hostile_bundle(demo_bundle, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_commands_on_a_hostile_bundle(consisti2v, hostile_bundle, photo, tmp_path):
     lost = next(path for path in (hostile_bundle / "variants").iterdir() if path.name.endswith(".bin"))
     output = tmp_path / f"{HOSTILE.replace('/', '|')}.mp4"
@@ -165,6 +166,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and bash")
 @pytest.mark.parametrize(
     ("line", "code", "said"),

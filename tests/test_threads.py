@@ -46,6 +46,7 @@ def until(condition: Any, seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_eight_threads_get_the_videos_of_one(open_model, photo):
     """Mixed sizes and guidance, and a cancelled call in the middle."""
     options = [{**FAST, **call} for call in CALLS]
@@ -102,6 +103,7 @@ def test_cancel_reaches_waiting_calls_and_no_later_one(open_model, photo):
     assert len(open_model(photo, "a cat", **FAST).frames) == 1
 
 
+@pytest.mark.slow
 def test_a_token_cancels_its_own_call_alone(open_model, photo):
     started, token = threading.Event(), CancelToken()
     options = {**FAST, "num_inference_steps": 30}
@@ -148,6 +150,7 @@ def test_closing_from_several_threads_and_cancelling_meanwhile(demo_bundle, phot
         model(photo, "a cat", **FAST)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_is_told_to_open_its_own(demo_bundle, photo):
@@ -177,6 +180,7 @@ def test_a_forked_child_is_told_to_open_its_own(demo_bundle, photo):
     assert np.array_equal(model(photo, "a cat", **FAST).latents, expected), "the parent's goes on"
 
 
+@pytest.mark.slow
 def test_asyncio_to_thread(open_model, photo):
     async def several() -> list[Any]:
         calls = (asyncio.to_thread(open_model, photo, "a cat", **{**FAST, "seed": seed}) for seed in range(4))

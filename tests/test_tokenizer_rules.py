@@ -87,6 +87,7 @@ def with_tokenizer(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> Bund
     return Bundle.open(bundle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

@@ -72,6 +72,7 @@ def test_the_block_blocks(tmp_path, name):
     assert done.returncode == 1 and "is blocked" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_whole_generation(tmp_path, demo_bundle, photo):
     blocked = (*EXPORT_ONLY, "consisti2v_rt.export")
     done = run_blocked(GENERATE, blocked, tmp_path, bundle=str(demo_bundle), photo=str(photo))
@@ -82,6 +83,7 @@ def test_a_whole_generation(tmp_path, demo_bundle, photo):
     assert all((tmp_path / file).stat().st_size > 100 for file in written)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     """With the plain install: `demo` works, `export` names what it needs."""
     done = run_blocked(COMMAND, EXPORT_ONLY, tmp_path, arguments=["demo", "--steps", "1"])

@@ -35,6 +35,7 @@ def call(unet: VideoUNet, io: dict, case: str, dtype=torch.float32):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", [False, True], ids=["as-loaded", "gates-folded"])
 @pytest.mark.parametrize(("config", "case"), CASES)
 def test_golden_parity(golden, relative_l2, config, case, prepare):
@@ -43,6 +44,7 @@ def test_golden_parity(golden, relative_l2, config, case, prepare):
     assert relative_l2(out, io[f"{case}.output"]) < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "case"), CASES)
 def test_golden_parity_float64(golden, relative_l2, config, case):
     """What is left is the golden data's own float32 rounding, about 1e-6."""
@@ -63,6 +65,7 @@ def test_state_dict_has_the_published_keys_and_shapes(full_on_meta, golden_json)
     assert own == {key: shape for key, (shape, _) in published.items()}
 
 
+@pytest.mark.slow
 def test_cost_at_full_size(full_on_meta):
     """Published: 10.879 TFLOP at batch 2."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -57,6 +57,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("prepared", [False, True], ids=["as-loaded", "gates-folded"])
 def test_same_function(name, prepared, relative_l2):

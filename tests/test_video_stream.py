@@ -162,6 +162,7 @@ def options(bundle: Path, photo: Path, *more: object) -> list[object]:
     return ["generate", "--bundle", bundle, "--image", photo, "--steps", "1", "--seed", "1", "--no-verify", *more]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_library_saves(consisti2v, tmp_path, demo_bundle, photo):
     outcome = consisti2v(*options(demo_bundle, photo, "--output", tmp_path / "a.mp4", "--clips", "2", "-p", "zoom in"))
     assert outcome.code == 0, outcome.stderr
@@ -170,6 +171,7 @@ def test_the_command_writes_what_the_library_saves(consisti2v, tmp_path, demo_bu
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_streams(consisti2v, tmp_path, demo_bundle, photo, monkeypatch):
     """Frames reach the file's thread before the generation returns."""
     seen: list[tuple[int, bool]] = []
@@ -192,6 +194,7 @@ def test_the_command_streams(consisti2v, tmp_path, demo_bundle, photo, monkeypat
     assert [first for first, _ in seen] == list(range(16)) and not any(late for _, late in seen)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_nothing_when_it_is_stopped(consisti2v, tmp_path, demo_bundle, photo, monkeypatch):
     real = video_file.VideoStream.on_frames
 

@@ -21,6 +21,8 @@ from consisti2v_rt.runtime.request.settings import GenerationSettings
 
 from .conftest import Listing, lines_of
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Any]
 
 

@@ -21,6 +21,8 @@ from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.benchmarks.bench.tables import STAGES
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--steps", "2", "--rounds", "2", "--warmup", "1", "--threads", "1")
 
 

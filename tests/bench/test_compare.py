@@ -68,6 +68,7 @@ def test_exit_code_where_a_script_wants_one(consisti2v: Callable[..., Any], file
     assert consisti2v("bench", "compare", *files(0.7), "--fail-on", "slower").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
@@ -121,6 +122,7 @@ def test_what_may_differ(consisti2v: Callable[..., Any], files: Callable[..., li
         assert words in outcome.stdout, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "field"),
     [

@@ -10,6 +10,7 @@ from consisti2v_rt.benchmarks.serving.fleet import Fleet, Front, most_cards, sim
 IDLE = Front(0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_one_card_waits_as_the_pollaczek_khinchine_formula_says() -> None:
     for load in (0.5, 0.8):
         out = simulate(Fleet(1, load, 10.0, 1, IDLE, hours_between_failures=1e12), videos=200_000)

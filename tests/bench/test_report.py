@@ -37,6 +37,7 @@ def test_marks_that_are_not_there(text: str) -> None:
         replace_block(text, "new", "README.md")
 
 
+@pytest.mark.slow
 def test_every_kind_of_record_into_a_readme(
     tmp_path: Path, make_record: Callable[..., Record], consisti2v: Callable[..., Any]
 ) -> None:

@@ -20,6 +20,8 @@ from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.bundle.home import DEMO_FOLDER
 from consisti2v_rt.runtime.bundle.typed_json import MANIFEST_NAME
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--rounds", "1", "--warmup", "0", "--threads", "1")
 
 

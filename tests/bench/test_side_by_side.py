@@ -51,6 +51,7 @@ def test_other_weights_than_the_bundle_s_show(
     assert (record.targets[1].relative_l2 or 0) > 0.1 and record.settings["resident"] is False
 
 
+@pytest.mark.slow
 def test_without_the_weights_the_published_rows_say_so(
     consisti2v: Callable[..., Any], demo_bundle: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_in_turns_a_drift_of_the_machine_cancels() -> None:
     assert apart is not None and apart.width > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 15])
 def test_equal_machines_are_rarely_told_apart(count: int) -> None:
     """Of intervals of ratios that are 1, about one in twenty may leave it out."""

@@ -43,6 +43,7 @@ def test_a_process_that_is_killed_says_so(demo_bundle: Path, photo: Path) -> Non
     assert children() == []
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_and_the_process_stays_usable(demo_bundle: Path, tmp_path: Path) -> None:
     with WorkerProcess(video(demo_bundle, tmp_path / "none.jpg")) as worker:
         for _ in range(2):
@@ -70,6 +71,7 @@ def test_a_line_that_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         WorkerProcess(video(tmp_path, tmp_path))
 
 
+@pytest.mark.slow
 def test_memory_progress_and_end(demo_bundle: Path, photo: Path) -> None:
     shares: list[float] = []
     with WorkerProcess(video(demo_bundle, photo)) as worker:
@@ -99,6 +101,7 @@ def test_the_machine_without_its_names() -> None:
     assert re.fullmatch(r"3\.\d+\.\d+\S*", versions()["python"]) and "onnxruntime" in versions()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a worker sees its parent's end between two requests alone")
 def test_a_busy_worker_ends_with_its_killed_parent():
     busy = (

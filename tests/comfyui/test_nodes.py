@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 from consisti2v_rt import ImageToVideo  # noqa: E402
 from consisti2v_rt.tests.comfyui.double import ComfyUI, InterruptProcessingException  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

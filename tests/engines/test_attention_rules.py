@@ -50,6 +50,7 @@ def build(
     return build_plan(load_library(backend), request, folder / "one.plan", lambda *progress: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "smallest", "largest", "reasons"),
     [

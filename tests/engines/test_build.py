@@ -75,6 +75,7 @@ def test_all_stages_of_the_tiny_model(built_tiny_bundle: Path) -> None:
     assert all(bundle.file(kernel.file).read_bytes().startswith(b"\x7fELF") for kernel in manifest.kernels)
 
 
+@pytest.mark.slow
 def test_one_profile_for_each_guidance_batch(toy_bundle: Path) -> None:
     seen: list[tuple[str, int, int]] = []
 
@@ -104,6 +105,7 @@ def test_a_named_range_is_one_profile(toy_bundle: Path) -> None:
     assert (sizes.minimum[0], sizes.optimum[0], sizes.maximum[0]) == (1, 2, 8) and profile.rows is None
 
 
+@pytest.mark.slow
 def test_targets_live_side_by_side_and_rebuilding_replaces(
     make_toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_targets_live_side_by_side_and_rebuilding_replaces(
     assert metadata["attentions"] == {"fused": ["only_attention"], "decomposed": []}
 
 
+@pytest.mark.slow
 def test_the_portable_target(toy_bundle: Path) -> None:
     (unet,) = build_engines(toy_bundle, "rtx", precision="fp32", stages=["unet"])
     assert unet.compute_capabilities == ("8.0+",)
@@ -174,6 +177,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "sentence"), REFUSALS)
 def test_refused_before_anything_is_written(
     toy_bundle: Path, options: dict[str, Any], sentence: str, listing: Callable[[Path], dict[str, int]]
@@ -245,6 +249,7 @@ def test_a_full_disk(
     assert listing(toy_bundle) == before
 
 
+@pytest.mark.slow
 def test_a_failure_while_moving_leaves_the_bundle_as_it_was(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second manifest cannot be written: what was to be replaced is back."""
     build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])
@@ -270,6 +275,7 @@ def test_a_failure_while_moving_leaves_the_bundle_as_it_was(toy_bundle: Path, mo
     assert not list(toy_bundle.glob("engines/sm86*")), "no empty folder stays"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_the_builder_at_once(
     toy_bundle: Path, listing: Callable[[Path], dict[str, int]], number: signal.Signals
@@ -295,6 +301,7 @@ def test_a_signal_ends_the_builder_at_once(
     assert listing(toy_bundle) == before
 
 
+@pytest.mark.slow
 def test_a_second_build_waits_for_the_first(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     """Another process has the bundle for a second, and has changed its manifest by then."""
     code = (
@@ -327,6 +334,7 @@ def test_a_builder_that_dies_is_told(toy_bundle: Path, monkeypatch: pytest.Monke
         build_engines(toy_bundle, "sm89", precision="fp32", stages=["unet"])
 
 
+@pytest.mark.slow
 def test_the_command(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     done = consisti2v("build", toy_bundle, "--target", "sm89", "--precision", "fp32", "--stages", "unet")
     assert done.code == 0 and " 1 engine for sm89 in " in done.stdout
@@ -372,6 +380,7 @@ DAMAGED_METADATA: list[Callable[[str], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_damaged_metadata(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     """The manifest says that they are right: made so by hand, or written by another version."""
     (engine,) = build_engines(toy_bundle, "sm89", precision="fp32", stages=["conditioning"])

@@ -40,6 +40,7 @@ def test_the_runs_of_a_check_are_counted(tiny_bundle: Path, tmp_path: Path) -> N
     assert seen == [(f"run {number} of 7", number - 1, 7) for number in range(1, 8)], "and one with float16 sums"
 
 
+@pytest.mark.slow
 def test_a_build_tells_of_them(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(bundle_engines, "write_cubins", lambda *arguments: ())

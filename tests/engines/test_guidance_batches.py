@@ -25,6 +25,7 @@ def no_gpu_and_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "CALL_KERNELS", ("noise",))
 
 
+@pytest.mark.slow
 def test_one_batch_is_a_static_plan_that_every_batch_runs_on(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
     pytest.importorskip("tensorrt_rtx")
     options = {"precision": "fp32", "stages": ["unet"]}

@@ -59,6 +59,7 @@ def alter(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_float32_runs_without_them(bundle: Path, consisti2v: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
     """Hashed or not; and the tables are shown, with what is missing."""
     alter(bundle / PLACE / "conditioning.plan")
@@ -135,6 +136,7 @@ def test_a_kernel_is_refused(bundle: Path) -> None:
         GpuKernels(Card(), Bundle.open(bundle))._cubin("noise")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_build_mends_lost_engines(bundle: Path, consisti2v: Callable[..., Any]) -> None:
     whole = Bundle.open(bundle).manifest
     shutil.rmtree(bundle / "engines")
@@ -148,6 +150,7 @@ def test_a_build_mends_lost_engines(bundle: Path, consisti2v: Callable[..., Any]
     assert again.manifest.variants == whole.variants and len(again.manifest.kernels) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conditioning/conditioning.onnx", "vae_encoder/vae_encoder.onnx.data"])
 def test_a_damaged_variant_is_written_anew(bundle: Path, name: str) -> None:
     alter(bundle / "variants/fp16" / name)

@@ -61,6 +61,7 @@ def check_same_numbers(path: Path, rows: int) -> None:
     onnx.checker.check_model(str(other), full_check=True)
 
 
+@pytest.mark.slow
 def test_the_same_numbers(unet):
     check_same_numbers(unet, rows=2)
 
@@ -106,6 +107,7 @@ def test_without_shapes_nothing_is_rewritten(unet):
     assert not joined and kinds(rewritten) == kinds(unet.read_bytes())
 
 
+@pytest.mark.slow
 def test_an_attention_of_another_form_stays_as_it_is(unet):
     """With a mask, as no exported U-Net has it."""
     changed = onnx.load(str(unet), load_external_data=False)

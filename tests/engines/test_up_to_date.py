@@ -16,6 +16,8 @@ from consisti2v_rt.export.engines.bundle_engines import build_engines
 from consisti2v_rt.export.events import Events
 from consisti2v_rt.export.precision import recipe
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorrt_rtx")
 
 HEAVY = ("torch", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "diffusers", "transformers")

@@ -267,6 +267,7 @@ def scale_last_product(bundle_path: Path, precision: str) -> str:
     return tensor.name
 
 
+@pytest.mark.slow
 def test_weights_are_changed_in_the_graph_and_said_so(demo_bundle, tmp_path):
     """Half the weights of the last product: half its output, but for the bias; the bundle stays whole."""
     pytest.importorskip("onnx")

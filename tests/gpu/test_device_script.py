@@ -144,6 +144,7 @@ def test_the_parts_that_run_other_programs(tmp_path, monkeypatch):
         script.run_tests(tmp_path / "tests", [], tmp_path, record)
 
 
+@pytest.mark.slow
 def test_parts_run_no_file_of_the_working_directory(tmp_path, demo_bundle, monkeypatch):
     (tmp_path / "random.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from consisti2v_rt.runtime.gpu.onnx_cuda_session import left_on_processor, provi
 GPU_PACKAGES = ("cuda", "tensorrt_rtx", "tensorrt", "nvmath", "torch")
 
 
+@pytest.mark.slow
 def test_no_gpu_package_is_loaded_on_a_machine_without_one(demo_bundle, photo):
     if device.probe().found:
         pytest.skip("this machine has a GPU")
@@ -121,6 +122,7 @@ def _wheel(folder: Path, name: str, number: str, files: dict[str, str]) -> None:
             wheel.writestr(path, text)
 
 
+@pytest.mark.slow
 def test_a_later_wheel_leaves_the_folders_it_shares_with_an_earlier_one(tmp_path):
     pytest.importorskip("pip")
     first, second, site = tmp_path / "first", tmp_path / "second", tmp_path / "site"

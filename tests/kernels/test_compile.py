@@ -18,6 +18,7 @@ from consisti2v_rt.runtime.install import install_hint
 LETTERS = {"pointer": "p", "int32": "i", "int64": "l", "uint64": "u", "float32": "f"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_90", "sm_120"])
 @pytest.mark.parametrize("name", SOURCES)
 def test_compiles_for(name, arch):
@@ -53,6 +54,7 @@ def test_what_stands_beside_the_sources_names_their_arguments():
         assert entry.call(**dict.fromkeys(entry.arguments, 1)).grid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_arguments_are_those_of_the_source(host_machine, name):
     """The types as read are those that a compiler deduces."""

@@ -34,6 +34,7 @@ def launch_latents(machine, noise, correction, first_frame=True):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gaussian", "box"])
 @pytest.mark.parametrize("static_frames", ["one", "all"])
 @pytest.mark.parametrize("shape", [(2, 4, 16, 8, 6), (1, 4, 5, 7, 9), (1, 1, 1, 1, 1), (3, 2, 2, 1, 3)])

@@ -29,6 +29,7 @@ def launch(machine, kind, decoded):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 7, 5), (3, 3, 16, 24), (0, 3, 8, 8), (2, 3, 0, 4)])
 def test_random_frames(machine, normal, element_types, kind, shape):

@@ -85,6 +85,7 @@ def test_branches_of_weight_zero_are_not_read(normal):
     assert np.isfinite(guided_prediction(predictions, np.array([0, 1], np.float32))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize(("states", "branches", "shape"), [(1, 1, (1, 4, 2, 3, 5)), (2, 2, (3, 257)), (4, 3, (2, 1))])
@@ -102,6 +103,7 @@ def test_the_kernel_is_the_reference_to_the_last_bit(
         assert (rows[2] == 77).all()  # a third copy was not asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 4, 15, 8, 8), (3, 1001), (2, 2)])
 @pytest.mark.parametrize("rescale", [0.3, 1.0])

@@ -10,6 +10,8 @@ import pytest
 from consisti2v_rt.kernels.noise import base_noise_shape, mix_noise
 from consisti2v_rt.tests.kernels.references.philox import FIRST_FRESH_NOISE, box_muller, philox4x32, philox_normal
 
+pytestmark = pytest.mark.slow
+
 ALL_ONES = 0xFFFFFFFF
 
 

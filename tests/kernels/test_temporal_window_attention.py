@@ -56,6 +56,7 @@ def test_the_window_of_a_corner_and_of_the_middle():
     assert positions[:, 5].tolist() == [0, 1, 2, 4, 6, 8, 9, 10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_the_shipped_shape(machine, normal, element_types, relative_l2, kind, head_size):
@@ -68,6 +69,7 @@ def test_the_shipped_shape(machine, normal, element_types, relative_l2, kind, he
     assert relative_l2(out, temporal_window_attention(*arrays, 2, 2, 3, None)) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [True, False])
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 17, 24, 25, 32])
 def test_any_number_of_frames(machine, normal, element_types, relative_l2, frames, window):

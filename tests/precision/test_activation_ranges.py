@@ -67,6 +67,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_activations_are_not_kept_until_the_end(tmp_path):
     """22 observed activations of 31 MiB: a few live at a time."""

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from consisti2v_rt.runtime.pipeline import ImageToVideo
 
@@ -31,6 +32,7 @@ def test_the_unet_needs_its_residual_sums_in_float32(fp16_demo):
     assert sums == {"text_encoder": 0, "conditioning": 0, "vae_encoder": 0, "vae_decoder": 0, "unet": 69}
 
 
+@pytest.mark.slow
 def test_a_video_is_35_db_from_float32(fp16_demo):
     """The same noise; frame 0, which no denoising touches, is left out."""
     videos = {

@@ -22,6 +22,8 @@ from consisti2v_rt.export.precision.simulation import write_simulation
 from consisti2v_rt.runtime.bundle.bundle import Bundle
 from consisti2v_rt.runtime.gpu.device import GpuStatus
 
+pytestmark = pytest.mark.slow
+
 HALF = TensorProto.FLOAT16
 
 
@@ -159,6 +161,7 @@ def test_words() -> None:
     assert float16_accumulators({"fp16_accumulators": losses}, None) is None and float16_accumulators({}, 5e-3) is None
 
 
+@pytest.mark.rare
 def test_graphs_without_the_second_column_are_checked_again(fp16_bundle: Path, tmp_path: Path) -> None:
     from consisti2v_rt.export.precision.recipe import RECIPES, is_current, recorded
 

@@ -59,6 +59,7 @@ def random_latents(scale: float = 1.0) -> Any:
     return scale * np.random.default_rng(0).standard_normal((1, 4, 16, 16), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_sums_beyond_float16_stay_in_float32(bundle, change_weight):
     """All of them in float16 would be infinities; the products that make them still fit."""
     scaled(bundle, change_weight, 15_000)
@@ -69,6 +70,7 @@ def test_sums_beyond_float16_stay_in_float32(bundle, change_weight):
     assert max(loss["relative_l2"] for loss in entry["losses"]) <= 5e-3
 
 
+@pytest.mark.slow
 def test_a_picture_beyond_what_the_check_saw_is_decoded_in_float32(bundle, change_weight, monkeypatch, caplog):
     """The graph holds what it was checked on; larger latents overflow it, and only then the stage changes."""
     scaled(bundle, change_weight, 11_000)

@@ -68,6 +68,7 @@ def test_a_folder(videos, tmp_path):
         assert np.asarray(sheet).std() > 20
 
 
+@pytest.mark.slow
 def test_generated_videos_and_their_fidelity(tmp_path):
     """What is kept of a run is judged equal to itself, and another seed's videos are not."""
     (tmp_path / "photo.jpg").write_bytes((ASSETS / "example.jpg").read_bytes())

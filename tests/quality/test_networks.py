@@ -55,6 +55,7 @@ def run(media: MediaSet, networks: Networks, name: str):
     return next(result for result in evaluate_set(media, networks, [name]) if result.measure.name == name)
 
 
+@pytest.mark.slow
 def test_clipsim_is_the_mean_cosine_that_transformers_gives(networks, clip_folder, known):
     frames, caption = known["real"][:3, :64, :64], "a cat " * 60
     result = run(MediaSet((Video("a", frames, 8.0, caption),)), networks, "clipsim")

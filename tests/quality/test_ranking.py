@@ -28,12 +28,14 @@ def clips(known) -> MediaSet:
     return MediaSet(tuple(Video(name, frames, 8.0) for name, frames in known.items()))
 
 
+@pytest.mark.slow
 def test_flickering(clips, networks):
     value = scores(clips, networks, "temporal_flickering")
     assert value["still"] == 1 > value["blurred"] > value["real"] > value["reordered"] > value["shuffled"]
     assert value["real"] > value["noisy"] + 0.1
 
 
+@pytest.mark.slow
 def test_motion_smoothness_dis(clips, networks):
     """Smooth motion is smooth whatever its speed; an order that jumps and noise are not."""
     value = scores(clips, networks, "motion_smoothness_dis")
@@ -69,6 +71,7 @@ def test_fidelity(known, networks, degraded):
         assert value["equal"] > value["shuffled"], name
 
 
+@pytest.mark.slow
 def test_subject_consistency_lite0(known, networks):
     """A jumping order loses to a smooth one, another video's frames to both; a still one wins."""
     pytest.importorskip("torch")

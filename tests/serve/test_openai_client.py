@@ -7,6 +7,7 @@ import pytest
 openai = pytest.importorskip("openai")
 
 
+@pytest.mark.slow
 def test_create_poll_download_list_and_delete(server, photo):
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
     with photo.open("rb") as file:

@@ -27,7 +27,10 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the p
 expect = playwright.expect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium"),
+]
 
 KEY = "a-key-of-this-test"
 SLOW_MS = 60_000

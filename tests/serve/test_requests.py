@@ -21,6 +21,7 @@ def delete(client, answer):
     return video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [

@@ -12,6 +12,8 @@ from PIL import Image
 
 from consisti2v_rt import ImageToVideo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def library():
