@@ -19,9 +19,9 @@ class Place(TypedDict):
 def neutral_place() -> Place:
     """Working directory and environment for ``python -m`` with a module of this package.
 
-    ``-m`` puts the working directory in front of the standard library: a ``random.py`` there would be run. So the
-    child works in the root folder, and from Python 3.11 on is told to leave its working directory out as well. Paths
-    handed to it must be absolute; those of PYTHONPATH become so here.
+    ``-m`` puts the working directory before the standard library on ``sys.path``, so a ``random.py`` there would be
+    imported. The child therefore runs in the root folder, and ``PYTHONSAFEPATH`` (Python 3.11 and later) keeps its
+    working directory off ``sys.path``. Pass it absolute paths only; entries of PYTHONPATH are made absolute here.
     """
     entries = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -218,9 +218,9 @@ class ImageToVideo(OneProcess):
         return check_request(image, prompt, settings, self.bundle.manifest, self._scheduler, presets)
 
     def new_notices(self, request: Request) -> list[str]:
-        """What a caller should be told of a request before it runs: prompts or a camera motion that the model does not
-        know, a sentence each, with what it does know. Each of the two is told once; a call logs, as warnings of the
-        logger ``consisti2v_rt``, what was not told before it.
+        """Notices about a request before it runs: one sentence for prompts, one for a camera motion that the model does
+        not know, each with those that it knows. A model gives each notice once; a call logs the remaining ones as
+        warnings of the logger ``consisti2v_rt``.
         """
         new = {subject: notice for subject, notice in request.notices.items() if subject not in self._noticed}
         self._noticed |= new.keys()

@@ -21,7 +21,9 @@ _CLIP = (0, 2, 1, 3)
 def normalise_clips(graph: ir.Graph) -> int:
     """Rewrite, in place, every group normalisation whose result goes through a SiLU into a temporal convolution.
 
-    Sums are of float32 numbers; the variance is the mean of the squares less the square of the mean.
+    Sums are of float32 numbers; the variance is the mean of the squares less the square of the mean. For a mean of r
+    standard deviations that costs about 2**-24 r**2 of the variance. Rounding the input to half precision has cost
+    2**-11 r of a standard deviation before, which is more for every r below 2**13.
 
     Args:
         graph: its values have shapes; at most the number of branches is open.

@@ -77,7 +77,7 @@ def find_engine(manifest: Manifest, stage: str, backend: str, precision: str, ma
 
 
 def engines_fit(manifest: Manifest, backend: str, precision: str, machine: Machine) -> Availability:
-    """Whether every stage has an engine that fits, and if not, why and which command mends it."""
+    """Whether every stage has an engine that fits; if not, the reason and the command that builds the missing ones."""
     wanted = _engine_backend_for(backend, machine)
     mend = f"consisti2v build BUNDLE --target current --backend {wanted} --precision {precision}"
     if _knows_no_such_card(backend, machine):
@@ -111,7 +111,7 @@ def check_engine(
 
     Raises:
         UserError: another library, version, system or GPU, a graph that changed since, or sizes that it was not built
-            for; with the command that mends it.
+            for. The message names the command that rebuilds it.
     """
     reason = refusal(engine, machine) or staleness(engine, manifest)
     if reason is not None:

@@ -316,7 +316,8 @@ class Manifest:
                 "export the bundle again, or install the version of consisti2v-rt that wrote it."
             )
         said = data.pop("digest", None)
-        for engine in data.get("engines") or ():
+        engines = data.get("engines")
+        for engine in engines if isinstance(engines, list) else ():
             for former, name in _FORMER_ENGINE_NAMES.items():
                 if isinstance(engine, dict) and former in engine and name not in engine:
                     engine[name] = engine.pop(former)

@@ -250,7 +250,7 @@ class Gpu:
         try:
             work()
         except BaseException:
-            # The stream has to leave capture, whatever state it is in, and what went wrong first is what is told.
+            # End the capture in any state, and report the first error, not one of ending it.
             status, graph = driver.cuStreamEndCapture(stream)
             if int(status) == 0:
                 driver.cuGraphDestroy(graph)

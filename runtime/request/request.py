@@ -109,7 +109,7 @@ def _match(
     for kind, texts in (("prompt", prompts), ("negative_prompt", negatives)):
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"{kind} must be a text, or a list of texts.")
-        # A command line hands over bytes that are no text as half characters.
+        # Python decodes invalid UTF-8 on the command line to lone surrogates.
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
             raise UserError(f"{kind} holds bytes that are no text: type it again, in UTF-8.")
     if len(images) not in (1, len(prompts)):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from consisti2v_rt import UserError
 from consisti2v_rt.benchmarks.bench.record import read_record
 from consisti2v_rt.runtime.bundle.bundle import MANIFEST_NAME
 from consisti2v_rt.runtime.bundle.manifest import Manifest
@@ -52,3 +53,10 @@ def test_records(tmp_path, make_record):
     ]
     (tmp_path / "record.json").write_text(json.dumps(data))
     assert read_record(tmp_path / "record.json") == record
+
+
+@pytest.mark.parametrize("engines", [7, "engines", {"flavour": "x"}, [7], None])
+def test_engines_of_another_kind_are_refused(demo_bundle, engines):
+    data = json.loads((demo_bundle / MANIFEST_NAME).read_text())
+    with pytest.raises(UserError, match="engines"):
+        Manifest.from_json(json.dumps(data | {"engines": engines}))

@@ -196,7 +196,7 @@ def test_a_missing_library_names_the_extra(toy_bundle: Path, monkeypatch: pytest
         build_engines(toy_bundle, "sm89", precision="fp32")
 
 
-def test_the_other_flavour_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_backend_needs_its_gpu(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said first: nobody installs a library that cannot be used."""
 
     def missing(backend: Any) -> None:

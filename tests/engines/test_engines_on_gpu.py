@@ -25,12 +25,12 @@ from consisti2v_rt.runtime.session import OnnxCpuSession
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not probe().found, reason=probe().reason)]
 
 DIMS = {"rows": 2}
-FLAVOUR = engine_backend_for(probe().compute_capability)
+BACKEND = engine_backend_for(probe().compute_capability)
 
 
 @pytest.fixture(autouse=True)
 def library() -> Any:
-    return pytest.importorskip(MODULES[FLAVOUR])
+    return pytest.importorskip(MODULES[BACKEND])
 
 
 def outputs(toy: Path, x: Any) -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def outputs(toy: Path, x: Any) -> tuple[Any, Any]:
     bundle = Bundle.open(toy)
     graph = bundle.manifest.stages["unet"]
     sessions = (
-        load_engine(FLAVOUR, bundle, "unet", DIMS, None, "fp32"),
+        load_engine(BACKEND, bundle, "unet", DIMS, None, "fp32"),
         OnnxCpuSession(bundle.file(graph.file), graph, DIMS),
     )
     for session in sessions:
@@ -49,7 +49,7 @@ def outputs(toy: Path, x: Any) -> tuple[Any, Any]:
 
 def test_every_profile_agrees_with_onnxruntime(toy_bundle: Path) -> None:
     pytest.importorskip("polygraphy")
-    engines = build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
+    engines = build_engines(toy_bundle, "current", backend=BACKEND, precision="fp32", stages=["unet"])
     assert len(list(compare_engines(toy_bundle, engines))) == 3
 
 
@@ -57,7 +57,7 @@ def test_stripped_engines_take_weights_from_the_graph_also_changed_ones(
     toy_bundle: Path, relative_l2: Callable[[Any, Any], float]
 ) -> None:
     """No weights in the plan; other weights in the ONNX give other outputs, and nothing is built again."""
-    (engine,) = build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"], stripped=True)
+    (engine,) = build_engines(toy_bundle, "current", backend=BACKEND, precision="fp32", stages=["unet"], stripped=True)
     assert engine.stripped
     x = np.random.default_rng(0).standard_normal((2, 2, 8, 16), dtype=np.float32)
     first, exact = outputs(toy_bundle, x)
@@ -72,17 +72,17 @@ def test_stripped_engines_take_weights_from_the_graph_also_changed_ones(
 
 
 def test_the_inspector_adds_the_layers_as_built(toy_bundle: Path, consisti2v: Callable[..., Any]) -> None:
-    build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
+    build_engines(toy_bundle, "current", backend=BACKEND, precision="fp32", stages=["unet"])
     metadata = json.loads(consisti2v("inspect", toy_bundle, "--engine", "unet", "--json").stdout)
     assert metadata[0]["inspector"]["Layers"]
 
 
-@pytest.mark.skipif(FLAVOUR != "tensorrt-rtx", reason="TensorRT compiles when it builds")
+@pytest.mark.skipif(BACKEND != "tensorrt-rtx", reason="TensorRT compiles when it builds")
 def test_compiled_kernels_are_kept_beside_the_engine(toy_bundle: Path) -> None:
-    build_engines(toy_bundle, "current", backend=FLAVOUR, precision="fp32", stages=["unet"])
+    build_engines(toy_bundle, "current", backend=BACKEND, precision="fp32", stages=["unet"])
     outputs(toy_bundle, np.zeros((2, 2, 8, 16), np.float32))
     bundle = Bundle.open(toy_bundle)
-    session = load_engine(FLAVOUR, bundle, "unet", DIMS, None, "fp32")
+    session = load_engine(BACKEND, bundle, "unet", DIMS, None, "fp32")
     session.run()
     session.finished()  # type: ignore[attr-defined]
     assert list((toy_bundle / "engines").rglob("unet.*.jit"))
